@@ -1,0 +1,1 @@
+"""Floor 0: what every room shares. Nothing here imports torch except device and seed."""

@@ -1,0 +1,46 @@
+"""Which device and number format to compute in, and how fast the device is."""
+
+from __future__ import annotations
+
+import time
+from typing import Literal
+
+import torch
+
+from luyen.core.errors import ConfigError
+
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+
+
+def pick_device(name: str = "auto") -> torch.device:
+    """`auto` is CUDA, else Apple's MPS, else the CPU. Raises ConfigError for a device that is not here."""
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError("device", found=repr(name), expected="auto, cpu, cuda, cuda:N or mps, present on this machine") from error
+    return device
+
+
+def pick_dtype(precision: Precision, device: torch.device) -> torch.dtype:
+    """`auto` is bf16 on a GPU that has it, fp16 on one that has not, fp32 on a CPU (bf16 there is emulated and slow)."""
+    if precision == "auto":
+        if device.type == "cuda":
+            return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+        return torch.float32
+    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+
+
+def matmul_rate(device: torch.device, dtype: torch.dtype, size: int = 768, rounds: int = 5) -> float:
+    """Floating-point operations per second of a square matrix product, the median of a few runs (about 0.1 s on two cores)."""
+    left = torch.randn(size, size, device=device, dtype=dtype)
+    seconds = []
+    for _ in range(rounds + 1):
+        started = time.perf_counter()
+        (left @ left).sum().item()
+        seconds.append(time.perf_counter() - started)
+    return 2 * size**3 / sorted(seconds[1:])[rounds // 2]
