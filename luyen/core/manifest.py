@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -136,15 +136,17 @@ def sync_folder(folder: Path) -> None:
     fsync(folder)
 
 
-def seal(folder: Path, kind: str, **facts: object) -> dict[str, Any]:
+def seal(folder: Path, kind: str, *, skip: Collection[str] = (), **facts: object) -> dict[str, Any]:
     """Write `luyen.json` into `folder`: its kind, the facts given, and size and sha256 of every file in it.
 
     Facts are JSON values; the usual ones are inputs, config, versions, seed, metrics, tokens, seconds, joules.
+    Files and folders directly in `folder` that are named in `skip` are not part of the artefact.
     """
     files = {
         path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name != MANIFEST and not path.name.startswith(TEMPORARY)
+        if path.is_file() and path != folder / MANIFEST and not path.name.startswith(TEMPORARY)
+        if path.relative_to(folder).parts[0] not in skip
     }
     manifest: dict[str, Any] = {"kind": kind, **facts, "files": files}
     write_json(folder / MANIFEST, manifest)

@@ -1,0 +1,118 @@
+"""Configs of the verbs that join several rooms. Nothing here imports torch, so a wrong key is told at once."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from luyen.core.config import Config, Input
+from luyen.corpus.curate import CurateConfig
+from luyen.engine.config import TrainConfig
+from luyen.inference.config import SamplingConfig
+from luyen.synthesis.question_answer import SynthConfig
+from luyen.tokenizer.train import TokenizerConfig
+
+
+class CurateVerbConfig(CurateConfig):
+    """Curation and where its pages come from."""
+
+    source: Input
+    """Pages of a crawl stage, or a file or folder of HTML, text, jsonl or parquet."""
+
+
+class TokenizerVerbConfig(TokenizerConfig):
+    """Tokenizer training and its documents."""
+
+    data: Input
+    """A corpus stage, or a file or folder of text."""
+
+
+class ModelSection(Config):
+    """The model to build. Everything left out comes from the preset."""
+
+    preset: str = "llama-3m"
+    """Size by name; `luyen pretrain model.preset=?` lists them."""
+    context_length: int = 512
+    """Longest sequence in tokens."""
+    tied: bool | None = None
+    """Share the embedding with the output head; empty: as the preset says."""
+    num_layers: int | None = None
+    """Blocks; empty: as the preset says."""
+    hidden_size: int | None = None
+    """Width; empty: as the preset says."""
+
+
+class BatchSection(Config):
+    """How much one micro-batch holds."""
+
+    rows: int = 8
+    """Packed rows in a micro-batch."""
+    length: int = 512
+    """Tokens in a packed row."""
+
+
+class PretrainConfig(Config):
+    """Pretraining: documents, a tokenizer and a size become a base model."""
+
+    data: Input
+    """A corpus stage, or a file or folder of text."""
+    tokenizer: Input
+    """A tokenizer stage or a folder with tokenizer.json."""
+    model: ModelSection = ModelSection()
+    """The model's size."""
+    batch: BatchSection = BatchSection()
+    """Micro-batch."""
+    train: TrainConfig = TrainConfig()
+    """The loop."""
+    prompts: list[str] = []
+    """Fixed texts that the model continues at every evaluation."""
+    seed: int | None = None
+    """Seed; empty: the recipe's."""
+
+
+class SFTConfig(Config):
+    """Supervised fine-tuning on conversations."""
+
+    model: Input
+    """A model stage, a Hugging Face folder, or a hub name."""
+    data: list[Input] | Input
+    """A questions stage, or files of any accepted format; several are mixed."""
+    weights: list[float] | None = None
+    """Share of each source in the mixture, in the order of `data`; empty: by their sizes."""
+    truncation: Literal["drop", "truncate", "raise"] = "drop"
+    """What to do with a conversation longer than `batch.length`."""
+    strict: bool = False
+    """Stop at the first malformed row."""
+    heldout: Input | None = None
+    """A corpus stage whose held-out text measures forgetting; empty: not measured during training."""
+    batch: BatchSection = BatchSection()
+    """Micro-batch."""
+    train: TrainConfig = TrainConfig()
+    """The loop."""
+    prompts: list[str] = []
+    """Fixed questions that the model answers at every evaluation."""
+    seed: int | None = None
+    """Seed; empty: the recipe's."""
+
+
+class EvaluateConfig(Config):
+    """Evaluation of models side by side."""
+
+    models: dict[str, Input]
+    """Name -> model stage, folder or hub name; the first is the one that changes are measured from."""
+    questions: Input | None = None
+    """A questions stage with evaluation.jsonl."""
+    heldout: Input | None = None
+    """A corpus stage, for bits per byte and the retrieval and n-gram baselines."""
+    examples: int = 1000
+    """At most so many questions of each set."""
+    batch_size: int = 64
+    """Answers written at a time."""
+    sampling: SamplingConfig = SamplingConfig()
+    """How answers are written; greedy by default."""
+
+
+class SynthVerbConfig(SynthConfig):
+    """Questions and answers and the documents that they come from."""
+
+    source: Input
+    """A corpus stage, or a file or folder of documents."""

@@ -1,0 +1,55 @@
+"""What a verb gets to work with: its folder, its seed, and a place to put what is worth telling."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from luyen.core.errors import ModelError, UserError
+
+
+@dataclass
+class Stage:
+    """One stage at work. `folder` may hold what an earlier, interrupted attempt at the same stage left there."""
+
+    name: str
+    folder: Path
+    seed: int
+    sources: dict[str, Path] = field(default_factory=dict)
+    """Stage name -> folder of its result."""
+    metrics: dict[str, Any] = field(default_factory=dict)
+    """Figures for the manifest and the report."""
+    facts: dict[str, Any] = field(default_factory=dict)
+    """Other top-level facts of the manifest: tokens, joules, peak_bytes."""
+
+    def path(self, value: str) -> Path:
+        """The folder of the stage named `value`, else `value` as a path that must exist."""
+        if value in self.sources:
+            return self.sources[value]
+        path = Path(value).expanduser()
+        if not path.exists():
+            raise UserError(f"{self.name}: no such file or folder {value!r}", fix="Check the path.")
+        return path
+
+    def model(self, value: str) -> str:
+        """A model's folder from a stage name, a path (its `model` folder is found), or a hub name unchanged."""
+        if value not in self.sources and not Path(value).expanduser().exists():
+            if value.count("/") == 1 and not value.startswith((".", "/", "~")):
+                return value
+            raise ModelError(f"no model {value!r}", expected="a stage, a folder with config.json, or a hub name owner/model")
+        path = self.path(value)
+        for folder in (path, path / "model"):
+            if (folder / "config.json").is_file():
+                return str(folder)
+        raise ModelError(f"{path} is not a model", found="no config.json", expected="a Hugging Face folder or a finished stage")
+
+    def data(self, value: str) -> Path:
+        """A data file or folder: for a stage of questions its training rows."""
+        path = self.path(value)
+        return path / "train.jsonl" if (path / "train.jsonl").is_file() else path
+
+    @property
+    def temporary(self) -> Path:
+        """Name for a folder that is renamed into place when whole."""
+        return self.folder / "model"
