@@ -1,0 +1,140 @@
+"""Packed batches as a stream that can be entered at any point.
+
+An epoch is a pure function of (samples, seed, epoch): a permutation, packed best-fit window by window, the rows then put in a random
+order. The epochs' rows form one endless sequence, and a batch is the next `rows` of it; the batch at the end of an epoch is completed with
+rows of the next. So the state is a position in that sequence, and 8 batches of 1 row hold the same samples as 1 batch of 8 rows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from luyen.core.errors import DataError
+from luyen.data.packing import best_fit
+from luyen.data.samples import Sample
+from luyen.data.shuffle import permutation
+
+# Samples are packed in windows of the permutation, not all at once: over a whole epoch a long sample would meet
+# the same few short ones every time. 4096 already fills rows to more than 99 % (tests/data/test_packing.py).
+WINDOW = 4096
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Packed samples, flat: T = sum(lengths) tokens without padding; sample k takes the next lengths[k] positions."""
+
+    tokens_T: torch.Tensor
+    """int64."""
+    targets_T: torch.Tensor
+    """int64; the token to predict at each position, -100 where not trained."""
+    lengths: tuple[int, ...]
+    sample_ids: tuple[str, ...]
+    num_targets: int
+    """Positions that are trained on."""
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same batch with its tensors on `device`."""
+        tokens, targets = self.tokens_T.to(device, non_blocking=True), self.targets_T.to(device, non_blocking=True)
+        return Batch(tokens, targets, self.lengths, self.sample_ids, self.num_targets)
+
+
+def collate(samples: Sequence[Sample]) -> Batch:
+    """Samples one after another as a batch."""
+    tokens = np.concatenate([sample.tokens for sample in samples]).astype(np.int64)
+    targets = np.concatenate([sample.targets for sample in samples]).astype(np.int64)
+    return Batch(
+        tokens_T=torch.from_numpy(tokens),
+        targets_T=torch.from_numpy(targets),
+        lengths=tuple(len(sample.tokens) for sample in samples),
+        sample_ids=tuple(sample.id for sample in samples),
+        num_targets=sum(sample.num_targets for sample in samples),
+    )
+
+
+class PackedStream:
+    """Endless batches of `rows` packed rows of at most `capacity` tokens."""
+
+    def __init__(
+        self,
+        samples: Sequence[Sample],
+        *,
+        capacity: int,
+        rows: int,
+        seed: int,
+        order: Callable[[int], NDArray[np.int64]] | None = None,
+    ) -> None:
+        """`order(epoch)` gives the sample indices of an epoch (a Mixture's); the default is a permutation of all samples.
+
+        Raises DataError when there are no samples or one is longer than `capacity`.
+        """
+        if not samples:
+            raise DataError("there is nothing to train on: no samples", fix="Look at what was dropped and why with luyen inspect.")
+        for sample in samples:
+            if len(sample.tokens) > capacity:
+                length = len(sample.tokens)
+                raise DataError(f"sample {sample.id} does not fit a row", found=f"{length} tokens", expected=f"at most {capacity}")
+        self.samples, self.capacity, self.rows, self.seed = samples, capacity, rows, seed
+        self._order = order or (lambda epoch: permutation(len(samples), seed, "order", epoch))
+        self._plans: dict[int, list[list[int]]] = {}
+        self.fingerprint = _fingerprint(samples, self._order(0), f"{capacity} {seed} {WINDOW}")
+
+    def plan(self, epoch: int) -> list[list[int]]:
+        """The rows of an epoch, each a list of sample indices: a pure function of (samples, capacity, seed, epoch)."""
+        if epoch not in self._plans:
+            order = self._order(epoch).tolist()
+            packed: list[list[int]] = []
+            for start in range(0, len(order), WINDOW):
+                window = order[start : start + WINDOW]
+                lengths = [len(self.samples[index].tokens) for index in window]
+                packed += [[window[place] for place in row] for row in best_fit(lengths, self.capacity)]
+            shuffled = [packed[place] for place in permutation(len(packed), self.seed, "rows", epoch).tolist()]
+            self._plans = {key: value for key, value in self._plans.items() if key == epoch - 1} | {epoch: shuffled}
+        return self._plans[epoch]
+
+    def batches(self, state: Mapping[str, Any] | None = None) -> Iterator[tuple[Batch, dict[str, Any]]]:
+        """(batch, state) for ever; `batches(state)` continues with exactly the batch that followed the one yielded with `state`.
+
+        Raises DataError when `state` was made with other samples, capacity or seed. The number of rows in a batch may differ.
+        """
+        epoch, row = self._position(state)
+        while True:
+            indices: list[int] = []
+            for _ in range(self.rows):
+                while row >= len(self.plan(epoch)):  # an epoch of a mixture may hold one row fewer than another
+                    epoch, row = epoch + 1, 0
+                indices += self.plan(epoch)[row]
+                row += 1
+            yield collate([self.samples[index] for index in indices]), {"epoch": epoch, "row": row, "data": self.fingerprint}
+
+    def _position(self, state: Mapping[str, Any] | None) -> tuple[int, int]:
+        if state is None:
+            return 0, 0
+        if state["data"] != self.fingerprint:
+            raise DataError("cannot continue: the training data, its packing or the seed changed since the checkpoint",
+                            fix="Put back the same data and settings, or start anew in another folder.")  # fmt: skip
+        return int(state["epoch"]), int(state["row"])
+
+
+def one_epoch_batches(samples: Sequence[Sample], capacity: int, rows: int) -> Iterator[Batch]:
+    """Every sample once, in a fixed order, for evaluation; the last batch may hold fewer rows."""
+    packed = best_fit([len(sample.tokens) for sample in samples], capacity)
+    for start in range(0, len(packed), rows):
+        yield collate([samples[index] for row in packed[start : start + rows] for index in row])
+
+
+def _fingerprint(samples: Sequence[Sample], first_order: NDArray[np.int64], settings: str) -> str:
+    """A short hash of everything that decides the stream, so that a state cannot be used with other data."""
+    digest = hashlib.blake2b(settings.encode(), digest_size=12)
+    digest.update(np.ascontiguousarray(first_order).data)
+    for sample in samples:
+        digest.update(f"\n{sample.id}\n{len(sample.tokens)}\n".encode("utf-8", "surrogatepass"))
+        digest.update(np.ascontiguousarray(sample.tokens).data)
+        digest.update(np.ascontiguousarray(sample.targets).data)
+    return digest.hexdigest()
