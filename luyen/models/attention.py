@@ -1,0 +1,215 @@
+"""Causal attention over packed sequences, with grouped key-value heads.
+
+    attention(q, k, v) = softmax(q k^T / sqrt(E) + causal mask) v        (Vaswani et al., 2017, equation 1)
+
+Query head h reads key-value head h // (H / K) (grouped-query attention, Ainslie et al., 2023, arXiv:2305.13245).
+
+Shapes: B rows, T tokens, H query heads, K key-value heads, E head size;
+        S sequences of a group, L tokens of its longest, P = sum of S * L over the groups.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Protocol
+
+import numpy
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+GROUP_OVERHEAD = 60_000.0
+"""What one more group costs, in units of one query-key pair (about 100 us against 1.6 ns on a CPU core)."""
+TOKEN_OVERHEAD = 200.0
+"""What one padded token costs besides its query-key pairs, in the same unit."""
+
+
+class Cache(Protocol):
+    """What a decoder layer asks of a key-value cache: it keeps the new keys and values and attends over all."""
+
+    @property
+    def positions_BT(self) -> Tensor:
+        """Positions of the tokens now in the model."""
+
+    def attend(self, layer: int, query_BTHE: Tensor, key_BTKE: Tensor, value_BTKE: Tensor) -> Tensor:
+        """Store the new (rotated) keys and the values of `layer`; return what the queries see, (B, T, H, E)."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """Sequences of similar length: `rows` of them, each padded on the right to `length`."""
+
+    rows: int
+    length: int
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the independent sequences lie in a flat run of tokens, and how attention groups them.
+
+    Sequences of similar length form a grid padded on the right. With a causal mask no real query sees padding, so
+    nothing needs masking and the result is that of each sequence alone.
+    """
+
+    lengths: tuple[int, ...]
+    groups: tuple[Group, ...]
+    positions_T: Tensor
+    """Position of each token in its own sequence, int64."""
+    gather_P: Tensor | None
+    """Flat token that stands at each place of the padded grids; None when the flat tokens already are one grid."""
+    scatter_T: Tensor | None
+    """Place of each flat token in the padded grids."""
+
+    @staticmethod
+    def packed(lengths: Sequence[int], device: torch.device | str | None = None) -> Layout:
+        """Consecutive sequences of these lengths, each blind to the others, with positions from 0. Lengths are > 0."""
+        sizes = numpy.asarray(lengths, dtype=numpy.int64)
+        if sizes.ndim != 1 or sizes.size == 0 or sizes.min() < 1:
+            raise ValueError(f"lengths must be positive, found {list(lengths)}")
+        starts = numpy.cumsum(sizes) - sizes
+        positions = numpy.arange(int(sizes.sum())) - numpy.repeat(starts, sizes)
+        positions_T = torch.from_numpy(positions).to(device)
+        if (sizes == sizes[0]).all():
+            return Layout(tuple(sizes.tolist()), (Group(sizes.size, int(sizes[0])),), positions_T, None, None)
+        order = numpy.argsort(sizes, kind="stable")
+        groups, gathers, scatter, offset = [], [], numpy.empty_like(positions), 0
+        for members in _similar(sizes, order):
+            length = int(sizes[members[-1]])
+            column = numpy.arange(length)
+            # A place beyond a sequence's end repeats its last token; nothing reads what comes out there.
+            grid = starts[members][:, None] + numpy.minimum(column, sizes[members][:, None] - 1)
+            real = column < sizes[members][:, None]
+            scatter[grid[real]] = offset + numpy.flatnonzero(real)
+            groups.append(Group(len(members), length))
+            gathers.append(grid.reshape(-1))
+            offset += grid.size
+        gather_P = torch.from_numpy(numpy.concatenate(gathers)).to(device)
+        return Layout(tuple(sizes.tolist()), tuple(groups), positions_T, gather_P, torch.from_numpy(scatter).to(device))
+
+    @cached_property
+    def last_S(self) -> Tensor:
+        """Flat index of the last token of each sequence, int64."""
+        return torch.tensor(self.lengths, device=self.positions_T.device).cumsum(0) - 1
+
+
+def _similar(sizes: numpy.ndarray[Any, Any], order: numpy.ndarray[Any, Any]) -> list[numpy.ndarray[Any, Any]]:
+    """Split `order` (indices by growing size) into the groups of least total cost, by dynamic programming over distinct sizes."""
+    distinct, counts = numpy.unique(sizes, return_counts=True)
+    before = numpy.concatenate([[0], numpy.cumsum(counts)])
+    best, cut = numpy.zeros(len(distinct) + 1), numpy.zeros(len(distinct) + 1, dtype=numpy.int64)
+    for end in range(1, len(distinct) + 1):
+        length = float(distinct[end - 1])
+        members = before[end] - before[:end]
+        cost = best[:end] + GROUP_OVERHEAD + members * length * (length + TOKEN_OVERHEAD)
+        cut[end] = cost.argmin()
+        best[end] = cost[cut[end]]
+    groups, end = [], len(distinct)
+    while end:
+        groups.append(order[before[cut[end]] : before[end]])
+        end = int(cut[end])
+    return groups[::-1]
+
+
+class _Gather(torch.autograd.Function):
+    """rows[index] whose backward is a gather too.
+
+    Correct because every place that repeats a row (padding) gets no gradient; autograd's own backward would add with atomics.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, index: Tensor, inverse: Tensor) -> Tensor:
+        ctx.save_for_backward(inverse)
+        return rows.index_select(0, index)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        return gradients[0].index_select(0, ctx.saved_tensors[0]), None, None
+
+
+class _Scatter(torch.autograd.Function):
+    """rows[index] where the rows that index leaves out get a zero gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, index: Tensor) -> Tensor:
+        ctx.save_for_backward(index)
+        ctx.size = rows.shape[0]
+        return rows.index_select(0, index)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        whole = gradients[0].new_zeros(ctx.size, *gradients[0].shape[1:])
+        return whole.index_copy_(0, ctx.saved_tensors[0], gradients[0]), None
+
+
+def causal_attention(query_BTHE: Tensor, key_BTKE: Tensor, value_BTKE: Tensor) -> Tensor:
+    """Each row attends to its own earlier tokens. Returns (B, T, H, E)."""
+    attended = functional.scaled_dot_product_attention(
+        query_BTHE.transpose(1, 2),
+        key_BTKE.transpose(1, 2),
+        value_BTKE.transpose(1, 2),
+        is_causal=True,
+        enable_gqa=query_BTHE.shape[2] != key_BTKE.shape[2],
+    )
+    return attended.transpose(1, 2)
+
+
+def packed_attention(query_THE: Tensor, key_TKE: Tensor, value_TKE: Tensor, layout: Layout) -> Tensor:
+    """Each sequence of the layout attends to itself alone. Returns (T, H, E)."""
+    if layout.gather_P is None or layout.scatter_T is None:
+        grid = (layout.groups[0].rows, layout.groups[0].length)
+        return causal_attention(*(_grid(tensor, *grid) for tensor in (query_THE, key_TKE, value_TKE))).flatten(0, 1)
+    sizes = [group.rows * group.length for group in layout.groups]
+    parts = [
+        _Gather.apply(tensor, layout.gather_P, layout.scatter_T).split(sizes)  # type: ignore[no-untyped-call]
+        for tensor in (query_THE, key_TKE, value_TKE)
+    ]
+    attended_groups = [
+        causal_attention(*(_grid(part[index], group.rows, group.length) for part in parts)).flatten(0, 1)
+        for index, group in enumerate(layout.groups)
+    ]
+    attended_THE: Tensor = _Scatter.apply(torch.cat(attended_groups), layout.scatter_T)  # type: ignore[no-untyped-call]
+    return attended_THE
+
+
+def _grid(states: Tensor, rows: int, length: int) -> Tensor:
+    return states.reshape(rows, length, *states.shape[1:])
+
+
+class _Rotate(torch.autograd.Function):
+    """Turn each pair (x[i], x[i + E/2]) by its angle; backward turns the other way and needs only the angles."""
+
+    @staticmethod
+    def forward(ctx: Any, states: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+        ctx.save_for_backward(cosine, sine)
+        return _turn(states, cosine, sine, 1.0)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        cosine, sine = ctx.saved_tensors
+        return _turn(gradients[0], cosine, sine, -1.0), None, None
+
+
+def _turn(states: Tensor, cosine: Tensor, sine: Tensor, direction: float) -> Tensor:
+    turned = torch.empty_like(states, memory_format=torch.contiguous_format)
+    (left, right), (turned_left, turned_right) = states.chunk(2, -1), turned.chunk(2, -1)
+    torch.mul(left, cosine, out=turned_left)
+    turned_left.addcmul_(right, sine, value=-direction)
+    torch.mul(right, cosine, out=turned_right)
+    turned_right.addcmul_(left, sine, value=direction)
+    return turned
+
+
+def rotation(positions_BT: Tensor, head_dim: int, theta: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Cosine and sine of the rotary embedding's angles, each (B, T, 1, E/2): position * theta^(-2i/E) (Su et al., 2021)."""
+    exponent = torch.arange(0, head_dim, 2, device=positions_BT.device, dtype=torch.float32) / head_dim
+    angle_BTE = positions_BT[..., None].float() * (1.0 / theta**exponent)
+    return angle_BTE.cos()[:, :, None].to(dtype), angle_BTE.sin()[:, :, None].to(dtype)
+
+
+def rotate(states_BTHE: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+    """Rotary position embedding in Hugging Face's layout: dimension i pairs with i + E/2."""
+    dtype = states_BTHE.dtype
+    rotated_BTHE: Tensor = _Rotate.apply(states_BTHE, cosine.to(dtype), sine.to(dtype))  # type: ignore[no-untyped-call]
+    return rotated_BTHE

@@ -1,0 +1,231 @@
+"""The decoder of Llama 2 (Touvron et al., 2023, arXiv:2307.09288, section 2.2).
+
+    h = x + Attention(RMSNorm(x))                 rotary positions, grouped key-value heads
+    y = h + down(silu(gate(n)) * up(n)),  n = RMSNorm(h)
+
+Parameters are named as in Hugging Face's Llama, so files need no mapping.
+
+Shapes: B rows, T tokens, D hidden size, H query heads, K key-value heads, E head size, F feed-forward size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from pydantic import PositiveFloat, PositiveInt, model_validator
+from torch import Tensor, nn
+from torch.nn import functional
+
+from luyen.core.config import Config
+from luyen.models.attention import Cache, Layout, causal_attention, packed_attention, rotate, rotation
+
+
+class TransformerConfig(Config):
+    """The size and constants of a decoder."""
+
+    vocab_size: PositiveInt
+    """Number of token ids."""
+    hidden_size: PositiveInt
+    """Width of the residual stream."""
+    intermediate_size: PositiveInt
+    """Width of the feed-forward layer."""
+    num_layers: PositiveInt
+    """Number of blocks."""
+    num_heads: PositiveInt
+    """Number of query heads."""
+    num_kv_heads: int = 0
+    """Number of key-value heads; divides num_heads. 0: as many as query heads."""
+    head_dim: int = 0
+    """Size of a head, even. 0: hidden_size / num_heads."""
+    context_length: PositiveInt = 512
+    """Longest sequence it is meant for."""
+    rope_theta: PositiveFloat = 10000.0
+    """Base of the rotary embedding's wavelengths."""
+    norm_eps: PositiveFloat = 1e-5
+    """Added to the mean square in RMSNorm."""
+    tied: bool = True
+    """The output head is the input embedding."""
+    init_std: PositiveFloat = 0.02
+    """Standard deviation of initial weights; the head's is smaller where the first loss would leave ln(vocabulary)."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill(cls, values: Any) -> Any:
+        """Replace the zeros of num_kv_heads and head_dim by what they stand for."""
+        if isinstance(values, dict):
+            heads, width = values.get("num_heads"), values.get("hidden_size")
+            if isinstance(heads, int) and isinstance(width, int) and heads > 0:
+                values = {**values, "num_kv_heads": values.get("num_kv_heads") or heads}
+                values["head_dim"] = values.get("head_dim") or width // heads
+        return values
+
+    @model_validator(mode="after")
+    def _check(self) -> TransformerConfig:
+        if self.hidden_size % self.num_heads:  # transformers refuses such a folder, whatever its head_dim
+            raise ValueError(f"hidden_size {self.hidden_size} is not a multiple of num_heads {self.num_heads}")
+        if self.num_kv_heads < 1 or self.num_heads % self.num_kv_heads:
+            raise ValueError(f"num_kv_heads {self.num_kv_heads} does not divide num_heads {self.num_heads}")
+        if self.head_dim < 2 or self.head_dim % 2:
+            raise ValueError(f"head_dim {self.head_dim} is not an even number above 0")
+        return self
+
+
+@dataclass(frozen=True)
+class Context:
+    """What all layers share in one forward pass."""
+
+    cosine: Tensor
+    sine: Tensor
+    layout: Layout | None
+    cache: Cache | None
+
+
+class RMSNorm(nn.Module):
+    """x / sqrt(mean(x^2) + eps) * weight (Zhang and Sennrich, 2019)."""
+
+    def __init__(self, size: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.eps = eps
+
+    def forward(self, hidden_BTD: Tensor) -> Tensor:
+        return functional.rms_norm(hidden_BTD, self.weight.shape, self.weight, self.eps)
+
+
+class Attention(nn.Module):
+    """Causal self-attention with rotary positions and grouped key-value heads."""
+
+    def __init__(self, config: TransformerConfig, layer: int) -> None:
+        super().__init__()
+        self.layer, self.head_dim = layer, config.head_dim
+        self.q_proj = nn.Linear(config.hidden_size, config.num_heads * config.head_dim, bias=False)
+        self.k_proj = nn.Linear(config.hidden_size, config.num_kv_heads * config.head_dim, bias=False)
+        self.v_proj = nn.Linear(config.hidden_size, config.num_kv_heads * config.head_dim, bias=False)
+        self.o_proj = nn.Linear(config.num_heads * config.head_dim, config.hidden_size, bias=False)
+
+    def forward(self, hidden_BTD: Tensor, context: Context) -> Tensor:
+        query_BTHE = rotate(self.q_proj(hidden_BTD).unflatten(-1, (-1, self.head_dim)), context.cosine, context.sine)
+        key_BTKE = rotate(self.k_proj(hidden_BTD).unflatten(-1, (-1, self.head_dim)), context.cosine, context.sine)
+        value_BTKE = self.v_proj(hidden_BTD).unflatten(-1, (-1, self.head_dim))
+        if context.cache is not None:
+            attended_BTHE = context.cache.attend(self.layer, query_BTHE, key_BTKE, value_BTKE)
+        elif context.layout is not None:
+            attended_BTHE = packed_attention(query_BTHE[0], key_BTKE[0], value_BTKE[0], context.layout)[None]
+        else:
+            attended_BTHE = causal_attention(query_BTHE, key_BTKE, value_BTKE)
+        projected: Tensor = self.o_proj(attended_BTHE.flatten(-2))
+        return projected
+
+
+class FeedForward(nn.Module):
+    """SwiGLU: down(silu(gate(x)) * up(x)) (Shazeer, 2020, arXiv:2002.05202)."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+
+    def forward(self, hidden_BTD: Tensor) -> Tensor:
+        output_BTD: Tensor = self.down_proj(functional.silu(self.gate_proj(hidden_BTD)) * self.up_proj(hidden_BTD))
+        return output_BTD
+
+
+class Block(nn.Module):
+    """One layer: attention and feed-forward, each behind its norm and beside a residual path."""
+
+    def __init__(self, config: TransformerConfig, layer: int) -> None:
+        super().__init__()
+        self.self_attn = Attention(config, layer)
+        self.mlp = FeedForward(config)
+        self.input_layernorm = RMSNorm(config.hidden_size, config.norm_eps)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.norm_eps)
+
+    def forward(self, hidden_BTD: Tensor, context: Context) -> Tensor:
+        hidden_BTD = hidden_BTD + self.self_attn(self.input_layernorm(hidden_BTD), context)
+        output_BTD: Tensor = hidden_BTD + self.mlp(self.post_attention_layernorm(hidden_BTD))
+        return output_BTD
+
+
+class Decoder(nn.Module):
+    """Embedding, blocks and final norm."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.num_layers))
+        self.norm = RMSNorm(config.hidden_size, config.norm_eps)
+
+    def forward(self, tokens_BT: Tensor, context: Context) -> Tensor:
+        hidden_BTD = self.embed_tokens(tokens_BT)
+        for layer in self.layers:
+            hidden_BTD = layer(hidden_BTD, context)
+        output_BTD: Tensor = self.norm(hidden_BTD)
+        return output_BTD
+
+
+class Transformer(nn.Module):
+    """A decoder and its head. `forward` gives hidden states; `logits` applies the head to those that need it."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.model = Decoder(config)
+        if not config.tied:
+            self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.initialise()
+
+    def forward(self, tokens_BT: Tensor, layout: Layout | None = None, cache: Cache | None = None) -> Tensor:
+        """Hidden states after the final norm, (B, T, D).
+
+        Without layout and cache each row is one causal sequence. With a layout B is 1 and the T tokens are its
+        sequences one after another. With a cache the tokens stand at `cache.positions_BT` and see what it holds.
+        """
+        if cache is not None:
+            positions_BT = cache.positions_BT
+        elif layout is not None:
+            positions_BT = layout.positions_T[None]
+        else:
+            positions_BT = torch.arange(tokens_BT.shape[1], device=tokens_BT.device)[None]
+        cosine, sine = rotation(positions_BT, self.config.head_dim, self.config.rope_theta, self.head_weight.dtype)
+        hidden_BTD: Tensor = self.model(tokens_BT, Context(cosine, sine, layout, cache))
+        return hidden_BTD
+
+    @property
+    def head_weight(self) -> Tensor:
+        """The output head, (V, D); the embedding when tied."""
+        return self.model.embed_tokens.weight if self.config.tied else self.lm_head.weight
+
+    def logits(self, hidden_BTD: Tensor) -> Tensor:
+        """Scores of every next token, (..., V), from hidden states (..., D)."""
+        return functional.linear(hidden_BTD, self.head_weight)
+
+    @torch.no_grad()
+    def initialise(self) -> None:
+        """Draw weights from torch's generator: normal(0, init_std), outputs of residual branches over sqrt(2 layers) (GPT-2)."""
+        config = self.config
+        for name, parameter in self.named_parameters():
+            if parameter.ndim < 2:
+                parameter.fill_(1.0)
+            elif parameter is self.head_weight:
+                parameter.normal_(0.0, head_std(config))
+            elif name.endswith(("o_proj.weight", "down_proj.weight")):
+                parameter.normal_(0.0, config.init_std / math.sqrt(2 * config.num_layers))
+            else:
+                parameter.normal_(0.0, config.init_std)
+
+
+def head_std(config: TransformerConfig) -> float:
+    """Initial deviation of the head that keeps the first loss within 0.1 of ln(V): init_std, or less for wide models.
+
+    A hidden state has D entries of mean square 1, so logits have variance D std^2 and raise the loss by half of it.
+    A tied head adds the logit of each token for itself, up to D std, which raises the loss by about exp(D std) / V.
+    Each part is kept below 0.05.
+    """
+    std = min(config.init_std, math.sqrt(0.1 / config.hidden_size))
+    if config.tied:
+        std = min(std, math.log1p(0.05 * config.vocab_size) / config.hidden_size)
+    return std
