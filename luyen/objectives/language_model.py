@@ -1,0 +1,83 @@
+"""Cross-entropy of the next token, from hidden states, without ever holding all logits.
+
+For a hidden state h and the rows w_v of the head, the loss at target y is  log sum_v exp(h.w_v) - h.w_y,  and its gradient with
+respect to the logits is  softmax(logits) - onehot(y).  Both are known as soon as a chunk's logits are, so each chunk's logits are
+made once, turned into their own gradient in place, multiplied into the gradients of h and w, and dropped: three matrix products as
+in the plain way, and `chunk_size * V` numbers instead of several times `N * V` (the idea of Liger-Kernel, arXiv:2410.10989, 3.2).
+
+Shapes: N positions, K positions that have a target, D hidden size, V vocabulary, C positions of one chunk.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+IGNORED = -100
+"""A target that is not trained on; the same number as in torch and transformers."""
+CHUNK_LOGITS = 1 << 24
+"""Logits held at a time when no chunk size is given: 64 MiB in fp32."""
+
+
+def linear_cross_entropy(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, chunk_size: int | None = None) -> Tensor:
+    """Sum over positions of the negative log-likelihood (nats) of the target under softmax(hidden @ weight.T); fp32 scalar.
+
+    Positions whose target is -100 cost nothing: they are left out before the head. `chunk_size` is the number of positions whose
+    logits exist at once. Gradients flow to `hidden_ND` and `weight_VD`; there is no second derivative. Logits are made in the
+    autocast type where autocast is on, the loss itself always in fp32.
+    """
+    kept_N = targets_N != IGNORED
+    if not bool(kept_N.all()):
+        positions_K = kept_N.nonzero().squeeze(1)
+        hidden_ND, targets_N = hidden_ND.index_select(0, positions_K), targets_N.index_select(0, positions_K)
+    device = hidden_ND.device.type
+    if torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
+        hidden_ND, weight_VD = hidden_ND.to(dtype), weight_VD.to(dtype)
+    size = chunk_size or max(64, CHUNK_LOGITS // weight_VD.shape[0])
+    with torch.autocast(device, enabled=False):
+        total: Tensor = _LinearCrossEntropy.apply(hidden_ND, weight_VD, targets_N, size, torch.is_grad_enabled())  # type: ignore[no-untyped-call]
+    return total
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    """Loss and both gradients in one pass over the chunks; backward only scales them."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, chunk_size: int, gradients: bool) -> Tensor:
+        total = torch.zeros((), dtype=torch.float32, device=hidden_ND.device)
+        wants_hidden, wants_weight = (gradients and needed for needed in ctx.needs_input_grad[:2])
+        hidden_grad_ND = torch.empty_like(hidden_ND) if wants_hidden else None
+        # Summed over many chunks, so in fp32 also when the products are in half precision.
+        weight_grad_VD = torch.zeros_like(weight_VD, dtype=torch.float32) if wants_weight else None
+        for start in range(0, hidden_ND.shape[0], chunk_size):
+            rows = slice(start, start + chunk_size)
+            hidden_CD, targets_C1 = hidden_ND[rows], targets_N[rows, None]
+            logits_CV = (hidden_CD @ weight_VD.T).float()
+            normaliser_C1 = logits_CV.logsumexp(dim=1, keepdim=True)
+            total += (normaliser_C1 - logits_CV.gather(1, targets_C1)).sum()
+            if not (wants_hidden or wants_weight):
+                continue
+            slope_CV = logits_CV.sub_(normaliser_C1).exp_()
+            slope_CV.scatter_add_(1, targets_C1, slope_CV.new_full((1, 1), -1.0).expand_as(targets_C1))
+            slope_CV = slope_CV.to(weight_VD.dtype)
+            if hidden_grad_ND is not None:
+                torch.mm(slope_CV, weight_VD, out=hidden_grad_ND[rows])
+            if weight_grad_VD is not None and weight_VD.dtype == torch.float32:
+                weight_grad_VD.addmm_(slope_CV.T, hidden_CD)
+            elif weight_grad_VD is not None:
+                weight_grad_VD += slope_CV.T @ hidden_CD
+        ctx.save_for_backward(hidden_grad_ND, weight_grad_VD)
+        ctx.weight_dtype = weight_VD.dtype
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
+        hidden_grad_ND, weight_grad_VD = ctx.saved_tensors
+        hidden = None if hidden_grad_ND is None else hidden_grad_ND * slope.to(hidden_grad_ND.dtype)
+        weight = None if weight_grad_VD is None else (weight_grad_VD * slope).to(ctx.weight_dtype)
+        return hidden, weight, None, None, None
