@@ -1,0 +1,294 @@
+"""The tokenizer as the rest of the program sees it, and its Hugging Face folder, read and written."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import tokenizers
+
+from luyen.core.errors import DataError, ModelError
+from luyen.core.manifest import write_atomic, write_json
+from luyen.tokenizer.control import control_tokens, prepends_once, without_control
+from luyen.tokenizer.foreign import recognise
+from luyen.tokenizer.templates import TEMPLATES, ChatTemplate, Names, template_named
+
+PARALLELISM = "TOKENIZERS_PARALLELISM"
+
+
+@dataclass(frozen=True)
+class Run:
+    """Text between two control tokens with the span of every token in it: ids and (start, end) in characters."""
+
+    ids: list[int]
+    spans: list[tuple[int, int]]
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a tokenizer folder says beside `tokenizer.json`."""
+
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """`tokenizer_config.json` as it will be written back."""
+    names: Names = field(default_factory=Names)
+    stop_ids: tuple[int, ...] = ()
+    """Ids that `generation_config.json` says end an answer."""
+    template: ChatTemplate | None = None
+
+
+class Tokenizer:
+    """Text to ids and back. `encode` never gives a control id, whatever the text; templates add those by number.
+
+    description: a parsed `tokenizer.json`. Raises ModelError when tokenizers cannot build it.
+    """
+
+    def __init__(self, description: Mapping[str, Any], facts: Facts) -> None:
+        self._facts = facts
+        self._whole = _build(json.dumps(description, ensure_ascii=False))
+        self._whole.no_padding()
+        self._whole.no_truncation()
+        self.control: Mapping[str, int] = MappingProxyType(control_tokens(description))
+        """String to id of every control token."""
+        self._control_ids = frozenset(self.control.values())
+        self._plain = _build(without_control(description))
+        once = prepends_once(description.get("pre_tokenizer"))
+        self._continued = _build(without_control(description, continued=True)) if once else self._plain
+        self.stripping = {
+            token["content"]: (bool(token.get("lstrip")), bool(token.get("rstrip"))) for token in description.get("added_tokens") or ()
+        }
+        """Whether a control token swallows the white space before and after it in template text."""
+        vocabulary = self._whole.get_vocab(with_added_tokens=True)
+        self.vocab_size: int = max(vocabulary.values(), default=-1) + 1
+        """One more than the largest id, control tokens included."""
+        names = facts.names
+        self.pad_id, self.bos_id, self.eos_id = (self._id(name) for name in (names.pad, names.bos, names.eos))
+        ends = {self.control[name] for name in (facts.template.end(names) if facts.template else ()) if name in self.control}
+        eos = set() if self.eos_id is None else {self.eos_id}
+        self.stop_ids: tuple[int, ...] = tuple(sorted({*facts.stop_ids, *ends, *eos}))
+        """Ids that end an answer."""
+
+    @property
+    def names(self) -> Names:
+        """The strings of the beginning, end and padding tokens."""
+        return self._facts.names
+
+    @property
+    def template(self) -> ChatTemplate:
+        """The chat template. Raises ModelError when the folder has none, as base models do."""
+        if self._facts.template is None:
+            raise ModelError("this tokenizer has no chat template", fix=f"Choose one: {', '.join(TEMPLATES)}.")
+        return self._facts.template
+
+    @property
+    def has_template(self) -> bool:
+        """Whether conversations can be rendered."""
+        return self._facts.template is not None
+
+    def with_template(self, name: str) -> Tokenizer:
+        """The same tokenizer with a chat template of the table. Raises ModelError when control tokens that it needs are missing."""
+        template = template_named(name)
+        missing = [token for token in template.needs(self.names) if token not in self.control]
+        if missing:
+            raise ModelError(
+                f"the template {name!r} needs control tokens that this tokenizer lacks",
+                found=f"{', '.join(list(self.control)[:12])}",
+                expected=", ".join(missing),
+                fix="Choose a template whose tokens it has.",
+            )
+        facts = Facts(self._facts.settings, self._facts.names, self._facts.stop_ids, template)
+        return Tokenizer(json.loads(self._whole.to_str()), facts)
+
+    def _id(self, name: str | None) -> int | None:
+        if name is None:
+            return None
+        number = self._whole.token_to_id(name)
+        return None if number is None else int(number)
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a text, none of them a control id, no beginning or end token added. Raises DataError for a lone surrogate."""
+        return self._checked(self._plain.encode(checked_text(text), add_special_tokens=False).ids)
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """`encode` of many texts on all cores; same ids, same order."""
+        _guard_forks()
+        batch = self._plain.encode_batch_fast([checked_text(text) for text in texts], add_special_tokens=False)
+        return [self._checked(encoding.ids) for encoding in batch]
+
+    def encode_runs(self, texts: Sequence[str], *, first: Sequence[bool]) -> list[Run]:
+        """`encode` with the span of each token, for texts of which `first` says whether they begin the input."""
+        _guard_forks()
+        runs: list[Run | None] = [None] * len(texts)
+        for model, wanted in ((self._plain, True), (self._continued, False)):
+            chosen = [index for index, begins in enumerate(first) if begins is wanted]
+            batch = model.encode_batch([checked_text(texts[index]) for index in chosen], add_special_tokens=False)
+            for index, encoding in zip(chosen, batch, strict=True):
+                runs[index] = Run(self._checked(encoding.ids), encoding.offsets)
+        return [run for run in runs if run is not None]
+
+    def _checked(self, ids: list[int]) -> list[int]:
+        if not self._control_ids.isdisjoint(ids):
+            raise ModelError("this tokenizer builds a control token out of text", fix="Report its tokenizer.json; it is not safe to use.")
+        return ids
+
+    def decode(self, ids: Sequence[int], skip_control: bool = True) -> str:
+        """The text of ids. Bytes that are no UTF-8 become U+FFFD. Raises DataError for an id outside the vocabulary."""
+        if ids and not 0 <= min(ids) <= max(ids) < self.vocab_size:
+            raise DataError("an id is outside the vocabulary", found=f"{min(ids)} to {max(ids)}", expected=f"0 to {self.vocab_size - 1}")
+        kept = [index for index in ids if index not in self._control_ids] if skip_control else list(ids)
+        return str(self._whole.decode(kept, skip_special_tokens=False))
+
+    def token(self, index: int) -> str | None:
+        """The vocabulary entry of an id as the file spells it (bytes mapped to letters), None for a gap."""
+        name = self._whole.id_to_token(index)
+        return None if name is None else str(name)
+
+    def save(self, folder: Path) -> None:
+        """Write `tokenizer.json`, `tokenizer_config.json` and `chat_template.jinja`; the same tokenizer gives the same bytes."""
+        folder = Path(folder)
+        write_atomic(folder / "tokenizer.json", self._whole.to_str(pretty=True) + "\n")
+        write_json(folder / "tokenizer_config.json", {key: value for key, value in self._facts.settings.items() if key != "chat_template"})
+        if self._facts.template is not None:
+            write_atomic(folder / "chat_template.jinja", self._facts.template.jinja)
+
+    @classmethod
+    def load(cls, folder: Path | str) -> Tokenizer:
+        """Read a Hugging Face tokenizer folder. Nothing in it is executed but its chat template, in a sandbox.
+
+        Raises ModelError when there is no `tokenizer.json`, or when it does not parse or contradicts its config.
+        """
+        folder = Path(folder)
+        description = _read(folder / "tokenizer.json") if (folder / "tokenizer.json").is_file() else None
+        if description is None:
+            raise _no_tokenizer(folder)
+        settings = _optional(folder / "tokenizer_config.json")
+        description = _with_declared(description, settings, folder)
+        special = {**_optional(folder / "special_tokens_map.json"), **settings}
+        names = Names(bos=_name(special.get("bos_token")), eos=_name(special.get("eos_token")), pad=_name(special.get("pad_token")))
+        ends = _optional(folder / "generation_config.json").get("eos_token_id")
+        stop_ids = tuple(ends) if isinstance(ends, list) else (() if ends is None else (ends,))
+        jinja = _template_text(folder, settings)
+        template = None if jinja is None else recognise(jinja, names, control_tokens(description))
+        if "auto_map" in settings:  # names Python files of the folder; the saved copy must not ask for them
+            settings = {key: value for key, value in settings.items() if key != "auto_map"} | {"tokenizer_class": "PreTrainedTokenizerFast"}
+        return cls(description, Facts(settings, names, stop_ids, template))
+
+
+def checked_text(text: str) -> str:
+    """The text itself. Raises DataError when it holds half a surrogate pair, which no UTF-8 can express."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(
+            "text holds a lone surrogate, which is no character",
+            found=f"U+{ord(text[error.start]):04X} at position {error.start}",
+            fix="Decode its source with errors='replace'.",
+        ) from error
+    return text
+
+
+def normalised(text: str) -> str:
+    """Unicode NFC: what `decode(encode(text))` gives back."""
+    return unicodedata.normalize("NFC", text)
+
+
+@functools.cache
+def _guard_forks() -> None:
+    """Switch tokenizers' threads off in forked children, which inherit a thread pool without threads and would hang.
+
+    tokenizers warns on stderr when a process forks after threads were used, unless the variable is set at that moment.
+    """
+    if PARALLELISM in os.environ:
+        return
+    os.register_at_fork(
+        before=lambda: os.environ.__setitem__(PARALLELISM, "false"),
+        after_in_parent=lambda: os.environ.__delitem__(PARALLELISM),
+    )
+
+
+def _build(text: str) -> tokenizers.Tokenizer:
+    try:
+        return tokenizers.Tokenizer.from_str(text)
+    except Exception as error:  # tokenizers raises bare Exception
+        fix = "Save the tokenizer again, or update tokenizers."
+        raise ModelError("tokenizer.json cannot be read by tokenizers", found=error, fix=fix) from error
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ModelError(f"{path} is not JSON", found=error, fix="Fetch or save the tokenizer again.") from error
+    if not isinstance(value, dict):
+        raise ModelError(f"{path} holds no object", found=type(value).__name__, fix="Fetch or save the tokenizer again.")
+    return value
+
+
+def _optional(path: Path) -> dict[str, Any]:
+    return _read(path) if path.is_file() else {}
+
+
+def _no_tokenizer(folder: Path) -> ModelError:
+    if not folder.is_dir():
+        return ModelError(f"no folder {folder}", fix="Give a folder that holds tokenizer.json.")
+    old = [name for name in ("tokenizer.model", "vocab.json", "spiece.model", "vocab.txt") if (folder / name).is_file()]
+    if old:
+        return ModelError(
+            f"{folder} has no tokenizer.json",
+            found=", ".join(old),
+            expected="tokenizer.json",
+            fix="Convert it once with transformers: AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER).",
+        )
+    names = sorted(path.name for path in folder.iterdir())[:8]
+    return ModelError(f"{folder} is no tokenizer folder", found=", ".join(names) or "nothing", expected="tokenizer.json")
+
+
+def _with_declared(description: dict[str, Any], settings: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """The description with tokens that only `tokenizer_config.json` declares, as transformers adds them."""
+    declared = settings.get("added_tokens_decoder") or {}
+    known = {token["content"]: int(token["id"]) for token in description.get("added_tokens") or ()}
+    extra = []
+    for number, token in sorted(declared.items(), key=lambda item: int(item[0])):
+        if token["content"] not in known:
+            flags = {key: bool(token.get(key)) for key in ("single_word", "lstrip", "rstrip", "normalized", "special")}
+            extra.append({"id": int(number), "content": token["content"], **flags})
+        elif known[token["content"]] != int(number):
+            raise ModelError(
+                f"{folder}: tokenizer_config.json and tokenizer.json disagree on {token['content']!r}",
+                found=f"ids {number} and {known[token['content']]}",
+                fix="Save the tokenizer again with the program that made it.",
+            )
+    return {**description, "added_tokens": [*(description.get("added_tokens") or ()), *extra]}
+
+
+def _name(value: object) -> str | None:
+    content = value.get("content") if isinstance(value, dict) else value
+    return content if isinstance(content, str) else None
+
+
+def _template_text(folder: Path, settings: Mapping[str, Any]) -> str | None:
+    """The chat template: its own file, or the string (or the one called default) in `tokenizer_config.json`."""
+    if (folder / "chat_template.jinja").is_file():
+        return (folder / "chat_template.jinja").read_text(encoding="utf-8")
+    value = settings.get("chat_template")
+    if isinstance(value, list):
+        named = {entry.get("name"): entry.get("template") for entry in value if isinstance(entry, dict)}
+        value = named.get("default")
+    return value if isinstance(value, str) else None
+
+
+def encode_all(tokenizer: Tokenizer, texts: Iterable[str], batch: int = 1000) -> Iterable[list[int]]:
+    """`encode` of a stream of texts, in batches on all cores and in constant memory."""
+    waiting: list[str] = []
+    for text in texts:
+        waiting.append(text)
+        if len(waiting) == batch:
+            yield from tokenizer.encode_batch(waiting)
+            waiting = []
+    yield from tokenizer.encode_batch(waiting)
