@@ -1,0 +1,1 @@
+"""Floor 7: one small file per command; torch is imported only when work begins."""

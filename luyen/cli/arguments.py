@@ -1,0 +1,93 @@
+"""What several commands share: reading key=value words, choosing folders, listening to signals."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from luyen.core import interrupt, progress
+from luyen.core.config import Config, describe, parse_overrides
+from luyen.core.errors import ConfigError, UserError
+
+KEY = re.compile(r"[A-Za-z_][\w.-]*=")
+
+
+def split_words(words: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
+    """Separate plain words from key=value settings. A word that names an existing path is plain."""
+    plain = [word for word in words if not KEY.match(word) or os.path.exists(word)]
+    return plain, parse_overrides(word for word in words if word not in plain)
+
+
+def only_settings(words: Sequence[str]) -> dict[str, Any]:
+    """All words as settings; ConfigError for a word that is none."""
+    plain, settings = split_words(words)
+    if plain:
+        raise ConfigError(f"cannot read {plain[0]!r}", expected="key=value", fix="See --help for the keys.")
+    return settings
+
+
+def one_word(words: Sequence[str], what: str) -> str:
+    """The single plain word; UserError when there is none or more."""
+    if len(words) != 1:
+        raise UserError(f"give one {what}", found=f"{len(words)} words")
+    return words[0]
+
+
+def field_help(config_class: type[Config]) -> str:
+    """Every field of a config for `--help`, one paragraph of unwrapped lines."""
+    lines = []
+    for field in describe(config_class):
+        lines.append(f"  {field.path}={field.default}" if field.default != "required" else f"  {field.path}  (required)")
+        if field.help:
+            lines.append(f"      {field.help}")
+    return "\n".join(lines)
+
+
+def data_home() -> Path:
+    """Where runs go when the working folder cannot be written."""
+    base = os.environ.get("XDG_DATA_HOME") or os.path.join(os.path.expanduser("~"), ".local", "share")
+    return Path(base) / "luyen"
+
+
+def runs_folder() -> Path:
+    """`runs` in the working folder, or in the user's data folder when that one is read-only (then said)."""
+    here = Path("runs")
+    parent = here if here.exists() else Path()
+    if os.access(parent, os.W_OK):
+        return here
+    progress.say(f"this folder is read-only; the run goes to {data_home() / 'runs'}")
+    return data_home() / "runs"
+
+
+def last_run() -> Path:
+    """The run that was worked on last, here or in the user's data folder."""
+    logs = [path for root in (Path("runs"), data_home() / "runs") for path in root.glob("*/events.jsonl")]
+    if not logs:
+        raise UserError("there is no run yet", fix="Start one with `luyen run quickstart`, or name a model folder.")
+    return max(logs, key=lambda path: path.stat().st_mtime).parent
+
+
+@contextlib.contextmanager
+def working() -> Iterator[None]:
+    """Show progress and let signals ask for a stop instead of ending the process."""
+    progress.use(progress.automatic())
+    with interrupt.listening():
+        yield
+
+
+def plain_command(name: str, function: Any, help_text: str, params: list[click.Parameter]) -> click.Command:
+    """A click command whose help keeps its line breaks."""
+    paragraphs = "\n\n".join("\b\n" + block if "\n" in block or block.startswith("  ") else block for block in help_text.split("\n\n"))
+    return click.Command(name, callback=function, help=paragraphs, params=params, context_settings={"max_content_width": 100})
+
+
+def warn(text: str) -> None:
+    """One line on stderr."""
+    print(f"luyen: {text}", file=sys.stderr)

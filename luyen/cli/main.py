@@ -1,0 +1,89 @@
+"""The command `luyen`: a table of commands, each in its own module, imported when it is called."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+
+import click
+import typer
+from typer.core import TyperGroup
+
+from luyen import __version__
+from luyen.core.errors import LuyenError, nearest
+
+COMMANDS: dict[str, tuple[str, str]] = {
+    "run": ("luyen.cli.run", "Run a recipe; `luyen run quickstart` is the one to begin with."),
+    "chat": ("luyen.cli.chat", "Talk to a model; without arguments, to the last run's."),
+    "inspect": ("luyen.cli.inspect", "Show which tokens of a data set are trained on, before training."),
+    "crawl": ("luyen.cli.verb", "Fetch web pages politely, with provenance."),
+    "curate": ("luyen.cli.verb", "Turn pages or files into clean, deduplicated documents."),
+    "tokenizer": ("luyen.cli.verb", "Train a tokenizer on documents."),
+    "pretrain": ("luyen.cli.verb", "Train a language model from nothing on documents."),
+    "synth": ("luyen.cli.verb", "Make questions and answers from documents with a template."),
+    "sft": ("luyen.cli.verb", "Fine-tune a model on conversations; loss on the answers only."),
+    "evaluate": ("luyen.cli.verb", "Compare models on questions and on held-out text."),
+    "import": ("luyen.cli.import_", "Bring a llama2.c checkpoint into the Hugging Face layout."),
+    "report": ("luyen.cli.report", "Write a run's report page and model card again."),
+    "recipes": ("luyen.cli.recipes", "List the recipes that come with Luyện."),
+    "schema": ("luyen.cli.schema", "Print the JSON schema of a verb's config, for editors."),
+}
+
+
+class Commands(TyperGroup):
+    """Looks commands up in the table; unknown ones are answered with the nearest."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if name not in COMMANDS:
+            return None
+        if len(sys.argv) < 2 or sys.argv[1] != name:  # only listed, not called: its help line is enough
+            return click.Command(name, short_help=COMMANDS[name][1])
+        module = importlib.import_module(COMMANDS[name][0])
+        command: click.Command = module.command(name)
+        return command
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
+            ctx.fail(f"no command {args[0]!r}. {nearest(args[0], COMMANDS)}")
+        return super().resolve_command(ctx, args)
+
+
+app = typer.Typer(cls=Commands, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+
+
+@app.callback(invoke_without_command=True)
+def _root(context: typer.Context, version: bool = typer.Option(False, "--version", help="Print the version.")) -> None:
+    """Luyện: from raw web pages to an assistant that answers.
+
+    `luyen COMMAND --help` prints every setting of a command with its meaning and default. Settings are key=value.
+    """
+    if version:
+        print(f"luyen {__version__}")
+    elif context.invoked_subcommand is None:
+        print(context.get_help())
+
+
+def main() -> None:
+    """Run the command line; every expected failure is one line on stderr and an exit code (see core/errors)."""
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    try:
+        app(prog_name="luyen")
+    except LuyenError as error:
+        print(f"luyen: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print("luyen: stopped", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,74 @@
+"""`luyen run RECIPE`: all stages of a recipe, then the report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from luyen.cli.arguments import one_word, plain_command, runs_folder, split_words, warn, working
+from luyen.core import progress
+from luyen.core.errors import LuyenError
+from luyen.recipe.graph import Plan, find_recipe, plan
+
+HELP = """Run a recipe: stages that are up to date are skipped, an interrupted one continues, and a report is written.
+
+Settings are stage.key=value and go over the recipe's, for example
+
+  luyen run quickstart base.train.steps=200 seed=1
+
+The same command again continues a stopped run and ends in the same bits. Exit codes: 0 done, 2 wrong input,
+3 damaged file or full disk, 4 a loss that is not finite, 130 and 143 stopped by Ctrl-C or SIGTERM (continue with the same command)."""
+
+
+def command(name: str) -> click.Command:
+    """The command `run`."""
+    params: list[click.Parameter] = [
+        click.Argument(["words"], nargs=-1, required=True, metavar="RECIPE [STAGE.KEY=VALUE]..."),
+        click.Option(["--budget"], metavar="NAME", help="Size from the recipe's table, for example 5m, 1h, 8h."),
+        click.Option(["--out"], metavar="FOLDER", help="Run folder. Default: runs/NAME."),
+        click.Option(["--dry-run"], is_flag=True, help="Check everything, print the estimate, do nothing."),
+    ]
+    return plain_command(name, _run, HELP, params)
+
+
+def _run(words: tuple[str, ...], budget: str | None, out: str | None, dry_run: bool) -> None:
+    plain, overrides = split_words(words)
+    made = plan(find_recipe(one_word(plain, "recipe")), overrides, budget)
+    with working():
+        folder = Path(out) if out else runs_folder() / made.name
+        _run_plan(made, folder, dry_run)
+
+
+def _run_plan(made: Plan, folder: Path, dry_run: bool) -> None:
+    from luyen.recipe.estimate import estimate_lines
+
+    progress.say(f"{made.name}{f', budget {made.budget}' if made.budget else ''}: {made.about}")
+    for line in estimate_lines(made):
+        progress.say(line)
+    if dry_run:
+        return
+    from luyen.recipe.run import run
+
+    try:
+        run(made, folder)
+    finally:
+        page = _report(folder)
+    progress.say(f"report: {page}")
+    progress.say(f"talk to it: luyen chat {folder}" if out_is_unusual(folder) else "talk to it: luyen chat")
+
+
+def out_is_unusual(folder: Path) -> bool:
+    """Whether `luyen chat` needs to be told the folder."""
+    return folder.parent != Path("runs")
+
+
+def _report(folder: Path) -> Path | None:
+    """Write the report also of a run that stopped; its own failure must not hide the run's."""
+    from luyen.report.page import write
+
+    try:
+        return write(folder)
+    except LuyenError as error:
+        warn(f"no report: {error}")
+        return None

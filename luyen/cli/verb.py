@@ -1,0 +1,41 @@
+"""`luyen VERB key=value ...`: one stage alone, with the config of the verb as its settings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from luyen.cli.arguments import field_help, only_settings, plain_command, runs_folder, working
+from luyen.core.config import dump, load, merge, read_yaml
+from luyen.core.errors import LuyenError
+from luyen.recipe.graph import Plan, StagePlan
+from luyen.recipe.run import run
+from luyen.recipe.table import VERBS, load_config_class
+
+
+def command(verb: str) -> click.Command:
+    """The command of one verb."""
+    try:
+        fields = field_help(load_config_class(verb))
+    except LuyenError as error:
+        fields = str(error)
+
+    def work(settings: tuple[str, ...], config: str | None, out: str | None) -> None:
+        values = merge(read_yaml(Path(config)) if config else {}, only_settings(settings))
+        seed = values.get("seed") if isinstance(values.get("seed"), int) else 0
+        checked = load(load_config_class(verb), values, f"luyen {verb}")
+        with working():
+            folder = Path(out) if out else runs_folder() / verb
+            stage = StagePlan(verb, verb, checked, ())
+            resolved = {"version": 1, "name": verb, "seed": seed, "stages": {verb: {"do": verb, **dump(checked)}}}
+            run(Plan(verb, VERBS[verb].help, int(seed or 0), "", (stage,), resolved), folder)
+        print(f"{folder / verb}")
+
+    text = f"{VERBS[verb].help}\n\nSettings, as key=value (nested keys with dots), with their defaults:\n\n{fields}"
+    params: list[click.Parameter] = [
+        click.Argument(["settings"], nargs=-1, metavar="[KEY=VALUE]..."),
+        click.Option(["--config"], metavar="FILE", help="YAML file with settings; the command line goes over it."),
+        click.Option(["--out"], metavar="FOLDER", help=f"Run folder; the result is FOLDER/{verb}. Default: runs/{verb}."),
+    ]
+    return plain_command(verb, work, text, params)
