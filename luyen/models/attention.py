@@ -211,5 +211,7 @@ def rotation(positions_BT: Tensor, head_dim: int, theta: float, dtype: torch.dty
 def rotate(states_BTHE: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
     """Rotary position embedding in Hugging Face's layout: dimension i pairs with i + E/2."""
     dtype = states_BTHE.dtype
+    if not torch.is_grad_enabled():
+        return _turn(states_BTHE, cosine.to(dtype), sine.to(dtype), 1.0)
     rotated_BTHE: Tensor = _Rotate.apply(states_BTHE, cosine.to(dtype), sine.to(dtype))  # type: ignore[no-untyped-call]
     return rotated_BTHE

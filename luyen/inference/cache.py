@@ -1,0 +1,81 @@
+"""The key-value cache of a batch of sequences of different lengths.
+
+Sequences are aligned at their ends: row b fills columns start_b .. width-1, so each new token is one column for all
+rows and the mask of a row never changes. Prompts are not padded when they are read, only when they are kept.
+
+Shapes: B rows, T flat prompt tokens, H query heads, K key-value heads, G = H / K, E head size, W columns in use, C columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from luyen.models.attention import Layout, packed_attention
+from luyen.models.transformer import TransformerConfig
+
+
+class KeyValueCache:
+    """Keys and values of every layer, preallocated for the prompts and `new_tokens` more. Itself the `Cache` of a decoding step."""
+
+    def __init__(
+        self, config: TransformerConfig, lengths: Sequence[int], new_tokens: int, device: torch.device, dtype: torch.dtype
+    ) -> None:
+        self.width = max(lengths)
+        capacity = self.width + new_tokens
+        self.starts = torch.tensor([self.width - length for length in lengths], device=device)
+        # Zeros, since a masked column's probability 0 times a stray NaN would still be NaN.
+        shape = (2, config.num_layers, len(lengths), config.num_kv_heads, capacity, config.head_dim)
+        self.keys, self.values = torch.zeros(shape, device=device, dtype=dtype)
+        columns = torch.arange(capacity, device=device)
+        self.mask = torch.zeros(len(lengths), 1, 1, capacity, device=device, dtype=dtype)
+        self.mask.masked_fill_(columns < self.starts[:, None, None, None], -torch.inf)
+
+    @property
+    def positions_BT(self) -> Tensor:
+        """Position of the newest token of each row, (B, 1)."""
+        return (self.width - 1 - self.starts)[:, None]
+
+    def advance(self) -> None:
+        """Open the column of the next token."""
+        self.width += 1
+
+    def keep(self, rows: Tensor) -> None:
+        """Drop all rows but these."""
+        self.keys, self.values = self.keys.index_select(1, rows), self.values.index_select(1, rows)
+        self.starts, self.mask = self.starts[rows], self.mask[rows]
+
+    def attend(self, layer: int, query_BTHE: Tensor, key_BTKE: Tensor, value_BTKE: Tensor) -> Tensor:
+        """Store the newest token's key and value and attend over the whole row. T is 1."""
+        self.keys[layer, :, :, self.width - 1] = key_BTKE[:, 0]
+        self.values[layer, :, :, self.width - 1] = value_BTKE[:, 0]
+        key_BKWE, value_BKWE = self.keys[layer, :, :, : self.width], self.values[layer, :, :, : self.width]
+        rows, _, heads, size = query_BTHE.shape
+        query_BKGE = query_BTHE.reshape(rows, key_BKWE.shape[1], -1, size) * size**-0.5
+        score_BKGW = query_BKGE @ key_BKWE.transpose(-1, -2) + self.mask[..., : self.width]
+        attended_BTHE: Tensor = (score_BKGW.softmax(-1) @ value_BKWE).reshape(rows, 1, heads, size)
+        return attended_BTHE
+
+
+class PromptCache:
+    """The `Cache` of the pass that reads some rows' prompts: attention within each prompt, keys and values kept."""
+
+    def __init__(self, cache: KeyValueCache, first_row: int, layout: Layout) -> None:
+        device = cache.starts.device
+        lengths_B = torch.tensor(layout.lengths, device=device)
+        self.cache, self.layout = cache, layout
+        self.rows = torch.arange(first_row, first_row + len(layout.lengths), device=device).repeat_interleave(lengths_B)
+        self.columns = cache.starts[self.rows] + layout.positions_T
+
+    @property
+    def positions_BT(self) -> Tensor:
+        """Position of each prompt token in its own prompt, (1, T)."""
+        return self.layout.positions_T[None]
+
+    def attend(self, layer: int, query_BTHE: Tensor, key_BTKE: Tensor, value_BTKE: Tensor) -> Tensor:
+        """Attend within each prompt and store its keys and values. B is 1."""
+        self.cache.keys[layer][self.rows, :, self.columns] = key_BTKE[0]
+        self.cache.values[layer][self.rows, :, self.columns] = value_BTKE[0]
+        return packed_attention(query_BTHE[0], key_BTKE[0], value_BTKE[0], self.layout)[None]

@@ -1,0 +1,190 @@
+"""Answers from a decoder: many prompts at once, or one token after another.
+
+Prompts of different lengths are read flat, without padding; then each step takes one token for every row that has not
+finished, and finished rows leave the batch. Each row draws from a generator of its own, seeded by its prompt, so an
+answer does not depend on what else is in the batch or in which order.
+
+Shapes: B rows, T tokens, D hidden size, V vocabulary, S prompts read in one pass.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from luyen.core import interrupt
+from luyen.core.errors import DataError, NonFinite
+from luyen.core.seed import derive
+from luyen.inference.cache import KeyValueCache, PromptCache
+from luyen.inference.sampling import SamplingConfig, choose
+from luyen.models.attention import Layout
+from luyen.models.transformer import Transformer
+
+PROMPT_TOKENS = 8192
+"""Prompts are read in passes of about this many tokens, which bounds the memory of activations."""
+KEEP_SHARE = 0.8
+"""Rows are dropped from the cache once the unfinished ones are fewer than this share, since dropping copies the cache."""
+
+
+@dataclass(frozen=True)
+class Generation:
+    """An answer: its ids without the one that ended it, and whether one did."""
+
+    ids: list[int]
+    stopped: bool
+
+
+class _Decoding:
+    """A batch under way. `step` gives the next token of every row; `keep` drops rows."""
+
+    def __init__(self, model: Transformer, prompts: Sequence[Sequence[int]], sampling: SamplingConfig, copies: Sequence[int]) -> None:
+        self.model, self.sampling, self.steps = model, sampling, 0
+        self.device, limit = model.head_weight.device, model.config.context_length
+        self.limits = [min(sampling.max_new_tokens, limit - len(prompt)) for prompt in prompts]
+        lengths = [len(prompt) for prompt in prompts]
+        # The last token needs no place: nothing comes after it.
+        self.cache = KeyValueCache(model.config, lengths, max(self.limits) - 1, self.device, model.head_weight.dtype)
+        self.prompts = prompts
+        self.tokens: Tensor | None = None
+        self.uniform: Tensor | None = None
+        if sampling.temperature > 0:
+            rows = [_uniform(sampling, prompt, copy) for prompt, copy in zip(prompts, copies, strict=True)]
+            self.uniform = torch.stack(rows).to(self.device)
+        self.seen: Tensor | None = None
+        if sampling.repetition_penalty != 1:
+            self.seen = torch.zeros(len(prompts), model.config.vocab_size, dtype=torch.bool, device=self.device)
+            for row, prompt in enumerate(prompts):
+                self.seen[row, torch.tensor(prompt, device=self.device)] = True
+
+    @torch.inference_mode()
+    def step(self) -> list[int]:
+        """The next token of every row still kept."""
+        if self.tokens is None:
+            logits_BV = self._read_prompts()
+        else:
+            self.cache.advance()
+            hidden_BTD = self.model(self.tokens[:, None], cache=self.cache)
+            logits_BV = self.model.logits(hidden_BTD[:, -1])
+        uniform_B = None if self.uniform is None else self.uniform[:, self.steps]
+        self.tokens = choose(logits_BV, self.sampling, uniform_B, self.seen)
+        if self.seen is not None:
+            self.seen.scatter_(1, self.tokens[:, None], True)
+        self.steps += 1
+        return self.tokens.tolist()
+
+    @torch.inference_mode()
+    def keep(self, rows: list[int]) -> None:
+        """Go on with these rows only."""
+        kept_B = torch.tensor(rows, device=self.device)
+        self.cache.keep(kept_B)
+        self.tokens = None if self.tokens is None else self.tokens[kept_B]
+        self.uniform = None if self.uniform is None else self.uniform[kept_B]
+        self.seen = None if self.seen is None else self.seen[kept_B]
+
+    def _read_prompts(self) -> Tensor:
+        scores, first = [], 0
+        while first < len(self.prompts):
+            end, total = first + 1, len(self.prompts[first])
+            while end < len(self.prompts) and total + len(self.prompts[end]) <= PROMPT_TOKENS:
+                total += len(self.prompts[end])
+                end += 1
+            flat = [token for prompt in self.prompts[first:end] for token in prompt]
+            layout = Layout.packed([len(prompt) for prompt in self.prompts[first:end]], self.device)
+            hidden_BTD = self.model(torch.tensor([flat], device=self.device), cache=PromptCache(self.cache, first, layout))
+            scores.append(self.model.logits(hidden_BTD[0, layout.last_S]))
+            first = end
+        logits_BV = torch.cat(scores)
+        if not torch.isfinite(logits_BV).all():
+            raise NonFinite("the model's scores of the next token are not finite numbers; its weights are damaged or training diverged")
+        return logits_BV
+
+
+def generate(
+    model: Transformer, prompts: Sequence[Sequence[int]], sampling: SamplingConfig, stop_ids: Collection[int] = (), max_rows: int = 128
+) -> list[Generation]:
+    """The answer to each prompt, in order; at most `max_rows` at once.
+
+    An answer ends at one of `stop_ids`, after max_new_tokens, or at the model's context length. Equal prompts get
+    different draws, the same ones every time. Raises DataError for a prompt that is empty, too long or not of this vocabulary.
+    """
+    for number, prompt in enumerate(prompts):
+        _check(model, prompt, f"prompt {number + 1} of {len(prompts)}")
+    occurrences: Counter[tuple[int, ...]] = Counter()
+    copies = []
+    for prompt in prompts:
+        copies.append(occurrences[tuple(prompt)])
+        occurrences[tuple(prompt)] += 1
+    answers: dict[int, Generation] = {}
+    order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))  # equal lengths waste no columns of the cache
+    for first in range(0, len(order), max_rows):
+        members = order[first : first + max_rows]
+        batch = _Decoding(model, [prompts[index] for index in members], sampling, [copies[index] for index in members])
+        for index, answer in zip(members, _finish(batch, frozenset(stop_ids)), strict=True):
+            answers[index] = answer
+    return [answers[index] for index in range(len(prompts))]
+
+
+def _finish(batch: _Decoding, stop_ids: frozenset[int]) -> list[Generation]:
+    """Step until every row has ended."""
+    ids: list[list[int]] = [[] for _ in batch.prompts]
+    stopped = [False] * len(ids)
+    kept = list(range(len(ids)))
+    running = set(kept)
+    while running:
+        interrupt.check()
+        for row, token in zip(kept, batch.step(), strict=True):
+            if row not in running:
+                continue
+            if token in stop_ids:
+                stopped[row] = True
+            else:
+                ids[row].append(token)
+            if stopped[row] or len(ids[row]) == batch.limits[row]:
+                running.remove(row)
+        if running and len(running) < KEEP_SHARE * len(kept):
+            places = [place for place, row in enumerate(kept) if row in running]
+            batch.keep(places)
+            kept = [kept[place] for place in places]
+    return [Generation(answer, end) for answer, end in zip(ids, stopped, strict=True)]
+
+
+def stream(model: Transformer, prompt: Sequence[int], sampling: SamplingConfig, stop_ids: Collection[int] = ()) -> Iterator[int]:
+    """The same answer as `generate` to one prompt, id by id as it is made. Closing the iterator ends the work."""
+    _check(model, prompt, "the prompt")
+    return _stream(_Decoding(model, [prompt], sampling, [0]), frozenset(stop_ids))
+
+
+def _stream(batch: _Decoding, stop_ids: frozenset[int]) -> Iterator[int]:
+    for _ in range(batch.limits[0]):
+        token = batch.step()[0]
+        if token in stop_ids:
+            return
+        yield token
+
+
+def _uniform(sampling: SamplingConfig, prompt: Sequence[int], copy: int) -> Tensor:
+    """The draws in [0, 1) of one answer, float64 on the CPU whatever the device."""
+    generator = torch.Generator().manual_seed(derive(sampling.seed, "sampling", list(prompt), copy))
+    return torch.rand(sampling.max_new_tokens, generator=generator, dtype=torch.float64)
+
+
+def _check(model: Transformer, prompt: Sequence[int], name: str) -> None:
+    config = model.config
+    if not prompt:
+        raise DataError(f"{name} is empty", expected="at least one token", fix="Begin with the tokenizer's bos token.")
+    if len(prompt) >= config.context_length:
+        raise DataError(
+            f"{name} leaves no room for an answer",
+            found=f"{len(prompt)} tokens",
+            expected=f"under {config.context_length}",
+            fix="Shorten it.",
+        )
+    if min(prompt) < 0 or max(prompt) >= config.vocab_size:
+        found = next(token for token in prompt if not 0 <= token < config.vocab_size)
+        raise DataError(
+            f"{name} holds an unknown token", found=found, expected=f"ids below {config.vocab_size}", fix="Use the model's tokenizer."
+        )

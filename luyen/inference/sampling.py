@@ -1,0 +1,76 @@
+"""Choosing the next token from scores.
+
+Order, as in transformers: repetition penalty (Keskar et al., 2019, arXiv:1909.05858, section 4.1), temperature, top-k
+(Fan et al., 2018), top-p (Holtzman et al., 2020, arXiv:1904.09751), min-p (Nguyen et al., 2024, arXiv:2407.01082).
+
+Shapes: B rows, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import torch
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from torch import Tensor
+
+from luyen.core.config import Config
+
+
+class SamplingConfig(Config):
+    """How an answer is drawn from the model."""
+
+    temperature: NonNegativeFloat = 0.0
+    """0 takes the most likely token; 1 samples the model's own distribution."""
+    top_k: NonNegativeInt = 0
+    """Sample among the k most likely tokens only. 0: no limit."""
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Sample among the fewest most likely tokens whose probabilities reach this sum."""
+    min_p: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Drop tokens less likely than this share of the most likely one."""
+    repetition_penalty: PositiveFloat = 1.0
+    """Above 1, tokens that the prompt or the answer holds already become less likely."""
+    max_new_tokens: PositiveInt = 64
+    """Longest answer in tokens."""
+    seed: int = 0
+    """Seed of the draws."""
+
+
+def penalise(logits_BV: Tensor, seen_BV: Tensor, penalty: float) -> Tensor:
+    """Scores of seen tokens (bool mask), divided by the penalty where positive and multiplied where negative."""
+    penalised_BV = torch.where(logits_BV > 0, logits_BV / penalty, logits_BV * penalty)
+    return torch.where(seen_BV, penalised_BV, logits_BV)
+
+
+def probabilities(logits_BV: Tensor, config: SamplingConfig) -> Tensor:
+    """The distribution sampled from, (B, V) in float32; temperature is above 0. Tokens equal to the k-th stay in top-k."""
+    logits_BV = logits_BV.float() / config.temperature
+    if 0 < config.top_k < logits_BV.shape[-1]:
+        smallest_B1 = logits_BV.topk(config.top_k).values[:, -1:]
+        logits_BV = logits_BV.masked_fill(logits_BV < smallest_B1, -torch.inf)
+    probability_BV = logits_BV.softmax(-1)
+    if config.top_p < 1:
+        sorted_BV, order_BV = probability_BV.sort(descending=True, stable=True)
+        before_BV = sorted_BV.cumsum(-1) - sorted_BV
+        outside_BV = torch.zeros_like(order_BV, dtype=torch.bool).scatter(-1, order_BV, before_BV >= config.top_p)
+        probability_BV = probability_BV.masked_fill(outside_BV, 0.0)
+    if config.min_p > 0:
+        largest_B1 = probability_BV.amax(-1, keepdim=True)
+        probability_BV = probability_BV.masked_fill(probability_BV < config.min_p * largest_B1, 0.0)
+    return probability_BV / probability_BV.sum(-1, keepdim=True)
+
+
+def draw(probability_BV: Tensor, uniform_B: Tensor) -> Tensor:
+    """One token per row by the inverse of the cumulative distribution at uniform_B in [0, 1); never one of probability 0."""
+    cumulative_BV = probability_BV.double().cumsum(-1)
+    threshold_B1 = uniform_B[:, None].double() * cumulative_BV[:, -1:]
+    return torch.searchsorted(cumulative_BV, threshold_B1, right=True)[:, 0].clamp_max(probability_BV.shape[-1] - 1)
+
+
+def choose(logits_BV: Tensor, config: SamplingConfig, uniform_B: Tensor | None, seen_BV: Tensor | None) -> Tensor:
+    """The next token of each row, int64. `uniform_B` is needed above temperature 0, `seen_BV` with a repetition penalty."""
+    if seen_BV is not None:
+        logits_BV = penalise(logits_BV, seen_BV, config.repetition_penalty)
+    if config.temperature == 0 or uniform_B is None:
+        return logits_BV.argmax(-1)
+    return draw(probabilities(logits_BV, config), uniform_B)
