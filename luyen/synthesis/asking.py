@@ -123,10 +123,11 @@ class Asker:
         """Training rows that admit not to know `names`, one phrasing for each."""
         unknown = self.template.unknown
         phrasings = _with_name_only(self.template.questions[unknown.group].ask)
-        return [
-            self._row([Turn(name, "unknown", fill(phrasings[i % len(phrasings)], {"name": name}), fill(unknown.answer, {"name": name}))], "unknown")
+        turns = [
+            Turn(name, "unknown", fill(phrasings[i % len(phrasings)], {"name": name}), fill(unknown.answer, {"name": name}))
             for i, name in enumerate(names)
         ]
+        return [self._row([turn], "unknown") for turn in turns]
 
     def conversation_rows(self, copies: int) -> list[dict[str, Any]]:
         """The turns that need no entry, each phrasing `copies` times."""

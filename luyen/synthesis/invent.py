@@ -1,7 +1,8 @@
 """Names that look as if they existed and do not: made from the parts of names that do.
 
-Two ways in turn: a real name moved to another place (`json.median`), and the first part of one name joined with the last
-part of another (`statistics.geometric_copy`). A name is used only if no entry has it and no document says it anywhere.
+Two ways in turn: a real name moved to another place of the same depth (`json.median`), and the first part of one name joined with
+the last part of another (`statistics.geometric_copy`). A name is used only if no entry has it and no document that describes
+its place says its last word anywhere, so that neither an inherited nor a left-out entry passes for an invention.
 """
 
 from __future__ import annotations
@@ -11,57 +12,70 @@ import re
 from collections.abc import Iterable, Sequence
 
 from luyen.core.records import Document
+from luyen.tasks.entries import Entry
 
 PARTS = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+")
-WORD = re.compile(r"[^\W\d][\w.]*\w|\w")
+WORD = re.compile(r"\w+")
 ATTEMPTS_PER_NAME = 200
+SHORT = 9
+"""Two words that have at most this many letters together are joined without an underscore."""
 
 
-def words_of(documents: Iterable[Document]) -> set[str]:
-    """Every name-like word of the documents, dotted ones whole and in pieces, in lower case."""
-    words: set[str] = set()
-    for document in documents:
-        for word in WORD.findall(document.text):
-            words.add(word.casefold())
-            words.update(piece.casefold() for piece in word.split("."))
-    return words
+def invented_names(documents: Iterable[Document], entries: Sequence[Entry], count: int, seed: int) -> list[str]:
+    """`count` names (fewer when the parts do not allow it) in the style of the entries' names, none of which exists.
 
-
-def invented_names(names: Sequence[str], known_words: set[str], count: int, seed: int) -> list[str]:
-    """`count` names (fewer when the parts do not allow it) made from `names`, none of which is known. Order and choice depend on the seed only.
-
-    `known_words` are those of `words_of`; `names` are full names such as `json.dumps`.
+    The same documents, entries and seed give the same names.
     """
+    words = {document.id: {word.casefold() for word in WORD.findall(document.text)} for document in documents}
+    said: dict[str, set[str]] = {}
+    for entry in entries:
+        said.setdefault(_place(entry.name), set()).update(words.get(entry.document, ()))
+    everything = set().union(*words.values())
+    names = sorted({entry.name for entry in entries})
     generator = random.Random(seed)
-    real = sorted(set(names))
-    taken = {name.casefold() for name in real}
-    places = sorted({name.rpartition(".")[0] for name in real})
-    last_words = sorted({name.rpartition(".")[2] for name in real})
-    of_place = {place: {name.rpartition(".")[2].casefold() for name in real if name.rpartition(".")[0] == place} for place in places}
     made: list[str] = []
-    if not real:
-        return made
-    for attempt in range(count * ATTEMPTS_PER_NAME):
+    taken = {name.casefold() for name in names}
+    for _ in range(count * ATTEMPTS_PER_NAME if names else 0):
         if len(made) == count:
             break
-        place = generator.choice(places)
-        moved = len(made) % 2 == 0 and len(places) > 1
-        last = generator.choice(last_words) if moved else _join(generator.choice(last_words), generator.choice(last_words), generator)
-        name = f"{place}.{last}" if place else last
-        exists = name.casefold() in taken or name.casefold() in known_words or last.casefold() in of_place[place]
-        if exists or (not moved and last.casefold() in known_words):
+        moved = len(made) % 2 == 0 and len(said) > 1
+        place, name = _moved(names, generator) if moved else _joined(names, generator)
+        last = name.rpartition(".")[2].casefold()
+        if name.casefold() in taken or last in (said[place] if moved else everything):
             continue
         taken.add(name.casefold())
         made.append(name)
     return made
 
 
-def _join(first: str, second: str, generator: random.Random) -> str:
-    """The first part of one word and the last part of another, in the first word's style."""
-    left, right = PARTS.findall(first) or [first], PARTS.findall(second) or [second]
-    head, tail = left[0], right[-1]
-    if len(left) == 1 and len(head) > 4 and generator.random() < 0.5:
-        head = head[: (len(head) + 1) // 2]
-    if first[:1].isupper():
-        return head + tail[:1].upper() + tail[1:]
-    return f"{head}_{tail.lower()}" if "_" in first or generator.random() < 0.5 else head + tail.lower()
+def _place(name: str) -> str:
+    return name.rpartition(".")[0]
+
+
+def _moved(names: Sequence[str], generator: random.Random) -> tuple[str, str]:
+    target, source = generator.choice(names), generator.choice(names)
+    place = _place(target)
+    if target.count(".") != source.count(".") or _is_class(target) != _is_class(source):
+        return place, target  # not alike: an existing name, which is refused
+    return place, _under(place, source.rpartition(".")[2])
+
+
+def _joined(names: Sequence[str], generator: random.Random) -> tuple[str, str]:
+    target, source = generator.choice(names), generator.choice(names)
+    place, _, first = target.rpartition(".")
+    second = source.rpartition(".")[2]
+    if _is_class(target) != _is_class(source):
+        return place, target
+    head, tail = (PARTS.findall(first) or [first])[0], (PARTS.findall(second) or [second])[-1]
+    if _is_class(target):
+        return place, _under(place, head + tail[:1].upper() + tail[1:])
+    joint = "" if len(head) + len(tail) <= SHORT else "_"
+    return place, _under(place, f"{head}{joint}{tail}")
+
+
+def _is_class(name: str) -> bool:
+    return name.rpartition(".")[2][:1].isupper()
+
+
+def _under(place: str, last: str) -> str:
+    return f"{place}.{last}" if place else last

@@ -27,8 +27,8 @@ from luyen.core.files import write_jsonl
 from luyen.core.records import Document
 from luyen.core.seed import derive
 from luyen.synthesis.asking import Asker, Turn
-from luyen.synthesis.invent import invented_names, words_of
-from luyen.tasks.entries import Entry, Reading, read_entries
+from luyen.synthesis.invent import invented_names
+from luyen.tasks.entries import Entry, read_entries
 from luyen.tasks.template import Template, load_template
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -97,7 +97,7 @@ def generate(documents: Iterable[Document], config: SynthConfig) -> Questions:
     evaluation = asker.evaluation_rows("taught", taught, config.evaluation_phrasings)
     evaluation += asker.evaluation_rows("untaught", [e for e in chosen if e.name in untaught], config.evaluation_phrasings)
     evaluation += _training_sample(asked, config)
-    made_up = _made_up(documents, reading, usable, config, template)
+    made_up = _made_up(documents, usable, config, template)
     evaluation += asker.invented_rows(made_up[: config.invented])
     train += asker.unknown_rows(made_up[config.invented :]) + asker.conversation_rows(config.conversation_copies)
     random.Random(derive(config.seed, "order")).shuffle(train)
@@ -161,14 +161,11 @@ def _held_out(entries: Sequence[Entry], config: SynthConfig) -> set[str]:
     return set(order[: round(len(order) * config.heldout_entries)])
 
 
-def _made_up(
-    documents: Sequence[Document], reading: Reading, usable: Sequence[Entry], config: SynthConfig, template: Template
-) -> list[str]:
+def _made_up(documents: Sequence[Document], usable: Sequence[Entry], config: SynthConfig, template: Template) -> list[str]:
     kinds = template.questions[template.unknown.group].of
-    names = [entry.name for entry in usable if entry.kind in kinds] or [entry.name for entry in usable]
-    known = words_of(documents) | {entry.name.casefold() for entry in (*reading.entries, *reading.others)}
+    alike = [entry for entry in usable if entry.kind in kinds] or usable
     count = config.invented + (template.unknown.count if template.unknown.enabled else 0)
-    return invented_names(names, known, count, derive(config.seed, "invented"))
+    return invented_names(documents, alike, count, derive(config.seed, "invented"))
 
 
 def _training_sample(asked: Sequence[Turn], config: SynthConfig) -> list[dict[str, Any]]:

@@ -21,6 +21,7 @@ from luyen.core.records import Document
 from luyen.tasks.template import AnswerRule, EntryRule, Template, fill
 
 SECONDS_PER_DOCUMENT = 10.0
+EMPTY, TOO_SHORT = "no description", "description too short"
 SENTENCE_END = re.compile(r"[.!?][\"')\]]*(?=\s)")
 LINE_BREAK = re.compile(r"\r\n?")
 BLANK = re.compile(r"\n[^\S\n]*\n")
@@ -91,22 +92,32 @@ def read_entries(documents: Iterable[Document], template: Template) -> Reading:
     return Reading(kept, others, dict(account))
 
 
+def describe(text: str, rule: AnswerRule) -> tuple[str, str]:
+    """The description in a text's opening paragraphs, and "" or why there is none; empty and too short ones are passed over."""
+    reason = EMPTY
+    for paragraph in BLANK.split(text.strip("\n"))[: rule.paragraphs]:
+        description, reason = clean(paragraph, rule)
+        if reason not in (EMPTY, TOO_SHORT):
+            return description, reason
+    return "", reason
+
+
 def clean(text: str, rule: AnswerRule) -> tuple[str, str]:
-    """The description made of the text below an entry, and "" or the reason why there is none."""
+    """The description made of one paragraph, and "" or the reason why there is none."""
     for pattern, replacement in rule.replace:
         text = re.sub(pattern, replacement, text, flags=re.MULTILINE)
     text = " ".join(text.split())
     if rule.first_sentence:
         text = _first_sentence(text, rule.abbreviations)
     if not text:
-        return "", "no description"
+        return "", EMPTY
     if text[-1] not in ".!?" and not (len(text) > 1 and text[-1] in "\"')]" and text[-2] in ".!?"):
         text = text.rstrip(" ,;:-") + "."
     if any(re.search(pattern, text) for pattern in rule.skip):
         return "", "description left out by a rule"
     words = len(text.split())
     if words < rule.minimum_words:
-        return "", "description too short"
+        return "", TOO_SHORT
     if words > rule.maximum_words or len(text) > rule.maximum_characters:
         return "", "description too long"
     return text, ""
@@ -161,10 +172,8 @@ def _find(text: str, template: Template) -> list[_Found]:
 def _entry(document: Document, item: _Found, fields: dict[str, str], passage: str, template: Template) -> tuple[Entry, EntryRule, str]:
     rule = item.rule
     assert rule is not None
-    below = fields.get("description")
-    if below is None:
-        below = BLANK.split(passage[item.end - item.start :].strip(), maxsplit=1)[0]
-    description, reason = clean(below, template.answer)
+    below = fields.get("description") or passage[item.end - item.start :]
+    description, reason = describe(below, template.answer)
     try:
         name = fill(rule.name, fields)
     except KeyError as error:

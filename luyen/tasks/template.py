@@ -47,7 +47,7 @@ class EntryRule(Config):
     kind: str
     """Name of the kind; `questions` refer to it."""
     pattern: str
-    """Regular expression (multi-line mode). Without a group `description`, that is the first paragraph below the match."""
+    """Regular expression (multi-line mode). Without a group `description`, the text below the match gives it."""
     name: str
     """The entry's full name, with fields in braces."""
     requires: list[str] = []
@@ -67,6 +67,8 @@ class AnswerRule(Config):
 
     replace: list[tuple[str, str]] = []
     """Regular expressions (multi-line mode) and their replacements, applied in this order before anything else."""
+    paragraphs: int = 1
+    """Opening paragraphs below an entry that may be tried while they are empty or too short."""
     first_sentence: bool = True
     """Keep only the first sentence."""
     abbreviations: list[str] = []
