@@ -5,12 +5,13 @@ with the template's voice (tokenizers' own `encode_special_tokens` switches off 
 only, not of structural strings that are merely "added"). Here a second tokenizer is made from the same
 `tokenizer.json` in which no control token can be produced:
 
-- they are no added tokens, so nothing is matched before the model runs;
+- they are added tokens under random names only, so nothing is matched before the model runs;
 - no merge builds one, no vocabulary entry spells one (word-level and Unigram models look whole strings up);
 - no post-processor adds one.
 
 What counts as control: every added token, flagged special or not, except those of white space only (Gemma and
-GPT-NeoX keep runs of spaces that way: they are text) and the model's own token for unknown text.
+GPT-NeoX keep runs of spaces that way: they are text) and the model's own token for unknown text, which stays where the
+model needs it but is no longer matched when somebody types it.
 """
 
 from __future__ import annotations
@@ -28,7 +29,11 @@ def control_tokens(description: Mapping[str, Any]) -> dict[str, int]:
     """String to id of every control token that a parsed `tokenizer.json` defines, in order of id."""
     unknown = unknown_token(description.get("model") or {})
     added = sorted(description.get("added_tokens") or (), key=lambda token: int(token["id"]))
-    return {token["content"]: int(token["id"]) for token in added if token["content"].strip() and token["content"] != unknown}
+    return {token["content"]: int(token["id"]) for token in added if _is_marker(token) and token["content"] != unknown}
+
+
+def _is_marker(token: Mapping[str, Any]) -> bool:
+    return bool(token["content"].strip())
 
 
 def unknown_token(model: Mapping[str, Any]) -> str | None:
@@ -46,30 +51,31 @@ def without_control(description: Mapping[str, Any], *, continued: bool = False) 
     before the first word of the input and nowhere else (Metaspace with `prepend_scheme: first`).
     """
     plain = copy.deepcopy(dict(description))
-    names = set(control_tokens(description))
-    plain["added_tokens"] = [token for token in plain.get("added_tokens") or () if token["content"] not in names]
+    added = plain.get("added_tokens") or []
+    # Ids count on every entry being there, so control tokens stay, under names drawn at random that nobody can type.
+    renamed = {token["content"]: secrets.token_hex(24) for token in added if _is_marker(token)}
+    plain["added_tokens"] = [{**token, "content": renamed.get(token["content"], token["content"])} for token in added]
     plain["post_processor"] = plain["truncation"] = plain["padding"] = None
-    plain["model"] = _model_without(plain["model"], names)
+    plain["model"] = _model_without(plain["model"], renamed)
     if continued:
         _never_prepend(plain.get("pre_tokenizer"))
     return json.dumps(plain, ensure_ascii=False)
 
 
-def _model_without(model: dict[str, Any], names: set[str]) -> dict[str, Any]:
-    vocabulary = model.get("vocab")
+def _model_without(model: dict[str, Any], renamed: Mapping[str, str]) -> dict[str, Any]:
+    vocabulary, kept = model.get("vocab"), unknown_token(model)
     if isinstance(vocabulary, dict):
-        model["vocab"] = {token: index for token, index in vocabulary.items() if token not in names}
+        model["vocab"] = {token if token == kept else renamed.get(token, token): index for token, index in vocabulary.items()}
     elif isinstance(vocabulary, list):
-        # A Unigram model knows its pieces by position, so they stay, under names that no text can hold by intent.
-        model["vocab"] = [[secrets.token_hex(24) if piece in names else piece, score] for piece, score in vocabulary]
+        model["vocab"] = [[token if token == kept else renamed.get(token, token), score] for token, score in vocabulary]
     else:
         raise ModelError("tokenizer.json holds a model without a vocabulary", found=model.get("type"))
     if "merges" in model:
-        model["merges"] = [merge for merge in model["merges"] if not _touches(merge, names)]
+        model["merges"] = [merge for merge in model["merges"] if not _touches(merge, renamed)]
     return model
 
 
-def _touches(merge: str | list[str], names: set[str]) -> bool:
+def _touches(merge: str | list[str], names: Mapping[str, str]) -> bool:
     left, right = merge.split(" ", 1) if isinstance(merge, str) else merge
     return left in names or right in names or left + right in names
 

@@ -49,11 +49,10 @@ _LLAMA2 = r"""
 _LLAMA3 = r"""
 {{- bos_token }}
 {%- for message in messages %}
-{%- if message['role'] not in ['system', 'user', 'assistant', 'tool'] %}
+{%- if message['role'] not in ['system', 'user', 'assistant'] %}
 {{- raise_exception('Unknown role: ' + message['role']) }}
 {%- endif %}
-{%- set role = 'ipython' if message['role'] == 'tool' else message['role'] %}
-{{- '<|start_header_id|>' + role + '<|end_header_id|>\n\n' + message['content'].strip() + '<|eot_id|>' }}
+{{- '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n' + message['content'].strip() + '<|eot_id|>' }}
 {%- endfor %}
 {%- if add_generation_prompt %}
 {{- '<|start_header_id|>assistant<|end_header_id|>\n\n' }}

@@ -6,7 +6,7 @@ import functools
 import json
 import os
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -16,7 +16,7 @@ import tokenizers
 
 from luyen.core.errors import DataError, ModelError
 from luyen.core.manifest import write_atomic, write_json
-from luyen.tokenizer.control import control_tokens, prepends_once, without_control
+from luyen.tokenizer.control import control_tokens, prepends_once, unknown_token, without_control
 from luyen.tokenizer.foreign import recognise
 from luyen.tokenizer.templates import TEMPLATES, ChatTemplate, Names, template_named
 
@@ -57,6 +57,8 @@ class Tokenizer:
         self.control: Mapping[str, int] = MappingProxyType(control_tokens(description))
         """String to id of every control token."""
         self._control_ids = frozenset(self.control.values())
+        self.unknown_id = self._id(unknown_token(description["model"]))
+        """Id that stands for text outside the vocabulary, if there is one."""
         self._plain = _build(without_control(description))
         once = prepends_once(description.get("pre_tokenizer"))
         self._continued = _build(without_control(description, continued=True)) if once else self._plain
@@ -281,14 +283,3 @@ def _template_text(folder: Path, settings: Mapping[str, Any]) -> str | None:
         named = {entry.get("name"): entry.get("template") for entry in value if isinstance(entry, dict)}
         value = named.get("default")
     return value if isinstance(value, str) else None
-
-
-def encode_all(tokenizer: Tokenizer, texts: Iterable[str], batch: int = 1000) -> Iterable[list[int]]:
-    """`encode` of a stream of texts, in batches on all cores and in constant memory."""
-    waiting: list[str] = []
-    for text in texts:
-        waiting.append(text)
-        if len(waiting) == batch:
-            yield from tokenizer.encode_batch(waiting)
-            waiting = []
-    yield from tokenizer.encode_batch(waiting)

@@ -32,6 +32,11 @@ class Names:
     eos: str | None = None
     pad: str | None = None
 
+    def specials(self) -> dict[str, str]:
+        """The variables that Jinja templates know them by; offices without a token are left undefined, as transformers does."""
+        offices = {"bos_token": self.bos, "eos_token": self.eos, "pad_token": self.pad}
+        return {office: name for office, name in offices.items() if name is not None}
+
 
 @dataclass(frozen=True)
 class Piece:
@@ -136,12 +141,11 @@ def _answer(text: str, index: int) -> Iterator[Piece]:
 
 
 def _llama3(messages: Sequence[Message], names: Names, prompt: bool) -> Iterator[Piece]:
-    _refuse_roles("llama3", messages, ("system", "user", "assistant", "tool"))
+    _refuse_roles("llama3", messages, ("system", "user", "assistant"))
     yield _markup(names.bos or "", NOBODY)
     for index, message in enumerate(messages):
         trained = message.role == "assistant"
-        role = "ipython" if message.role == "tool" else message.role
-        yield _markup(f"<|start_header_id|>{role}<|end_header_id|>\n\n", index)
+        yield _markup(f"<|start_header_id|>{message.role}<|end_header_id|>\n\n", index)
         yield _content(message.content.strip(), index, trained)
         yield _markup("<|eot_id|>", index, trained)
     if prompt:
