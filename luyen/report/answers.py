@@ -1,0 +1,187 @@
+"""The evaluation: the before/after table, forgetting, and answers that nobody picked."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from luyen.report.blocks import Block, Cell, Exchange, Heading, Limits, Note, Quote, Section, Table, missing
+from luyen.report.reading import Row, Run, Stage, mapping, mappings, number, pick, text
+from luyen.report.wording import clip, counted, decimal, share, whole
+
+MOST_ANSWERS = 100_000
+"""Rows of answers.jsonl that are read in search of examples."""
+
+SHARES = {
+    "exact_match": "Exactly right", "f1": "Words in common (F1)", "stopped": "Stopped by itself", "invented": "Invented an answer",
+    "said_unknown": "Admitted not knowing",
+}  # fmt: skip
+"""Measures that are shares, and how a person calls them."""
+
+SETS = {
+    "taught": "Taught entries, asked in words it has not seen",
+    "untaught": "Entries it was never taught",
+    "invented": "Names that do not exist",
+    "training": "Questions it was trained on, word for word",
+}
+"""What each set of questions asks."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """One row of results: a model on a set of questions."""
+
+    model: str
+    set: str
+    values: Row
+
+    def number(self, name: str) -> float | None:
+        """One of its measures."""
+        return pick(self.values, name)
+
+
+def results(run: Run, stage: Stage) -> list[Result]:
+    """Rows of an evaluation stage, from results.json or else its metrics."""
+    value = mapping(run.value(stage.folder / "results.json")) or stage.metrics
+    return [Result(text(row.get("model")) or "–", text(row.get("set")) or "–", row) for row in mappings(value.get("rows"))]
+
+
+def forgetting(run: Run, stage: Stage) -> list[Row]:
+    """Rows of the forgetting table."""
+    value = mapping(run.value(stage.folder / "results.json")) or stage.metrics
+    return mappings(value.get("forgetting"))
+
+
+def trained_models(run: Run, stage: Stage, found: Sequence[Result]) -> list[str]:
+    """Names of the models in the rows that are stages (not baselines), in the evaluation's order."""
+    named = list(mapping(stage.config.get("models")))
+    stages = {item.name for item in run.of_kind("model")}
+    order = list(dict.fromkeys(row.model for row in found))
+    return [name for name in order if name in named or name in stages]
+
+
+def evaluation(run: Run, limits: Limits) -> Section:
+    """Every model on every set, held-out text before and after, and answers side by side."""
+    section = Section(
+        "results", "Before and after",
+        "The same questions to every model and to simple baselines. A model that only looks good on questions it was trained on has learned "
+        "by heart; one that answers for names that do not exist makes things up.",
+    )  # fmt: skip
+    done = run.finished("evaluation")
+    if not done:
+        section.blocks.append(missing(run.of_kind("evaluation"), "the comparison of the models"))
+    for stage in done:
+        found = results(run, stage)
+        if not found:
+            section.blocks.append(Note(f"Stage {stage.name} left no results that can be read.", "bad"))
+            continue
+        section.blocks.extend(_tables(run, stage, found, limits))
+        section.blocks.extend(_forgotten(run, stage, limits))
+        section.blocks.extend(_side_by_side(run, stage, trained_models(run, stage, found), limits))
+    return section
+
+
+def set_name(name: str) -> str:
+    """A set in plain words."""
+    return SETS.get(name, name.replace("_", " "))
+
+
+def _tables(run: Run, stage: Stage, found: list[Result], limits: Limits) -> Iterator[Block]:
+    learned = trained_models(run, stage, found)
+    for name in list(dict.fromkeys(row.set for row in found))[: limits.groups]:
+        rows = [row for row in found if row.set == name][: limits.rows]
+        measures = [key for key in dict.fromkeys(key for row in rows for key in row.values) if any(row.number(key) is not None for row in rows)]
+        measures = [key for key in measures if key not in ("examples",)]
+        columns = ["Model", "Asked"] + [_measure_name(key) for key in measures]
+        cells: list[list[Cell | str]] = []
+        for row in rows:
+            remark = "" if row.model in learned else "baseline"
+            cells.append([Cell(row.model, remark, "strong"), whole(row.number("examples")), *(_value(key, row.number(key)) for key in measures)])
+        yield Table(set_name(name), columns, cells, tuple(range(1, len(columns))))
+
+
+def _measure_name(key: str) -> str:
+    return SHARES.get(key) or {"chrf": "Similar letters (chrF, 0–100)", "heldout_bits_per_byte": "Bits per byte"}.get(key, key.replace("_", " "))
+
+
+def _value(key: str, value: float | None) -> Cell:
+    if value is None:
+        return Cell("–", tone="soft")
+    if key in SHARES and 0 <= value <= 1:
+        return Cell(share(value), share=value, tone="bad" if key == "invented" and value > 0.5 else "")
+    return Cell(decimal(value, 1) if key == "chrf" else decimal(value, 3))
+
+
+def _forgotten(run: Run, stage: Stage, limits: Limits) -> Iterator[Block]:
+    rows = forgetting(run, stage)
+    if not rows:
+        return
+    cells: list[list[Cell | str]] = []
+    for row in rows[: limits.rows]:
+        difference = pick(row, "difference")
+        tone = "" if not difference else "bad" if difference > 0 else "good"
+        cells.append([
+            Cell(text(row.get("model")) or "–", tone="strong"), decimal(pick(row, "heldout_bits_per_byte", "bits_per_byte")),
+            Cell("–" if difference is None else f"{difference:+.3f}", _forgetting_words(difference), tone),
+        ])  # fmt: skip
+    yield Heading("What fine-tuning cost", "Held-out documents in bits per byte, lower is better: a rise means that the model forgot part of what it had read.")
+    yield Table("Forgetting", ["Model", "Bits per byte", "Against the first"], cells, (1, 2))
+
+
+def _forgetting_words(difference: float | None) -> str:
+    if difference is None:
+        return ""
+    return "unchanged" if abs(difference) < 0.0005 else "forgot" if difference > 0 else "improved"
+
+
+def _side_by_side(run: Run, stage: Stage, models: list[str], limits: Limits) -> Iterator[Block]:
+    asked = _asked(run, stage)
+    judge = models[-1] if models else None
+    if not asked or judge is None:
+        return
+    yield Heading(
+        "Answers side by side",
+        f"For each set, up to {limits.examples} questions that {judge} answered exactly and up to {limits.examples} that it did not, taken in the order of the "
+        "sha256 of their ids, so nobody chose them. The tables above give the shares.",
+    )
+    for name in list(dict.fromkeys(key[0] for key in asked))[: limits.groups]:
+        ordered = sorted((key for key in asked if key[0] == name), key=lambda key: hashlib.sha256(key[1].encode("utf-8", "replace")).hexdigest())
+        right = [key for key in ordered if _correct(asked[key].get(judge))]
+        wrong = [key for key in ordered if not _correct(asked[key].get(judge))]
+        yield Heading(f"{set_name(name)}: {counted(len(right), 'question')} exact, {len(wrong)} not")
+        for key in right[: limits.examples] + wrong[: limits.examples]:
+            yield _exchange(asked[key], models, limits)
+
+
+def _asked(run: Run, stage: Stage) -> dict[tuple[str, str], dict[str, Row]]:
+    """(set, id) -> model -> its row."""
+    asked: dict[tuple[str, str], dict[str, Row]] = {}
+    for count, row in enumerate(run.rows(stage.folder / "answers.jsonl")):
+        if count == MOST_ANSWERS:
+            break
+        key = (text(row.get("set")) or "–", str(row.get("id", "")))
+        asked.setdefault(key, {})[text(row.get("model"))] = row
+    return asked
+
+
+def _correct(row: Row | None) -> bool:
+    if row is None:
+        return False
+    value = row.get("exact", row.get("exact_match"))
+    return value is True or number(value) == 1.0
+
+
+def _exchange(rows: Mapping[str, Row], models: list[str], limits: Limits) -> Exchange:
+    first = next(iter(rows.values()))
+    quotes = []
+    expected = text(first.get("expected"))
+    if expected:
+        quotes.append(Quote("the page says", clip(expected, limits.characters), "soft"))
+    for name in models + [name for name in rows if name not in models]:
+        row = rows.get(name)
+        if row is not None:
+            label = name if row.get("stopped") is not False else f"{name} (did not stop by itself)"
+            tone = "good" if _correct(row) else "bad"
+            quotes.append(Quote(label, clip(text(row.get("answer")) or "(nothing)", limits.characters), tone if expected else ""))
+    return Exchange(clip(text(first.get("question")), limits.characters), quotes, "Question")

@@ -1,0 +1,189 @@
+"""What happened to the model: curves of every training stage, and the same prompts answered as it learned."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from markupsafe import Markup
+
+from luyen.report.blocks import Block, Charts, Exchange, Facts, Heading, Limits, Note, Quote, Section, missing
+from luyen.report.curves import SECOND, Line, draw, smooth, thin
+from luyen.report.reading import Run, Stage, parameters, pick, series, text
+from luyen.report.wording import clip, counted, decimal, duration, short, size, whole
+
+Columns = dict[str, tuple[list[float], list[float]]]
+
+
+@dataclass(frozen=True)
+class Curves:
+    """What a training stage logged; every entry is the pair (steps, values)."""
+
+    columns: Columns
+
+    def of(self, name: str) -> tuple[list[float], list[float]]:
+        """Steps and values of one column."""
+        return self.columns[name]
+
+    def last(self, name: str) -> float | None:
+        """Its last value."""
+        return self.columns[name][1][-1] if self.columns[name][1] else None
+
+    def lowest(self, name: str) -> float | None:
+        """Its lowest value."""
+        return min(self.columns[name][1], default=None)
+
+
+COLUMNS = ("loss", "learning_rate", "tokens", "heldout_bits_per_byte", "heldout_loss")
+
+
+def read_curves(run: Run, stage: Stage) -> Curves:
+    """The columns of `metrics.jsonl` that the page draws."""
+    return Curves(series(run.rows(stage.folder / "metrics.jsonl"), "step", *COLUMNS))
+
+
+def weights_of(stage: Stage) -> float | None:
+    """Number of parameters, as the stage says it or as its weights have it."""
+    return stage.number("parameters", "num_parameters", "model.parameters") or parameters(stage.folder / "model")
+
+
+def final_loss(run: Run, stage: Stage) -> float | None:
+    """The stage's own figure, else the mean of the last 20 logged steps."""
+    said = stage.number("final_loss", "loss")
+    if said is not None:
+        return said
+    tail = read_curves(run, stage).of("loss")[1][-20:]
+    return math.fsum(tail) / len(tail) if tail else None
+
+
+def tokens_of(stage: Stage) -> float | None:
+    """Tokens that a training stage read."""
+    said = pick(stage.manifest, "tokens")
+    return said if said is not None else stage.number("tokens", "tokens_seen", "train_tokens")
+
+
+def training(run: Run, limits: Limits) -> Section:
+    """Loss, held-out bits per byte and learning rate of every training stage."""
+    section = Section(
+        "training", "How the model learned",
+        "Loss is how surprised the model is by the next token: it must fall, and on held-out text too. If the held-out curve turns up while "
+        "the training loss still falls, the model has begun to memorise.",
+    )  # fmt: skip
+    stages = run.of_kind("model")
+    if not any(stage.folder.is_dir() for stage in stages):
+        section.blocks.append(missing(stages, "the training curves"))
+    drawn = 0
+    for index, stage in enumerate(stages):
+        if not stage.folder.is_dir():
+            continue
+        section.blocks.append(Heading(f"{stage.name}: {_purpose(stage)}"))
+        curves = read_curves(run, stage)
+        section.blocks.append(_figures(run, stage, curves))
+        if drawn < limits.charts:
+            drawn += 1
+            section.blocks.extend(_charts(run, stage, curves, index))
+        else:
+            section.blocks.append(Note("Its curves are left out to keep the page small; they are in metrics.jsonl."))
+    return section
+
+
+def _purpose(stage: Stage) -> str:
+    return {"pretrain": "reading the documents", "sft": "learning to answer"}.get(stage.verb, stage.verb or "training")
+
+
+def _figures(run: Run, stage: Stage, curves: Curves) -> Facts:
+    steps = curves.of("loss")[0]
+    target = pick(stage.config, "train.steps", "steps")
+    rate = _median(series(run.rows(stage.folder / "timings.jsonl"), "step", "tokens_per_second")["tokens_per_second"][1])
+    estimate, measured = pick(stage.manifest, "estimate.seconds"), pick(stage.manifest, "seconds")
+    memory, expected = pick(stage.manifest, "peak_bytes"), pick(stage.manifest, "estimate.bytes")
+    first, last = (curves.of("loss")[1][0], final_loss(run, stage)) if steps else (None, None)
+    bits = curves.last("heldout_bits_per_byte")
+    candidates = [
+        ("Parameters", weights_of(stage), whole, "numbers that were trained"),
+        ("Steps", steps[-1] if steps else None, whole, f"of {whole(target)} planned" if target and steps and steps[-1] < target else ""),
+        ("Loss", last, lambda value: decimal(value, 3), f"from {decimal(first, 3)} at the first step" if first is not None else ""),
+        ("Held-out text", bits, lambda value: f"{decimal(value, 3)} bits/byte", f"best {decimal(curves.lowest('heldout_bits_per_byte'), 3)}"),
+        ("Speed", rate, lambda value: f"{whole(round(value))} tokens/s", "median over the steps"),
+        ("Time", measured, duration, f"estimated {duration(estimate)}" if estimate is not None else "no estimate was kept"),
+        ("Memory at its peak", memory, size, f"estimated {size(expected)}" if expected is not None else ""),
+    ]  # fmt: skip
+    return Facts([(label, show(value), remark) for label, value, show, remark in candidates if value is not None])
+
+
+def _median(values: Sequence[float]) -> float | None:
+    return sorted(values)[len(values) // 2] if values else None
+
+
+def _charts(run: Run, stage: Stage, curves: Curves, index: int) -> Iterator[Block]:
+    drawings: list[tuple[Markup, str, str]] = []
+    steps, losses = curves.of("loss")
+    if len(steps) > 1:
+        drawings.append(_loss_chart(run, stage, steps, losses, index))
+    for column, unit in (("heldout_bits_per_byte", "bits per byte"), ("heldout_loss", "nats per token")):
+        x, y = curves.of(column)
+        if len(x) > 1:
+            x, y, _ = thin(x, y)
+            svg = draw([Line(x, y, color=SECOND, dots=len(x) < 40)], name=f"s{index}-{column}", x_label="step", y_label=f"held-out text, {unit}")
+            drawings.append((svg, "Text that the model never trained on.", f"From {decimal(y[0])} to {decimal(y[-1])} {unit}, lowest {decimal(min(y))}."))
+            break
+    x, y = curves.of("learning_rate")
+    if len(x) > 1:
+        x, y, _ = thin(x, y)
+        svg = draw([Line(x, y)], name=f"s{index}-rate", x_label="step", y_label="learning rate", floor_zero=True)
+        drawings.append((svg, "How large a step the optimizer takes.", f"Highest {short(max(y))}, at the end {short(y[-1])}."))
+    if drawings:
+        yield Charts(drawings)
+    elif stage.state != "done":
+        yield Note("Too few steps were logged to draw a curve.")
+
+
+def _loss_chart(run: Run, stage: Stage, steps: list[float], losses: list[float], index: int) -> tuple[Markup, str, str]:
+    smoothed = thin(steps, smooth(losses))
+    x, y, width = thin(steps, losses)
+    vocabulary = next((size for item in run.finished("tokenizer") if (size := item.number("vocab_size") or pick(item.config, "vocab_size"))), None)
+    level = None
+    if stage.verb == "pretrain" and vocabulary and vocabulary > 1:
+        level = (math.log(vocabulary), f"guessing: ln {vocabulary:,.0f} = {math.log(vocabulary):.2f}")
+    lines = [Line(x, y, "each step" if width == 1 else f"mean of {width} steps", faint=True), Line(smoothed[0], smoothed[1], "smoothed")]
+    svg = draw(lines, name=f"s{index}-loss", x_label="step", y_label="training loss, nats per token", level=level)
+    said = f"From {decimal(losses[0])} at step {short(steps[0])} to {decimal(losses[-1])} at step {short(steps[-1])}."
+    return svg, "What the model trained on.", said
+
+
+def samples(run: Run, limits: Limits) -> Section:
+    """The fixed prompts of every training stage, answered at its first, middle and last evaluation."""
+    section = Section(
+        "samples", "The same prompts as it learned",
+        "The model continued these fixed prompts at every evaluation, always with the same settings. Read down: babble becomes words, words "
+        "become sentences, sentences become answers.",
+    )  # fmt: skip
+    told: dict[str, list[Quote]] = {}
+    for stage in run.of_kind("model"):
+        for prompt, answers in _answers(run, stage).items():
+            told.setdefault(prompt, []).extend(_chosen(stage, answers, limits))
+    if not told:
+        section.blocks.append(missing(run.of_kind("model"), "answers to the fixed prompts"))
+    # Prompts that several stages answered come first; the order is otherwise the recipe's.
+    ordered = sorted(told.items(), key=lambda item: -len({quote.label.partition(",")[0] for quote in item[1]}))
+    section.blocks.extend(Exchange(clip(prompt, limits.characters), quotes, "Prompt") for prompt, quotes in ordered[: limits.groups])
+    if len(ordered) > limits.groups:
+        section.blocks.append(Note(f"{counted(len(ordered) - limits.groups, 'more prompt')} left out to keep the page small; see samples.jsonl."))
+    return section
+
+
+def _answers(run: Run, stage: Stage) -> dict[str, list[tuple[float, str]]]:
+    answers: dict[str, list[tuple[float, str]]] = {}
+    for row in run.rows(stage.folder / "samples.jsonl"):
+        step = pick(row, "step")
+        if step is not None and isinstance(row.get("prompt"), str) and isinstance(row.get("answer"), str):
+            answers.setdefault(text(row["prompt"]), []).append((step, text(row["answer"])))
+    return answers
+
+
+def _chosen(stage: Stage, answers: list[tuple[float, str]], limits: Limits) -> list[Quote]:
+    """First, middle and last answer of a stage."""
+    answers = sorted(answers, key=lambda pair: pair[0])
+    picked = sorted({0, len(answers) // 2, len(answers) - 1}) if limits.examples >= 3 else [len(answers) - 1]
+    return [Quote(f"{stage.name}, step {short(answers[i][0])}", clip(answers[i][1], limits.characters)) for i in picked]

@@ -1,0 +1,159 @@
+"""The run as a whole: stages with their time, tokens and energy; recipe, versions and lineage."""
+
+from __future__ import annotations
+
+import json
+
+from luyen.core.manifest import content_fingerprint
+from luyen.report.blocks import Block, Cell, Code, Limits, Note, Section, Table
+from luyen.report.model_sections import final_loss, tokens_of, weights_of
+from luyen.report.reading import ENVIRONMENT, RECIPE, Run, Stage, mapping, number, pick, text
+from luyen.report.wording import clip, counted, decimal, duration, energy, moment, share, size, whole
+
+STATES = {"done": "done", "failed": "failed", "stopped": "not finished", "waiting": "not begun"}
+
+
+def stages(run: Run, limits: Limits) -> Section:
+    """One row per stage, a total, and what happened when."""
+    section = Section(
+        "stages", "What was done",
+        "Each stage takes what the one before it made. Estimates were made before the stage began, so you can see how far to trust them "
+        "for a longer run.",
+    )  # fmt: skip
+    longest = max((pick(stage.manifest, "seconds") or 0 for stage in run.stages), default=0)
+    columns = ["Stage", "Result", "Time", "Tokens", "Loss", "Peak memory", "Energy"]
+    rows = [_row(run, stage, longest) for stage in run.stages[: limits.rows]]
+    if not rows:
+        section.blocks.append(Note("The recipe has no stage that can be read.", "bad"))
+        return section
+    rows.append(_total(run))
+    section.blocks.append(Table("Stages in the order in which they ran", columns, rows, (2, 3, 4, 5, 6), totals=True))
+    if all(pick(stage.manifest, "joules") is None for stage in run.stages):
+        section.blocks.append(Note("Energy could not be measured: this machine gives no power counter that an ordinary user may read."))
+    section.blocks.extend(_events(run, limits))
+    return section
+
+
+def _row(run: Run, stage: Stage, longest: float) -> list[Cell | str]:
+    seconds, estimate = pick(stage.manifest, "seconds"), pick(stage.manifest, "estimate.seconds")
+    memory, expected = pick(stage.manifest, "peak_bytes"), pick(stage.manifest, "estimate.bytes")
+    trained = stage.kind == "model"
+    result = outcome(stage) if stage.state == "done" else STATES[stage.state].capitalize() + (f": {clip(stage.error, 300)}" if stage.error else "")
+    return [
+        Cell(stage.name, stage.verb, "strong"),
+        Cell(result, "" if stage.planned or not run.recipe else "left from an earlier recipe", "" if stage.state == "done" else "bad"),
+        Cell(duration(seconds), f"estimated {duration(estimate)}" if estimate is not None else "", share=seconds / longest if seconds and longest else None),
+        Cell(whole(tokens_of(stage)) if trained else "–"),
+        Cell(decimal(final_loss(run, stage)) if trained else "–"),
+        Cell(size(memory), f"estimated {size(expected)}" if expected is not None and memory is not None else ""),
+        Cell(energy(pick(stage.manifest, "joules"))),
+    ]
+
+
+def _total(run: Run) -> list[Cell | str]:
+    def summed(values: list[float | None]) -> float | None:
+        known = [value for value in values if value is not None]
+        return sum(known) if known else None
+
+    done = sum(stage.state == "done" for stage in run.stages)
+    peaks = [peak for stage in run.stages if (peak := pick(stage.manifest, "peak_bytes")) is not None]
+    return [
+        Cell("Total", tone="strong"),
+        Cell(f"{done} of {counted(len(run.stages), 'stage')} done", tone="" if done == len(run.stages) else "bad"),
+        Cell(duration(summed([pick(stage.manifest, "seconds") for stage in run.stages]))),
+        Cell(whole(summed([tokens_of(stage) for stage in run.of_kind("model")]))),
+        Cell("–"),
+        Cell(size(max(peaks, default=None)), "highest" if peaks else ""),
+        Cell(energy(summed([pick(stage.manifest, "joules") for stage in run.stages]))),
+    ]
+
+
+def outcome(stage: Stage) -> str:
+    """What a finished stage made, in a few words."""
+    match stage.kind:
+        case "pages" if (pages := stage.number("pages", "fetched")) is not None:
+            return f"{counted(pages, 'page')}, {size(stage.number('bytes'))}"
+        case "corpus" if (kept := stage.number("documents", "documents_out", "kept")) is not None:
+            before = stage.number("documents_in", "pages")
+            return f"{counted(kept, 'clean document')}" + (f" of {whole(before)} ({share(kept / before, 0)})" if before else "")
+        case "tokenizer" if (vocabulary := stage.number("vocab_size") or pick(stage.config, "vocab_size")) is not None:
+            return f"a vocabulary of {counted(vocabulary, 'piece')}"
+        case "model" if (weights := weights_of(stage)) is not None:
+            return f"{'a chat model' if stage.verb == 'sft' else 'a base model'} of {counted(weights, 'parameter')}"
+        case "questions" if (pairs := stage.number("train.rows", "train", "rows")) is not None:
+            return f"{counted(pairs, 'training conversation')}"
+        case "evaluation" if (asked := stage.number("answers", "examples", "questions")) is not None:
+            return f"{counted(asked, 'answer')} graded"
+    return text(stage.metrics.get("summary")) or (f"{stage.kind or 'result'} written")
+
+
+def _events(run: Run, limits: Limits) -> list[Block]:
+    rows: list[list[Cell | str]] = [
+        [moment(event.get("time")) or "–", text(event.get("stage")) or "the run", text(event.get("event")),
+         Cell(clip(next((text(event.get(key)) for key in ("error", "message", "reason") if text(event.get(key))), ""), 200), tone="soft")]
+        for event in run.events[-limits.rows :]
+    ]  # fmt: skip
+    interrupted = [event for event in run.events if event.get("event") in ("interrupted", "resumed", "failed")]
+    if not interrupted:
+        return []
+    cut = f"; the last {len(rows)} of {len(run.events)}" if len(run.events) > len(rows) else ""
+    return [Table(f"What happened when (the run did not go through in one piece{cut})", ["Time", "Stage", "Event", "Remark"], rows)]
+
+
+def recipe(run: Run, limits: Limits) -> Section:
+    """The exact recipe, the versions and the fingerprint of every result."""
+    section = Section(
+        "recipe", "Exactly how to repeat it",
+        "With this recipe, these versions and this seed, the same machine makes the same bytes again. The fingerprints tell whether two "
+        "runs really had the same inputs.",
+    )  # fmt: skip
+    section.blocks.append(_versions(run, limits))
+    lineage: list[list[Cell | str]] = []
+    for stage in run.stages[: limits.rows]:
+        if stage.manifest:
+            inputs = ", ".join(f"{name} {text(value)[:12]}" for name, value in mapping(stage.manifest.get("inputs")).items())
+            lineage.append([
+                Cell(stage.name, tone="strong"), Cell(result_fingerprint(stage)[:12] or "–", tone="code"), Cell(clip(inputs, 300) or "nothing", tone="code"),
+                Cell(str(stage.manifest.get("seed", "–"))[:30], tone="code"),
+            ])  # fmt: skip
+    if lineage:
+        section.blocks.append(Table("What was made of what (first 12 digits of sha256)", ["Stage", "Its content", "Made from", "Seed"], lineage))
+    if run.recipe_text:
+        section.blocks.append(Code(f"The recipe with every default written out ({RECIPE})", clip(run.recipe_text, limits.code), folded=True))
+    else:
+        section.blocks.append(Note(f"The run has no {RECIPE} that can be read.", "bad"))
+    if run.environment:
+        shown = json.dumps(run.environment, indent=2, ensure_ascii=False, default=str)
+        section.blocks.append(Code(f"The machine and its software ({ENVIRONMENT})", clip(shown, limits.code // 2), folded=True))
+    return section
+
+
+def versions_of(run: Run) -> dict[str, str]:
+    """Package -> version, from the environment or from the newest manifest that has them."""
+    found = mapping(run.environment.get("versions"))
+    for stage in run.stages:
+        found = found or mapping(stage.manifest.get("versions"))
+    return {str(name): str(value) for name, value in found.items()}
+
+
+def result_fingerprint(stage: Stage) -> str:
+    """Hash of what the stage's folder holds; "" when its manifest lists no files."""
+    try:
+        return content_fingerprint(stage.manifest)
+    except (KeyError, TypeError, AttributeError, ValueError):
+        return ""
+
+
+def _versions(run: Run, limits: Limits) -> Table:
+    rows: list[list[Cell | str]] = []
+    seed = run.recipe.get("seed")
+    if seed is not None:
+        rows.append(["seed", Cell(str(seed)[:40], tone="code")])
+    for name in ("platform", "machine", "processors", "threads", "device", "gpu"):
+        value = run.environment.get(name)
+        if isinstance(value, str) and value or number(value) is not None:
+            rows.append([name, Cell(str(value)[:200], tone="code")])
+    main = versions_of(run)
+    first = [name for name in ("luyen", "python", "torch") if name in main]
+    rows += [[name, Cell(main[name][:80], tone="code")] for name in first + [name for name in main if name not in first][: limits.rows]]
+    return Table("Seed, machine and versions", ["What", "Value"], rows or [["nothing was recorded", "–"]])

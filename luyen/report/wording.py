@@ -1,0 +1,97 @@
+"""Figures with their units, as a person reads them."""
+
+from __future__ import annotations
+
+import datetime
+
+
+def whole(value: float | None) -> str:
+    """12345 -> "12,345"; from a million on in words with three digits."""
+    if value is None:
+        return "–"
+    for limit, name in ((1e12, "trillion"), (1e9, "billion"), (1e6, "million")):
+        if abs(value) >= limit:
+            return f"{value / limit:.3g} {name}" if abs(value) < 1000 * limit else f"{value / limit:,.0f} {name}"
+    return f"{value:,.0f}"
+
+
+def counted(value: float | None, singular: str, plural: str = "") -> str:
+    """3, "page" -> "3 pages"."""
+    return f"{whole(value)} {singular if value == 1 else plural or singular + 's'}"
+
+
+def size(value: float | None) -> str:
+    """Bytes in decimal units."""
+    if value is None:
+        return "–"
+    for limit, unit in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if abs(value) >= limit:
+            return f"{value / limit:.3g} {unit}" if abs(value) < 1000 * limit else f"{value / limit:,.0f} {unit}"
+    return f"{value:,.0f} B"
+
+
+def duration(seconds: float | None) -> str:
+    """0.42 -> "0.4 s", 292 -> "4 min 52 s", 3780 -> "1 h 03 min"."""
+    if seconds is None:
+        return "–"
+    if seconds < 10:
+        return f"{seconds:.1f} s" if seconds >= 0.05 else "under 0.1 s"
+    whole_seconds = round(seconds)
+    if whole_seconds < 60:
+        return f"{whole_seconds} s"
+    if whole_seconds < 3600:
+        return f"{whole_seconds // 60} min {whole_seconds % 60:02d} s"
+    minutes = round(seconds / 60)
+    return f"{minutes // 60:,} h {minutes % 60:02d} min"
+
+
+def share(value: float | None, digits: int = 1) -> str:
+    """0.641 -> "64.1 %"."""
+    return "–" if value is None else f"{100 * value:.{digits}f} %"
+
+
+def decimal(value: float | None, digits: int = 3) -> str:
+    """A plain number with a fixed number of digits."""
+    return "–" if value is None else f"{value:,.{digits}f}"
+
+
+def short(value: float | None) -> str:
+    """A number of unknown size, four significant digits, no exponent where it can be avoided."""
+    if value is None:
+        return "–"
+    if value == int(value) and abs(value) < 1e15:
+        return whole(value)
+    return f"{value:,.4g}" if 1e-4 <= abs(value) < 1e6 else f"{value:.3g}"
+
+
+def energy(joules: float | None) -> str:
+    """Joules as watt-hours."""
+    if joules is None:
+        return "–"
+    return f"{joules / 3600:.3g} Wh" if joules < 3.6e6 else f"{joules / 3.6e6:.3g} kWh"
+
+
+def moment(value: object) -> str:
+    """A time of an event (ISO text or seconds since 1970) as "2026-11-21 09:02 UTC"; "" when it is none."""
+    try:
+        if isinstance(value, str):
+            when = datetime.datetime.fromisoformat(value)
+        elif isinstance(value, (int, float)) and not isinstance(value, bool):
+            when = datetime.datetime.fromtimestamp(value, datetime.UTC)
+        else:
+            return ""
+        if when.tzinfo is None:
+            when = when.replace(tzinfo=datetime.UTC)
+        return when.astimezone(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
+    except (ValueError, OverflowError, OSError):
+        return ""
+
+
+def clip(value: str, limit: int) -> str:
+    """At most `limit` characters, and how many were cut."""
+    return value if len(value) <= limit else f"{value[:limit].rstrip()} … (cut: {whole(len(value) - limit)} more characters)"
+
+
+def joined(items: list[str]) -> str:
+    """["a", "b", "c"] -> "a, b and c"."""
+    return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}" if items else ""
