@@ -1,0 +1,39 @@
+"""Pretraining by causal language modelling (Radford et al., 2018, section 3.1, equation 1; Llama 2, arXiv:2307.09288, section 2).
+
+    L = - sum_t  log p(x_t | x_1, ..., x_{t-1})        within one document; no token sees another document
+
+Shapes: T tokens of a packed batch, D hidden size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from luyen.data.loader import Batch, PackedStream
+from luyen.models.attention import Layout
+from luyen.models.transformer import Transformer
+from luyen.objectives.language_model import linear_cross_entropy
+from luyen.objectives.loss import Loss
+
+
+class Pretrain:
+    """Every token of every document is predicted from the ones before it."""
+
+    def __init__(self, model: Transformer, stream: PackedStream) -> None:
+        self.model, self.stream = model, stream
+
+    def batches(self, state: dict[str, Any] | None) -> Iterator[tuple[Batch, dict[str, Any]]]:
+        """Packed documents without end."""
+        return self.stream.batches(state)
+
+    def loss(self, batch: Batch) -> Loss:
+        """Summed negative log-likelihood of the batch's targets in nats."""
+        return next_token_loss(self.model, batch)
+
+
+def next_token_loss(model: Transformer, batch: Batch) -> Loss:
+    """Summed negative log-likelihood (nats) of `batch.targets_T`; positions without target never reach the head."""
+    layout = Layout.packed(batch.lengths, batch.tokens_T.device)
+    hidden_TD = model(batch.tokens_T[None], layout)[0]
+    return Loss(linear_cross_entropy(hidden_TD, model.head_weight, batch.targets_T), batch.num_targets)

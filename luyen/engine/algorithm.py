@@ -1,0 +1,75 @@
+"""What the loop asks of an algorithm, what it calls at evaluations, and what it returns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+from luyen.objectives.loss import Loss
+
+
+class Batch(Protocol):
+    """What the loop asks of a batch."""
+
+    @property
+    def tokens_T(self) -> Tensor:
+        """Token ids; only their number is read here."""
+
+    @property
+    def sample_ids(self) -> tuple[str, ...]:
+        """Which samples are in it."""
+
+    @property
+    def num_targets(self) -> int:
+        """Items that its loss sums over."""
+
+    def to(self, device: Any) -> Batch:
+        """The batch on another device."""
+
+
+class Algorithm(Protocol):
+    """A stream of batches and a loss."""
+
+    @property
+    def model(self) -> nn.Module:
+        """What is trained."""
+
+    def batches(self, state: dict[str, Any] | None) -> Iterator[tuple[Any, dict[str, Any]]]:
+        """Endless (batch, state); `batches(state)` continues right after the batch that was yielded with `state`."""
+
+    def loss(self, batch: Any) -> Loss:
+        """The summed loss of a batch; its count equals `batch.num_targets`."""
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """What happens at every evaluation, with the model in eval mode and without gradients. Random state is put back afterwards."""
+
+    evaluate: Callable[[], Mapping[str, float]] | None = None
+    """Measures the model as it is now; becomes a row of metrics.jsonl."""
+    samples: Callable[[], Iterable[Mapping[str, str]]] | None = None
+    """Texts of the model as it is now; become rows of samples.jsonl."""
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a finished run did, all resumed parts together."""
+
+    steps: int
+    tokens: int
+    """Tokens read."""
+    targets: int
+    """Targets trained on."""
+    loss: float
+    """Mean loss of the last update."""
+    evaluation: dict[str, float]
+    """The last evaluation."""
+    seconds: float
+    """Time in the loop; work that a kill destroyed is not in it."""
+    peak_bytes: int
+    """Most memory held by this process (or its GPU)."""
+    joules: float | None
+    """Energy, None where it cannot be measured."""

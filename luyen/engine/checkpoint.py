@@ -1,0 +1,175 @@
+"""Checkpoints: folders `step-00000100` that are whole or not there, verified before they are used.
+
+Each holds model.safetensors (parameters and persistent buffers), optimizer.safetensors (state tensors by parameter name),
+random.safetensors (every random generator), state.json (step, stream position, log lengths, ...: nothing of when or how long),
+timing.json (seconds, joules) and luyen.json with the sha256 of each. A folder is written under a temporary name, every
+file fsynced, and renamed last, so a kill at any point leaves the previous checkpoints as they were.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+import shutil
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from luyen.core import manifest, progress, seed
+from luyen.core.errors import DamagedFile, ModelError, StorageError
+
+KIND = "checkpoint"
+FILES = frozenset({"model.safetensors", "optimizer.safetensors", "random.safetensors", "state.json", "timing.json"})
+_NAME = re.compile(r"step-(\d{8,})")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A verified checkpoint on disk."""
+
+    folder: Path
+    state: dict[str, Any]
+    timing: dict[str, Any]
+
+
+def save(
+    root: Path, model: nn.Module, optimizers: Iterable[Optimizer], state: Mapping[str, Any], timing: Mapping[str, Any]
+) -> Path:  # fmt: skip
+    """Write `root/step-N` for N = state["step"], with the random generators as they are now. Returns the folder.
+
+    An existing folder of that step is replaced. Raises StorageError when the disk is full; earlier checkpoints are intact.
+    """
+    final = root / f"step-{state['step']:08d}"
+    groups = {"model": model_tensors(model), "optimizer": optimizer_tensors(model, optimizers), "random": seed.random_state()}
+    needed = sum(tensor.nbytes for tensors in groups.values() for tensor in tensors.values())
+    try:
+        with manifest.new_folder(final) as folder:
+            for name, tensors in groups.items():
+                _save_tensors(folder / f"{name}.safetensors", tensors)
+            manifest.write_json(folder / "state.json", dict(state))
+            manifest.write_json(folder / "timing.json", dict(timing))
+            manifest.seal(folder, KIND)
+    except StorageError as error:
+        raise StorageError(f"{error}. A checkpoint needs {needed / 1e6:.1f} MB") from error
+    return final
+
+
+def newest_valid(root: Path) -> Checkpoint | None:
+    """The newest checkpoint whose every file agrees with its manifest. Damaged newer ones are named and passed over."""
+    for folder in _folders(root):
+        try:
+            return open_checkpoint(folder)
+        except DamagedFile as error:
+            progress.say(f"{error}. The checkpoint before it is used instead")
+    return None
+
+
+def open_checkpoint(folder: Path) -> Checkpoint:
+    """A checkpoint after checking every file against the manifest. Raises DamagedFile naming the first bad one."""
+    try:
+        found = manifest.verify(folder)
+        kind, names = found["kind"], set(found["files"])
+    except (KeyError, TypeError, AttributeError) as error:
+        raise DamagedFile(folder / manifest.MANIFEST, f"is not a manifest ({error!r})") from error
+    if kind != KIND or names != FILES:
+        raise DamagedFile(folder / manifest.MANIFEST, "is not that of a checkpoint")
+    return Checkpoint(folder, manifest.read_json(folder / "state.json"), manifest.read_json(folder / "timing.json"))
+
+
+def restore(checkpoint: Checkpoint, model: nn.Module, optimizers: Iterable[Optimizer]) -> None:
+    """Put a checkpoint's tensors into the model, the optimizers and the random generators, in place.
+
+    Raises ModelError when its names or shapes are not the model's; nothing is changed then.
+    """
+    folder = checkpoint.folder
+    found, stored = load_file(folder / "model.safetensors"), model_tensors(model)
+    _check_fit(found, stored, folder)
+    with torch.no_grad():
+        for name, tensor in stored.items():
+            tensor.copy_(found[name])
+    states = load_file(folder / "optimizer.safetensors")
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    for optimizer in optimizers:
+        for parameter in (parameter for group in optimizer.param_groups for parameter in group["params"]):
+            prefix = f"{names[id(parameter)]}:"
+            optimizer.state[parameter] = {
+                key.removeprefix(prefix): tensor.to(parameter.device) for key, tensor in states.items() if key.startswith(prefix)
+            }
+    seed.restore_random_state(load_file(folder / "random.safetensors"))
+
+
+def retain(root: Path, keep_last: int) -> None:
+    """Delete checkpoints older than the newest `keep_last` valid ones. Damaged ones do not count and never push out a valid one."""
+    valid = 0
+    for folder in _folders(root):
+        if valid >= keep_last:
+            _delete(folder)
+            continue
+        with contextlib.suppress(DamagedFile):
+            open_checkpoint(folder)
+            valid += 1
+
+
+def clean(root: Path) -> None:
+    """Remove what a killed process left half written or half deleted."""
+    for leftover in root.glob(f"{manifest.TEMPORARY}*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+def model_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters (a shared one once) and persistent buffers by name; they share memory with the model."""
+    once = {name for name, _ in model.named_parameters()} | {name for name, _ in model.named_buffers()}
+    return {name: tensor.detach() for name, tensor in model.state_dict().items() if name in once}
+
+
+def optimizer_tensors(model: nn.Module, optimizers: Iterable[Optimizer]) -> dict[str, Tensor]:
+    """All state of the optimizers as tensors named `parameter:key`."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    return {
+        f"{names[id(parameter)]}:{key}": torch.as_tensor(value)
+        for optimizer in optimizers
+        for parameter, values in optimizer.state.items()
+        for key, value in values.items()
+    }
+
+
+def _save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    try:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
+    except SafetensorError as error:  # it tells of a full disk in its text only
+        code = re.search(r"os error (\d+)", str(error))
+        number = int(code.group(1)) if code else errno.EIO
+        raise OSError(number, os.strerror(number), str(path)) from error
+
+
+def _folders(root: Path) -> list[Path]:
+    """Checkpoint folders, newest first."""
+    found = [(int(match.group(1)), path) for path in root.glob("step-*") if (match := _NAME.fullmatch(path.name)) and path.is_dir()]
+    return [path for _, path in sorted(found, reverse=True)]
+
+
+def _delete(folder: Path) -> None:
+    """Rename first, so that a kill in the middle leaves nothing that looks like a damaged checkpoint."""
+    retired = folder.with_name(f"{manifest.TEMPORARY}retired-{folder.name}")
+    with manifest.storage_errors(folder):
+        os.rename(folder, retired)
+        shutil.rmtree(retired)
+
+
+def _check_fit(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], folder: Path) -> None:
+    for name in sorted(found.keys() | expected.keys()):
+        shapes = [tuple(tensors[name].shape) if name in tensors else None for tensors in (found, expected)]
+        if shapes[0] != shapes[1]:
+            raise ModelError(
+                f"checkpoint {folder} is of another model: {name}", found=shapes[0] or "nothing", expected=shapes[1] or "nothing",
+                fix="Start anew in another folder, or build the same model.",
+            )  # fmt: skip

@@ -1,0 +1,83 @@
+"""How to train, whatever is trained. Nothing here imports torch, so a wrong key is told at once."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from luyen.core.config import Config
+
+
+class OptimizerConfig(Config):
+    """The rule that turns gradients into updates."""
+
+    name: Literal["adamw", "muon"] = "adamw"
+    """adamw; or muon for the matrices of the hidden layers with adamw for embeddings, norms and head."""
+    learning_rate: float = Field(default=1e-3, gt=0)
+    """Peak learning rate; Muon's updates are scaled so that one rate serves both."""
+    beta1: float = Field(default=0.9, ge=0, lt=1)
+    """Decay of AdamW's first moment."""
+    beta2: float = Field(default=0.95, ge=0, lt=1)
+    """Decay of AdamW's second moment."""
+    epsilon: float = Field(default=1e-8, gt=0)
+    """Added to the root of AdamW's second moment."""
+    weight_decay: float = Field(default=0.1, ge=0)
+    """Decoupled decay of matrices; norms, biases and embeddings have none."""
+    momentum: float = Field(default=0.95, ge=0, lt=1)
+    """Muon's Nesterov momentum."""
+
+
+class ScheduleConfig(Config):
+    """The learning rate over the steps, as a share of its peak."""
+
+    name: Literal["constant", "linear", "cosine", "wsd"] = "cosine"
+    """After the warm-up: constant, linear or cosine to the end, or wsd: stable, then a decay at the end."""
+    warmup_fraction: float = Field(default=0.02, ge=0, le=1)
+    """Share of all steps over which the rate rises linearly."""
+    warmup_steps: int | None = Field(default=None, ge=0)
+    """The same in steps; empty: by warmup_fraction."""
+    final_fraction: float = Field(default=0.1, ge=0, le=1)
+    """Share of the peak that is left at the end."""
+    decay_fraction: float = Field(default=0.2, gt=0, le=1)
+    """wsd: share of all steps in the decay."""
+
+
+class CheckpointConfig(Config):
+    """When to save what is needed to continue."""
+
+    every_steps: int = Field(default=200, ge=1)
+    """Steps between two checkpoints; the last step and a stop by a signal save one too."""
+    keep_last: int = Field(default=2, ge=1)
+    """Valid checkpoints to keep."""
+
+
+class TrainConfig(Config):
+    """The training loop."""
+
+    steps: int = Field(default=1000, ge=1)
+    """Updates of the weights."""
+    accumulation: int = Field(default=1, ge=1)
+    """Micro-batches per update; the gradient is that of one large batch."""
+    clip_norm: float = Field(default=1.0, gt=0)
+    """Largest norm of the whole gradient; larger ones are scaled down to it."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Type of the matrix products; weights and optimizer stay fp32. auto: bf16 or fp16 on a GPU, fp32 on a CPU."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:N or mps."""
+    evaluate_every: int = Field(default=200, ge=0)
+    """Steps between two evaluations, besides the ones before the first step and after the last; 0: only those two."""
+    activations: Literal["keep", "selective", "recompute"] = "keep"
+    """keep all activations, or recompute those of every second layer (selective) or of every layer in the backward pass."""
+    optimizer: OptimizerConfig = OptimizerConfig()
+    """The optimizer."""
+    schedule: ScheduleConfig = ScheduleConfig()
+    """The learning rate over time."""
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    """Checkpoints."""
+
+    @model_validator(mode="after")
+    def _check(self) -> TrainConfig:
+        if self.schedule.warmup_steps is not None and self.schedule.warmup_steps > self.steps:
+            raise ValueError(f"schedule.warmup_steps {self.schedule.warmup_steps} is more than the {self.steps} steps")
+        return self

@@ -1,0 +1,266 @@
+"""One training run under way: the parts of the loop in trainer.py, and everything that a checkpoint must hold."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from luyen.core import config as configs
+from luyen.core import progress
+from luyen.core.device import pick_device, pick_dtype
+from luyen.core.errors import ConfigError, DataError, Interrupted, NonFinite
+from luyen.core.seed import derive, random_state, restore_random_state, seed_everything
+from luyen.engine import checkpoint, memory, optim, schedule
+from luyen.engine.algorithm import Algorithm, Batch, Hooks, TrainResult
+from luyen.engine.config import TrainConfig
+from luyen.engine.energy import EnergyMeter
+from luyen.engine.logs import LineLog
+from luyen.engine.precision import LossScale, autocast
+
+NAMED_SAMPLES = 16
+"""Sample ids in an error message; the log's row has all."""
+
+
+@dataclass
+class Done:
+    """What has been done so far; the deterministic part of a checkpoint's state."""
+
+    step: int = 0
+    tokens: int = 0
+    targets: int = 0
+    loss: float = math.nan
+    stream: dict[str, Any] | None = None
+    evaluated: int = -1
+    """Step of the last evaluation that is in the log."""
+    evaluation: dict[str, float] = field(default_factory=dict)
+
+
+class Run:
+    """State and actions of one call of `fit`."""
+
+    def __init__(self, algorithm: Algorithm, config: TrainConfig, folder: Path, seed: int, hooks: Hooks) -> None:
+        self.algorithm, self.config, self.hooks, self.seed = algorithm, config, hooks, seed
+        self.device = pick_device(config.device)
+        self.dtype = pick_dtype(config.precision, self.device)
+        self.model = algorithm.model.to(self.device)
+        self.optimizers = optim.build(self.model, config.optimizer)
+        self.scale = LossScale.for_dtype(self.dtype)
+        self.checkpoints = folder / "checkpoints"
+        self.done = Done()
+        self.saved_step = -1
+        lengths, self.seconds_before, self.joules_before = self._resume()
+        self.metrics, self.timings, self.samples = (
+            LineLog(folder / f"{name}.jsonl", lengths.get(name, 0)) for name in ("metrics", "timings", "samples")
+        )
+        self.started = time.perf_counter()
+        self.energy = EnergyMeter(self.device)
+        self.step_seconds, self.step_tokens = math.nan, 0
+        self.model.train()
+
+    def _resume(self) -> tuple[Mapping[str, int], float, float | None]:
+        """Load the newest valid checkpoint, if any. Returns log lengths, seconds and joules spent before."""
+        checkpoint.clean(self.checkpoints)
+        found = checkpoint.newest_valid(self.checkpoints)
+        if found is None:
+            seed_everything(derive(self.seed, "training"))
+            return {}, 0.0, 0.0
+        self._check_same(found)
+        checkpoint.restore(found, self.model, self.optimizers)
+        self.done = Done(**{**found.state["done"], "loss": float(found.state["done"]["loss"])})
+        self.scale = LossScale(**found.state["scale"])
+        self.saved_step = self.done.step
+        progress.say(f"continuing after step {self.done.step} from {found.folder}")
+        return {**found.state["logs"], **found.timing["logs"]}, found.timing["seconds"], found.timing["joules"]
+
+    def _check_same(self, found: checkpoint.Checkpoint) -> None:
+        before, now = found.state["config"], self._identity()
+        different = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
+        if different:
+            key = different[0]
+            raise ConfigError(
+                f"{found.folder.parent} holds checkpoints of another config: {key}", found=f"{before.get(key)} there",
+                expected=f"{now.get(key)}", fix="Put the config back, or start anew in another folder.",
+            )  # fmt: skip
+        if found.state["threads"] != torch.get_num_threads():
+            progress.say(
+                f"the checkpoint was made with {found.state['threads']} threads, now there are {torch.get_num_threads()}: "
+                "sums are rounded differently, so the result will differ in the last bits"
+            )
+
+    def _identity(self) -> dict[str, Any]:
+        """What must be the same in all parts of a run; where it runs and how often it saves may change."""
+        flat: dict[str, Any] = {"seed": self.seed}
+        for key, value in configs.dump(self.config).items():
+            if isinstance(value, dict):
+                flat |= {f"{key}.{inner}": setting for inner, setting in value.items()}
+            else:
+                flat[key] = value
+        return {key: value for key, value in flat.items() if key != "device" and not key.startswith("checkpoint.")}
+
+    def update(self, stream: Iterator[tuple[Any, dict[str, Any]]]) -> None:
+        """One step: forward and backward of every micro-batch, one update of the weights, one row of the log.
+
+        Raises NonFinite before the update when the loss or the gradient is not finite; weights and optimizer are unchanged then.
+        """
+        started = time.perf_counter()
+        pulled = [next(stream) for _ in range(self.config.accumulation)]
+        batches = [batch for batch, _ in pulled]
+        loss, metrics = self._backward(batches)
+        norm = self._clip()
+        row: dict[str, Any] = {"step": self.done.step + 1, "loss": loss}
+        rate = self.config.optimizer.learning_rate * schedule.factor(self.config.schedule, self.done.step, self.config.steps)
+        if math.isfinite(loss) and math.isfinite(norm):
+            optim.set_learning_rate(self.optimizers, rate)
+            for optimizer in self.optimizers:
+                optimizer.step()
+            self.scale.updated()
+            row |= {"learning_rate": rate, "gradient_norm": norm}
+        elif math.isfinite(loss) and self.scale.overflowed():
+            row |= {"learning_rate": 0.0, "gradient_norm": None, "loss_scale": self.scale.scale}  # skipped, as fp16 demands
+        else:
+            self._stop_not_finite(row, norm, batches)
+        self.model.zero_grad(set_to_none=True)
+        self.step_tokens = sum(batch.tokens_T.numel() for batch in batches)
+        self.done.step += 1
+        self.done.tokens += self.step_tokens
+        self.done.targets += sum(batch.num_targets for batch in batches)
+        self.done.loss, self.done.stream = loss, pulled[-1][1]
+        self.metrics.append({**row, "tokens": self.done.tokens, "targets": self.done.targets, **metrics})
+        self.step_seconds = time.perf_counter() - started
+        speed = self.step_tokens / self.step_seconds
+        self.timings.append({"step": self.done.step, "seconds": round(self.step_seconds, 6), "tokens_per_second": round(speed, 1)})
+        self.energy.sample()
+
+    def _backward(self, batches: list[Batch]) -> tuple[float, dict[str, float]]:
+        """Add up the gradient of all micro-batches over their common count. Returns the mean loss and the other means."""
+        count = sum(batch.num_targets for batch in batches)
+        if not count:
+            raise DataError(f"step {self.done.step + 1} trains on nothing", found=f"no targets in {_names(batches)}")
+        totals: list[Tensor] = []
+        sums: dict[str, tuple[Tensor | float, float]] = {}
+        for batch in batches:
+            with autocast(self.device, self.dtype):
+                loss = self.algorithm.loss(batch.to(self.device))
+            assert loss.count == batch.num_targets, f"the loss counts {loss.count} items, its batch {batch.num_targets}"
+            (loss.total * (self.scale.scale / count)).backward()  # type: ignore[no-untyped-call]
+            totals.append(loss.total.detach())
+            for name, (total, items) in loss.metrics.items():
+                before = sums.get(name, (0.0, 0.0))
+                sums[name] = (before[0] + total, before[1] + items)
+        means = {name: float(total) / items for name, (total, items) in sums.items() if items}
+        return sum(torch.stack(totals).tolist()) / count, means
+
+    def _clip(self) -> float:
+        """Undo the loss scale and limit the norm of the whole gradient. Returns the norm before that."""
+        gradients = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
+        norm = float(torch.nn.utils.get_total_norm(gradients, foreach=True)) / self.scale.scale
+        factor = min(1.0, self.config.clip_norm / (norm + 1e-6)) / self.scale.scale
+        if factor != 1.0 and math.isfinite(norm):
+            torch._foreach_mul_(gradients, factor)
+        return norm
+
+    def _stop_not_finite(self, row: dict[str, Any], norm: float, batches: list[Batch]) -> None:
+        what = f"loss is {row['loss']}"
+        if math.isfinite(row["loss"]):
+            bad = [name for name, p in self.model.named_parameters() if p.grad is not None and not bool(p.grad.isfinite().all())]
+            what = f"gradient of {', '.join(bad[:3]) or 'all parameters together'} is not finite"
+        self.model.zero_grad(set_to_none=True)
+        samples = [identifier for batch in batches for identifier in batch.sample_ids]
+        self.metrics.append({"step": row["step"], "loss": str(row["loss"]), "gradient_norm": str(norm), "sample_ids": samples})
+        self.metrics.sync()
+        kept = f"the checkpoint of step {self.saved_step} is intact" if self.saved_step >= 0 else "nothing was saved yet"
+        raise NonFinite(
+            f"step {row['step']}: the {what}; samples {_names(batches)}. Nothing was updated and {kept}. "
+            "Look at these samples, or lower train.optimizer.learning_rate"
+        )
+
+    def evaluate_if_due(self) -> None:
+        """Measure the model before the first step, every `evaluate_every` steps and after the last; changes nothing in the run."""
+        step, every = self.done.step, self.config.evaluate_every
+        due = step in (0, self.config.steps) or (every > 0 and step % every == 0)
+        if not due or self.done.evaluated == step:
+            return
+        before = random_state()
+        self.model.eval()
+        try:
+            with torch.no_grad():
+                measured = dict(self.hooks.evaluate()) if self.hooks.evaluate else {}
+                texts = list(self.hooks.samples()) if self.hooks.samples else []
+        except Interrupted:
+            restore_random_state(before)
+            self.save()  # without this evaluation, which is done again when the run continues
+            raise
+        self.model.train()
+        restore_random_state(before)
+        if measured:
+            self.metrics.append({"step": step, **measured})
+        for text in texts:
+            self.samples.append({"step": step, **text})
+        self.done.evaluated, self.done.evaluation = step, measured
+
+    def save_if_due(self) -> None:
+        """Save every `checkpoint.every_steps` steps and after the last."""
+        step = self.done.step
+        if step and (step % self.config.checkpoint.every_steps == 0 or step == self.config.steps):
+            self.save()
+
+    def save(self) -> None:
+        """Write a checkpoint of the present step, unless there is one, and delete those that are too old.
+
+        A step's checkpoint is never written twice: replacing it would for a moment leave none.
+        """
+        if self.saved_step == self.done.step:
+            return
+        logs = (self.metrics, self.samples, self.timings)
+        for log in logs:
+            log.sync()
+        state = {
+            "step": self.done.step,
+            "done": {**dataclasses.asdict(self.done), "loss": repr(self.done.loss)},
+            "logs": {"metrics": self.metrics.length, "samples": self.samples.length},
+            "scale": dataclasses.asdict(self.scale),
+            "config": self._identity(),
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+        }
+        seconds, joules = self._spent()
+        timing = {"seconds": seconds, "joules": joules, "logs": {"timings": self.timings.length}}
+        checkpoint.save(self.checkpoints, self.model, self.optimizers, state, timing)
+        self.saved_step = self.done.step
+        checkpoint.retain(self.checkpoints, self.config.checkpoint.keep_last)
+
+    def _spent(self) -> tuple[float, float | None]:
+        now = self.energy.joules()
+        joules = None if now is None or self.joules_before is None else self.joules_before + now
+        return self.seconds_before + time.perf_counter() - self.started, joules
+
+    def note(self) -> str:
+        """The text beside the progress bar."""
+        return f"loss {self.done.loss:.3f}, {self.step_tokens / self.step_seconds:,.0f} tokens/s"
+
+    def result(self) -> TrainResult:
+        """What the whole run did."""
+        self.model.eval()
+        done = self.done
+        seconds, joules = self._spent()
+        peak = memory.peak_bytes(self.device)
+        return TrainResult(done.step, done.tokens, done.targets, done.loss, done.evaluation, seconds, peak, joules)
+
+    def close(self) -> None:
+        """Close the logs."""
+        for log in (self.metrics, self.timings, self.samples):
+            log.close()
+
+
+def _names(batches: list[Batch]) -> str:
+    names = [identifier for batch in batches for identifier in batch.sample_ids]
+    more = f" and {len(names) - NAMED_SAMPLES} more" if len(names) > NAMED_SAMPLES else ""
+    return ", ".join(names[:NAMED_SAMPLES]) + more

@@ -1,0 +1,47 @@
+"""The loop. It knows no algorithm: it takes batches from one, sums the gradients of their losses, divides and updates.
+
+    gradient = d/dw  (sum of the micro-batches' losses) / (sum of their counts)
+
+The count is known before the first forward pass, so the split into micro-batches changes nothing. After a kill, the
+same call continues from the newest valid checkpoint and ends in the same weights and the same log (on a CPU with the same threads).
+"""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+
+from luyen.core import interrupt, progress
+from luyen.engine.activations import recomputed
+from luyen.engine.algorithm import Algorithm, Batch, Hooks, TrainResult
+from luyen.engine.config import TrainConfig
+from luyen.engine.run import Run
+
+__all__ = ["Algorithm", "Batch", "Hooks", "TrainConfig", "TrainResult", "fit"]
+
+
+def fit(algorithm: Algorithm, config: TrainConfig, folder: Path, *, seed: int = 0, hooks: Hooks | None = None) -> TrainResult:
+    """Train `algorithm.model` in place, in `folder`: checkpoints/, metrics.jsonl, timings.jsonl, samples.jsonl.
+
+    Continues what an earlier call left there; the caller gives an equal model, stream, config and seed. Raises Interrupted after
+    saving when a signal asked to stop, NonFinite before an update that is not finite, StorageError when the disk is full,
+    ConfigError when the folder's checkpoints are of another config.
+    """
+    with (
+        recomputed(algorithm.model, config.activations),
+        contextlib.closing(Run(algorithm, config, folder, seed, hooks or Hooks())) as run,
+        progress.task("training", config.steps, "steps") as task,
+    ):
+        task.advance(run.done.step)
+        stream = algorithm.batches(run.done.stream)
+        while True:
+            run.evaluate_if_due()
+            run.save_if_due()
+            if run.done.step == config.steps:
+                return run.result()
+            run.update(stream)
+            task.advance()
+            task.note(run.note())
+            if interrupt.requested():
+                run.save()
+                interrupt.check()
