@@ -18,10 +18,11 @@ from numpy.typing import NDArray
 
 from luyen.core.errors import DataError
 from luyen.core.records import Completion, Conversation, Document, Extractive, Message, Plain, Record
-from luyen.tokenizer.chat import render
+from luyen.tokenizer.chat import Rendered, render_batch
 from luyen.tokenizer.load import Tokenizer
 
 NOT_TRAINED = -100
+BATCH_ROWS = 256  # rows encoded together
 Truncation = Literal["drop", "truncate", "raise"]
 
 TOO_LONG = "longer than the limit"
@@ -123,7 +124,7 @@ def _encode_documents(documents: Iterable[Document | Plain], tokenizer: Tokenize
     after = [] if tokenizer.eos_id is None else [tokenizer.eos_id]
     iterator = iter(documents)
     index = 0
-    while batch := list(islice(iterator, 256)):
+    while batch := list(islice(iterator, BATCH_ROWS)):
         for document, ids in zip(batch, tokenizer.encode_batch([document.text for document in batch]), strict=True):
             key = document.id if isinstance(document, Document) else f"{name}:{index}"
             yield key, before + ids + after
@@ -141,19 +142,19 @@ def chat_samples(
     """
     samples: list[Sample] = []
     account = Account()
-    for index, record in enumerate(records):
-        sample, entry = chat_sample(record, tokenizer, length, truncation, key=f"{name}:{index}")
-        account += entry
-        if sample is not None:
-            samples.append(sample)
+    iterator = iter(records)
+    while batch := list(islice(iterator, BATCH_ROWS)):
+        for rendered in render_records(batch, tokenizer):
+            sample, entry = cut_sample(rendered, length, truncation, key=f"{name}:{account.rows}")
+            account += entry
+            if sample is not None:
+                samples.append(sample)
     return samples, account
 
 
-def chat_sample(
-    record: Record, tokenizer: Tokenizer, length: int, truncation: Truncation, *, key: str
-) -> tuple[Sample | None, Account]:
+def cut_sample(rendered: Rendered, length: int, truncation: Truncation, *, key: str) -> tuple[Sample | None, Account]:
     """One row of `chat_samples`: the sample, or None when it is dropped, and the row's account."""
-    ids, trained = render_record(record, tokenizer)
+    ids, trained = rendered.ids, rendered.trained
     tokens = np.array(ids[:-1], dtype=np.int32)
     targets = np.where(np.array(trained[1:], dtype=bool), np.array(ids[1:], dtype=np.int32), np.int32(NOT_TRAINED)).astype(np.int32)
     positions, answer = len(tokens), int((targets != NOT_TRAINED).sum())
@@ -177,25 +178,36 @@ def chat_sample(
     return Sample(key, tokens[:kept], targets[:kept]), whole + entry
 
 
-def render_record(record: Record, tokenizer: Tokenizer) -> tuple[list[int], list[bool]]:
-    """Ids of a row and which of them are trained on. Raises DataError for a kind of record that has no answer to imitate."""
+def render_records(records: Sequence[Record], tokenizer: Tokenizer) -> list[Rendered]:
+    """Ids of each row and which of them are trained on. Raises DataError for a kind of record that has no answer to imitate.
+
+    For raw text the message index is 0 for the prompt, 1 for the completion, and -1 for the beginning token.
+    """
+    result: dict[int, Rendered] = {}
+    conversations: dict[int, Sequence[Message]] = {}
+    for index, record in enumerate(records):
+        match record:
+            case Conversation(messages=messages):
+                conversations[index] = messages
+            case Extractive():
+                conversations[index] = extractive_messages(record)
+            case Completion(prompt=prompt, completion=completion):
+                result[index] = _raw(tokenizer, prompt, completion)
+            case Plain(text=text):
+                result[index] = _raw(tokenizer, "", text)
+            case _:
+                raise DataError("cannot fine-tune on these rows", found=type(record).__name__.lower(),
+                                expected="conversations, prompt and completion, question and context, or text")  # fmt: skip
+    result |= zip(conversations, render_batch(tokenizer, list(conversations.values())), strict=True) if conversations else ()
+    return [result[index] for index in range(len(records))]
+
+
+def _raw(tokenizer: Tokenizer, prompt: str, answer: str) -> Rendered:
     bos = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
     eos = [] if tokenizer.eos_id is None else [tokenizer.eos_id]
-    match record:
-        case Conversation(messages=messages):
-            rendered = render(tokenizer, messages)
-            return list(rendered.ids), list(rendered.trained)
-        case Extractive():
-            rendered = render(tokenizer, extractive_messages(record))
-            return list(rendered.ids), list(rendered.trained)
-        case Completion(prompt=prompt, completion=completion):
-            context, answer = bos + tokenizer.encode(prompt), tokenizer.encode(completion) + eos
-            return context + answer, [False] * len(context) + [True] * len(answer)
-        case Plain(text=text):
-            answer = tokenizer.encode(text) + eos
-            return bos + answer, [False] * len(bos) + [True] * len(answer)
-    raise DataError("cannot fine-tune on these rows", found=type(record).__name__.lower(),
-                    expected="conversations, prompt and completion, question and context, or text")  # fmt: skip
+    context, answer_ids = tokenizer.encode(prompt) if prompt else [], tokenizer.encode(answer) + eos
+    trained = [False] * (len(bos) + len(context)) + [True] * len(answer_ids)
+    return Rendered(bos + context + answer_ids, trained, [-1] * len(bos) + [0] * len(context) + [1] * len(answer_ids))
 
 
 def extractive_messages(record: Extractive) -> Sequence[Message]:
