@@ -1,0 +1,198 @@
+"""Curation: raw pages or files to clean, deduplicated documents in train and held-out shards.
+
+read -> extract -> normalise -> language -> quality -> PII    chunk by chunk, in any number of processes, each part kept on disk
+exact -> near-duplicates -> split                             over all parts, from hashes alone
+Every document that goes in comes out in `train-*`, `heldout-*` or `dropped-*` (with rule and reason); `funnel.json` counts them.
+The output is sorted by id, so neither the order of the input nor the number of processes changes a byte.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import shutil
+import signal
+import threading
+from collections import Counter, deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from pathlib import Path
+from typing import Any, Literal
+
+import pydantic
+
+from luyen.core import interrupt, progress
+from luyen.core.config import Config, dump
+from luyen.core.errors import DamagedFile, DataError
+from luyen.core.files import read_jsonl
+from luyen.core.manifest import fingerprint, read_json, write_json
+from luyen.core.records import Document
+from luyen.corpus import parts, sources
+from luyen.corpus.dedup import DedupConfig
+from luyen.corpus.documents import Settings
+from luyen.corpus.language import LanguageConfig, identifier
+from luyen.corpus.merging import finish
+from luyen.corpus.parts import Part
+from luyen.corpus.pii import KINDS, Kind
+from luyen.corpus.quality import Preset, thresholds
+from luyen.corpus.split import Unit
+
+VERSION = 1
+"""Goes up when a step gives other results for the same input, so that parts of an older version are not reused."""
+FUNNEL, WORK = "funnel.json", "parts"
+
+
+class CurateConfig(Config):
+    """From raw pages to training text."""
+
+    languages: tuple[str, ...] = ()
+    """Keep only documents in these languages (ISO 639-1, for example vi, ru, en); empty keeps all and only labels them."""
+    language: LanguageConfig = LanguageConfig()
+    quality: Preset = "web"
+    """Set of quality rules: `web` has the thresholds of Gopher and FineWeb, `reference` suits documentation, `none` has no rules."""
+    thresholds: dict[str, float | None] = {}
+    """Other thresholds for single quality rules, by name; null switches a rule off."""
+    pii: tuple[Kind, ...] = KINDS
+    """Kinds of personal data to replace by `<kind>`."""
+    dedup: DedupConfig = DedupConfig()
+    heldout_fraction: float = pydantic.Field(0.01, ge=0, lt=1)
+    """Share of the documents (or sections) held out from training; at least one of five or more."""
+    heldout_unit: Unit = "document"
+    """Hold out whole `document`s, or `section`s of documents (for few long pages, so that each is still trained on)."""
+    max_document_bytes: int = pydantic.Field(10_000_000, ge=1000)
+    """A larger page, file or text is dropped."""
+    processes: int = pydantic.Field(1, ge=1, le=1024)
+    """Processes that work at the same time; the result is the same."""
+    damaged: Literal["stop", "skip"] = "stop"
+    """A damaged input file: process the others, then `stop` with an error, or `skip` it and say so in the funnel."""
+    seed: int = 0
+    """Seed of the MinHash functions and of the choice of held-out text."""
+
+
+def curate(config: CurateConfig, source: Path, folder: Path) -> dict[str, Any]:
+    """Curate `source` (a crawl's folder, or HTML, text and JSON-lines files) into `folder`; returns the funnel.
+
+    Call it again after a stop: finished parts are reused. Raises DataError when nothing is left or nothing can be read, DamagedFile
+    (after all other files were processed) when an input file is damaged and `damaged` is `stop`.
+    """
+    settings = Settings(
+        config.languages, config.language, thresholds(config.quality, config.thresholds), config.pii, config.max_document_bytes
+    )
+    identifier(config.languages)  # names an unknown language before any work is done
+    files, ignored = sources.list_files(source)
+    work = folder / WORK
+    work.mkdir(parents=True, exist_ok=True)
+    damaged: list[DamagedFile] = []
+    keys = fingerprint({"version": VERSION, "config": dump(config.model_copy(update={"processes": 1, "damaged": "stop"}))})
+    made = _parts(config, settings, _chunks(files, source, config.max_document_bytes, damaged), work, keys)
+    if damaged and config.damaged == "stop":
+        raise DamagedFile(
+            damaged[0].path, f"{damaged[0].reason}; {len(damaged)} of {len(files)} input files are damaged, the others are processed and kept. "
+            "Replace them and run again, or set damaged=skip"
+        )  # fmt: skip
+    key = fingerprint([keys, sorted(part.key for part in made), sorted(str(error.path) for error in damaged)])
+    done = folder / FUNNEL
+    if done.is_file() and read_json(done)["key"] == key:
+        funnel: dict[str, Any] = read_json(done)
+    else:
+        for stale in (path for name in ("train", "heldout", "dropped") for path in folder.glob(f"{name}-*.jsonl.zst")):
+            stale.unlink()
+        facts = finish(made, work, folder, config.dedup, config.heldout_fraction, config.heldout_unit, config.seed)
+        funnel = {"key": key, **facts, "files": len(files), "files_ignored": len(ignored)}
+        funnel["files_damaged"] = sorted(f"{Path(error.path).name}: {error.reason}" for error in damaged)
+        write_json(done, funnel)
+    shutil.rmtree(work)
+    _say(funnel, ignored)
+    return funnel
+
+
+def _chunks(files: list[sources.SourceFile], source: Path, limit: int, damaged: list[DamagedFile]) -> Iterator[list[sources.Item]]:
+    def items() -> Iterator[sources.Item]:
+        for file in files:
+            try:
+                sources.check(file, source)
+            except DamagedFile as error:
+                progress.say(f"  {error}")
+                damaged.append(error)
+                continue
+            yield from sources.items(file, limit)
+
+    return sources.chunks(items())
+
+
+def _parts(config: CurateConfig, settings: Settings, chunks: Iterator[list[sources.Item]], work: Path, keys: str) -> list[Part]:
+    """The parts of all chunks, those of an earlier run reused. Stops between chunks; those under way are finished first."""
+    made: dict[str, Part] = {}
+    pending: deque[tuple[int, Part | Future[Part]]] = deque()
+    with progress.task("curate", None, "documents") as task, contextlib.ExitStack() as stack:
+        pool = stack.enter_context(_pool(config.processes)) if config.processes > 1 else None
+
+        def collect() -> None:
+            size, result = pending.popleft()
+            part = result.result() if isinstance(result, Future) else result
+            made[part.key] = part
+            task.advance(size)
+            interrupt.check()
+
+        for chunk in chunks:
+            key = sources.chunk_key(chunk, keys)
+            if key in made:
+                # The same items once more cannot happen: an item's place is part of the key.
+                raise DataError(f"{chunk[0].place} is read twice")
+            part = parts.load(work, key)
+            arguments = (work, key, chunk, settings, config.dedup, config.seed)
+            pending.append((len(chunk), part or (pool.submit(parts.make, *arguments) if pool else parts.make(*arguments))))
+            while len(pending) > 2 * config.processes or (pool is None and pending):
+                collect()
+        while pending:
+            collect()
+    return list(made.values())
+
+
+@contextlib.contextmanager
+def _pool(processes: int) -> Iterator[ProcessPoolExecutor]:
+    pool = ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn"), initializer=_worker)
+    try:
+        yield pool
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _worker() -> None:
+    """A worker leaves Ctrl-C to its parent, and ends when the parent is gone (kill -9 would leave it waiting for ever)."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+
+    def watch() -> None:
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _say(funnel: dict[str, Any], ignored: list[str]) -> None:
+    dropped = Counter({rule: count for step in funnel["steps"] for rule, count in step["dropped"].items()})
+    progress.say(
+        f"  {funnel['documents']} documents: {funnel['train']['documents']} to train on, {funnel['heldout']['documents']} held out, "
+        f"{sum(dropped.values())} dropped" + (f" ({', '.join(f'{rule} {count}' for rule, count in dropped.most_common(5))})" if dropped else "")
+    )
+    if ignored:
+        progress.say(f"  {len(ignored)} files of other kinds were not read, for example {ignored[0]}")
+    if not funnel["train"]["documents"]:
+        raise DataError(
+            "no document is left to train on", found=f"{sum(dropped.values())} dropped, most by {', '.join(rule for rule, _ in dropped.most_common(3))}",
+            fix="Look into dropped-*.jsonl.zst; quality=reference is less strict.",
+        )  # fmt: skip
+
+
+def read_documents(folder: Path, split: Literal["train", "heldout", "dropped"] = "train") -> Iterator[Document]:
+    """The documents of a curated corpus, in the order of their ids. Raises DataError when the folder holds none of that split."""
+    shards = sorted(Path(folder).glob(f"{split}-*.jsonl.zst"))
+    if not shards:
+        raise DataError(f"no {split} documents in {folder}", expected=f"{split}-00000.jsonl.zst", fix="Run curate first.")
+    for path in shards:
+        for row in read_jsonl(path):
+            meta = row["meta"] | {key: row[key] for key in ("rule", "reason", "source") if key in row}
+            yield Document(row["id"], row["text"], row["url"], row["title"], row["language"], meta)

@@ -1,0 +1,261 @@
+"""HTML bytes to the main text of the page, as light markdown.
+
+resiliparse decodes, parses and chooses the main content (navigation, scripts, forms and hidden parts go). It returns plain text, so
+before parsing we put private-use characters behind the tags whose meaning would be lost and turn them into markdown afterwards:
+headings `# `, lists `- `, term lists (`dt`/`dd`) as a line with the term and an indented body, `pre` as a fenced block, data tables
+as `a | b`. Layout tables, as pydoc and Javadoc use them, lose their empty cells; a cell of class `title` is a heading.
+"""
+
+from __future__ import annotations
+
+import codecs
+import re
+from dataclasses import dataclass
+
+from resiliparse.extract.html2text import extract_plain_text
+from resiliparse.parse.encoding import bytes_to_str, detect_encoding, map_encoding_to_html5
+from resiliparse.parse.html import HTMLTree
+
+from luyen.corpus import legacy_vietnamese
+
+TERM, BODY, BODY_END, CODE, CODE_END, LIST, LIST_END = (chr(0xE000 + index) for index in range(7))
+SPACE, FILL = chr(0xE00E), chr(0xE00F)
+HEADINGS = {chr(0xE010 + level): level for level in range(1, 7)}
+_HEADING = {level: mark for mark, level in HEADINGS.items()}
+_MARKS = {ord(mark): None for mark in (TERM, BODY, BODY_END, CODE, CODE_END, LIST, LIST_END, SPACE, FILL, *HEADINGS)}
+
+# `[^<>]*` and not `[^>]*`, so that a page of unclosed "<td" costs linear time.
+_TAG = re.compile(r"<!--|-->|<(/?)(h[1-6]|d[lt]|dd|pre|table|t[dh]|script|style|textarea|title)\b([^<>]*)>", re.IGNORECASE)
+_TITLE_CLASS = re.compile(r"class\s*=\s*[\"']?(?:[^\"'>]*[\s\"'-])?title(?:[\s\"']|$)", re.IGNORECASE)
+_LANGUAGE = re.compile(r"(?:language-|lang-|highlight-source-|brush:\s*)([A-Za-z0-9+#]{1,20})")
+_INNER_CODE = re.compile(r"\s{0,100}<code\b([^<>]*)>", re.IGNORECASE)
+_FILE_LINK = re.compile(r"<a\b[^<>]*href\s*=\s*[\"']?file:[^<>]*>[^<>]{0,2000}</a>", re.IGNORECASE)
+_LINKS_BESIDE_TITLE = re.compile(
+    r"(<td\b[^<>]*class\s*=\s*[\"']?title\b[^<>]*>(?:(?!</td).){0,2000}</td>)\s*"
+    r"<td\b[^<>]*>(?:\s|&nbsp;|<br\s*/?>|<a\b[^<>]*>[^<>]{0,2000}</a>)+</td>",
+    re.IGNORECASE | re.DOTALL,
+)
+_CHARSET = re.compile(r"charset\s*=\s*[\"']?([\w.:-]{1,40})", re.IGNORECASE)
+# resiliparse drops a text node of one three-byte character as if it were an icon, so the Vietnamese word "ở" between two links and
+# our own marks would go; a second character saves them.
+_LONE_LETTER = re.compile("(>\\s{0,20}[\u1ea0-\u1ef9])(?=\\s{0,20}<)")
+_BULLET = re.compile(r"^(\s*)• ?")
+# What resiliparse's own rules leave standing: line-number gutters, permalink signs, page furniture floated by an inline style.
+_SKIP = [
+    ".gutter", ".linenos", ".lineno", ".rouge-gutter", ".line-numbers-rows", ".headerlink", ".anchor-link", ".skip-link",
+    'div[style^="float:left"]', 'div[style^="float:right"]', 'div[style^="float: left"]', 'div[style^="float: right"]',
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Extracted:
+    """The main text of a page and its title, either may be empty."""
+
+    text: str
+    title: str
+    charset: str
+
+
+def charset(body: bytes, content_type: str = "") -> str:
+    """The character set of a body: byte-order mark, then the Content-Type header, then `<meta>`, then valid UTF-8, then detection."""
+    for mark, name in ((codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be")):
+        if body.startswith(mark):
+            return name
+    declared = _CHARSET.search(content_type) or _CHARSET.search(body[:2048].decode("latin-1"))
+    if declared:
+        name = map_encoding_to_html5(declared[1].lower(), fallback_utf8=False)
+        if name:
+            return str(name)
+    try:
+        body.decode("utf-8")
+        return "utf-8"
+    except UnicodeDecodeError:
+        # Pages in the old Vietnamese fonts name no charset, and detectors do not know them.
+        if legacy_vietnamese.detect(body[:200_000].decode("cp1252", "replace")):
+            return "windows-1252"
+        return str(detect_encoding(body) or "utf-8")
+
+
+def decode(body: bytes, content_type: str = "") -> tuple[str, str]:
+    """Text of a body and the charset used. Bytes that do not fit become U+FFFD; nothing is raised."""
+    name = charset(body, content_type)
+    try:
+        return str(bytes_to_str(body, name, "replace", ("utf-8", "windows-1252"))), name
+    except (LookupError, UnicodeError):
+        return body.decode("utf-8", "replace"), "utf-8"
+
+
+def extract(body: bytes, content_type: str = "text/html") -> Extracted:
+    """The main text of one fetched body. Anything but HTML and XHTML is taken as plain text."""
+    html, name = decode(body, content_type)
+    kind = content_type.partition(";")[0].strip().lower()
+    if kind and "html" not in kind and "xml" not in kind:
+        return Extracted(html, "", name)
+    return extract_html(html, name)
+
+
+def extract_html(html: str, charset_name: str = "utf-8") -> Extracted:
+    """The main text of an HTML string."""
+    html = html.translate(_MARKS)
+    if "file:" in html:
+        html = _FILE_LINK.sub("", html)
+    if "title" in html:
+        html = _LINKS_BESIDE_TITLE.sub(r"\1", html)
+    html = _LONE_LETTER.sub(rf"\1{FILL}", html).replace("&nbsp;", SPACE + FILL).replace("\xa0", SPACE + FILL)
+    tree = HTMLTree.parse(_Marker().mark(html))
+    text = extract_plain_text(tree, main_content=True, preserve_formatting=True, skip_elements=_SKIP)
+    if len(text) < 200:
+        # The chooser found next to nothing: take the whole page when that is much more.
+        whole = extract_plain_text(tree, main_content=False, preserve_formatting=True, skip_elements=[*_SKIP, "nav", "footer", "form"])
+        text = whole if len(whole) > 3 * len(text) else text
+    title = " ".join((tree.title or "").replace(SPACE, " ").translate(_MARKS).split())
+    return Extracted(_Writer().write(text), title, charset_name)
+
+
+class _Marker:
+    """Puts a mark behind every tag whose meaning plain text would lose."""
+
+    def __init__(self) -> None:
+        self.tables = 0
+        self.titles = 0
+        self.skipping = ""
+
+    def mark(self, html: str) -> str:
+        return _TAG.sub(self._tag, html)
+
+    def _tag(self, match: re.Match[str]) -> str:
+        whole = match[0]
+        tag = (match[2] or whole).lower()
+        closing = match[1] == "/"
+        if self.skipping:
+            if tag == self.skipping and (closing or tag == "-->"):
+                self.skipping = ""
+            return whole
+        if tag in ("<!--", "script", "style", "textarea", "title"):
+            if not closing:
+                self.skipping = "-->" if tag == "<!--" else tag
+            return whole
+        return self._closing(tag, whole) if closing else self._opening(tag, match)
+
+    def _opening(self, tag: str, match: re.Match[str]) -> str:
+        whole, attributes = match[0], match[3]
+        if tag[0] == "h" and tag[1:].isdigit():
+            return whole + _HEADING[int(tag[1:])] + FILL
+        match tag:
+            case "dt":
+                return whole + TERM + FILL
+            case "dd":
+                return whole + BODY + FILL
+            case "dl":
+                # The mark must stand in text of its own, before the list.
+                return LIST + FILL + whole
+            case "pre":
+                inner = _INNER_CODE.match(match.string, match.end())
+                language = _LANGUAGE.search(attributes + (inner[1] if inner else ""))
+                return f"{whole}{CODE}{language[1].lower() if language else ''}{CODE}"
+            case "table":
+                self.tables += 1
+            case "td" | "th" if _TITLE_CLASS.search(attributes):
+                self.titles += 1
+                return whole + _HEADING[1 if self.titles == 1 else min(6, self.tables + 1)] + FILL
+        return whole
+
+    def _closing(self, tag: str, whole: str) -> str:
+        match tag:
+            case "dd":
+                return BODY_END + FILL + whole
+            case "pre":
+                return CODE_END + FILL + whole
+            case "dl":
+                return whole + LIST_END + FILL
+            case "table":
+                self.tables = max(0, self.tables - 1)
+        return whole
+
+
+class _Writer:
+    """Turns plain text with marks into markdown lines."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+        self.lists: list[bool] = []  # one per open dl: is a dd open in it
+        self.heading = ""  # mark of a heading whose text has not come yet
+        self.indent = ""
+        self.in_code = False
+        self.first_of_code = False
+
+    def write(self, text: str) -> str:
+        for line in text.replace(FILL, "").replace(SPACE, " ").replace("\xa0", " ").split("\n"):
+            if self.in_code or CODE in line:
+                self._code(line)
+            else:
+                self._line(line)
+        if self.in_code:
+            self._put("```")
+        return "\n".join(self.lines).strip("\n")
+
+    def _line(self, line: str) -> None:
+        line = self._structure(line)
+        if "\t\t" in line:
+            cells = [cell for cell in line.split("\t\t") if cell.strip()]
+            line = cells[0] if len(cells) == 1 else " | ".join(cell.strip() for cell in cells)
+        if not line.strip():
+            self._blank()
+        elif self.heading:
+            self._blank()
+            self.lines += ["#" * HEADINGS[self.heading] + " " + " ".join(line.split()), ""]
+            self.heading = ""
+        else:
+            self._put(_BULLET.sub(r"\1- ", line.rstrip()))
+
+    def _structure(self, line: str) -> str:
+        """Take the marks out of a line, remember what they ask for and set the indentation that holds where the line's text begins."""
+        self.indent = "    " * sum(self.lists)
+        if line.isascii() or not any(TERM <= character <= "\ue01f" for character in line):
+            return line
+        kept = []
+        for character in line:
+            if character in HEADINGS:
+                self.heading = character
+            elif character == LIST:
+                self.lists.append(False)
+            elif character == LIST_END:
+                del self.lists[-1:]
+            elif character in (TERM, BODY, BODY_END):
+                if not self.lists:
+                    self.lists.append(False)
+                self.lists[-1] = character == BODY
+                if character == TERM:
+                    self._blank()
+            else:
+                if not kept:
+                    self.indent = "    " * sum(self.lists)
+                kept.append(character)
+        return "".join(kept)
+
+    def _code(self, line: str) -> None:
+        if not self.in_code:
+            before, _, rest = line.partition(CODE)
+            language, _, line = rest.partition(CODE)
+            self._line(before)
+            self._blank()
+            self._put(f"```{language}")
+            self.in_code, self.first_of_code = True, True
+        code, ending, after = line.partition(CODE_END)
+        # The mark keeps the parser from dropping the newline after <pre>.
+        if (code.strip() or not ending) and not (self.first_of_code and not code.strip()):
+            self.lines.append((self.indent + code.rstrip()).rstrip())
+        self.first_of_code = False
+        if ending:
+            self.in_code = False
+            self._put("```")
+            self._blank()
+            if after.strip():
+                self._line(after)
+
+    def _put(self, line: str) -> None:
+        self.lines.append(self.indent + line)
+
+    def _blank(self) -> None:
+        if self.lines and self.lines[-1]:
+            self.lines.append("")

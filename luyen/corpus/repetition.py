@@ -1,0 +1,72 @@
+"""How repetitive a text is: the measures of Rae et al. 2021 (Gopher, arXiv:2112.11446), table A1.
+
+All are fractions of the text's characters, but duplicate_lines and duplicate_paragraphs, which are fractions of their number.
+Duplicate n-grams are counted without counting a character twice, by walking on behind each one found.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from luyen.corpus.words import Words, ngrams
+
+
+def duplicates(items: Iterable[str]) -> tuple[int, int]:
+    """How many items occurred before in the sequence, and their characters."""
+    seen: set[str] = set()
+    count = characters = 0
+    for item in items:
+        if item in seen:
+            count += 1
+            characters += len(item)
+        else:
+            seen.add(item)
+    return count, characters
+
+
+def duplicate_share(items: Sequence[str]) -> float:
+    """Duplicates among the items, by number."""
+    return duplicates(items)[0] / max(1, len(items))
+
+
+def duplicate_character_share(items: Sequence[str], characters: int) -> float:
+    """Characters in duplicates over all characters of the text."""
+    return duplicates(items)[1] / characters
+
+
+def top_ngram_share(words: Words, size: int) -> float:
+    """Characters within the most frequent n-gram of words (the earliest on a tie), words joined by one space."""
+    hashes = ngrams(words.hashes, size)
+    if not len(hashes):
+        return 0.0
+    _, first, counts = np.unique(hashes, return_index=True, return_counts=True)
+    most = counts.max()
+    start = int(first[counts == most].min())
+    length = int(words.lengths[start : start + size].sum()) + size - 1
+    return float(length * most / words.characters)
+
+
+def duplicate_ngram_share(words: Words, size: int) -> float:
+    """Characters within n-grams of words that occurred before."""
+    hashes = ngrams(words.hashes, size)
+    if not len(hashes):
+        return 0.0
+    _, inverse, counts = np.unique(hashes, return_inverse=True, return_counts=True)
+    repeated = counts[inverse] > 1
+    if not repeated.any():
+        return 0.0
+    ends = np.concatenate([np.zeros(1, np.int64), np.cumsum(words.lengths)])
+    seen: set[int] = set()
+    characters = 0
+    following = 0  # the first position not inside an n-gram already counted
+    for position, key in zip(np.flatnonzero(repeated).tolist(), inverse[repeated].tolist(), strict=True):
+        if position < following:
+            continue
+        if key in seen:
+            characters += int(ends[position + size] - ends[position])
+            following = position + size
+        else:
+            seen.add(key)
+    return characters / words.characters

@@ -1,0 +1,150 @@
+"""What curation reads: a crawl's folder, or files of HTML, text or JSON lines, plain or compressed, one or a folder of them.
+
+Everything becomes raw items (one page, file or line), read in constant memory and cut at a size limit. A file is checked as a whole
+before its first item is handed out, so that a damaged one contributes nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Literal
+
+from luyen.core.errors import DamagedFile, DataError
+from luyen.core.files import COMPRESSED, open_bytes
+from luyen.core.manifest import MANIFEST, read_json, sha256_file
+
+Kind = Literal["html", "text", "line", "page"]
+SUFFIXES: dict[str, Kind] = {
+    ".html": "html", ".htm": "html", ".xhtml": "html", ".txt": "text", ".md": "text", ".rst": "text", ".jsonl": "line", ".ndjson": "line",
+}  # fmt: skip
+CHUNK_ITEMS = 256
+CHUNK_BYTES = 16_000_000
+_STEP = 1 << 20
+
+
+@dataclass(frozen=True)
+class Item:
+    """One raw document: where it stands, its bytes (at most the limit), and its full size in bytes."""
+
+    source: str
+    line: int
+    kind: Kind
+    data: bytes
+    size: int
+
+    @property
+    def place(self) -> str:
+        """File, and line where the file has one document a line."""
+        return f"{self.source}:{self.line}" if self.line else self.source
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """One input file: its path, its name inside the source, and how it is read."""
+
+    path: Path
+    name: str
+    kind: Kind
+
+
+def list_files(source: Path) -> tuple[list[SourceFile], list[str]]:
+    """The files to read, sorted by name, and the names of those that are ignored. Raises DataError when there is nothing to read."""
+    source = Path(source)
+    if source.is_file():
+        kind = _kind(source)
+        if kind is None:
+            raise DataError(f"cannot read {source}", found=f"suffix {source.suffix!r}", expected=", ".join(SUFFIXES))
+        return [SourceFile(source, source.name, kind)], []
+    if not source.is_dir():
+        raise DataError(f"no file or folder {source}", fix="Check the path.")
+    pages = sorted(source.glob("pages-*.jsonl"))
+    if pages:
+        return [SourceFile(path, path.name, "page") for path in pages], []
+    found, ignored = [], []
+    splits = ("train-", "heldout-") if (source / "funnel.json").exists() else ("",)
+    for path in sorted(source.rglob("*")):
+        name = path.relative_to(source).as_posix()
+        kind = _kind(path)
+        if path.is_file() and not any(part.startswith(".") for part in path.relative_to(source).parts):
+            if kind is not None and path.name.startswith(splits):
+                found.append(SourceFile(path, name, kind))
+            elif path.name != MANIFEST:
+                ignored.append(name)
+    if not found:
+        raise DataError(f"nothing to read in {source}", found=f"{len(ignored)} files of other kinds", expected=", ".join(SUFFIXES))
+    return found, ignored
+
+
+def _kind(path: Path) -> Kind | None:
+    return SUFFIXES.get((Path(path.stem) if path.suffix in COMPRESSED else path).suffix.lower())
+
+
+def check(file: SourceFile, source: Path) -> None:
+    """Raise DamagedFile when a file differs from the manifest of its folder, or is an archive that does not unpack to its end."""
+    manifest_path = Path(source) / MANIFEST
+    if manifest_path.is_file():
+        entry = read_json(manifest_path).get("files", {}).get(file.name)
+        if entry is not None and (not file.path.is_file() or sha256_file(file.path) != entry["sha256"]):
+            raise DamagedFile(file.path, "does not have the sha256 of its manifest")
+    if not file.path.is_file():
+        raise DamagedFile(file.path, "is missing")
+    if file.path.suffix in COMPRESSED:
+        with open_bytes(file.path) as stream:
+            while stream.read(_STEP):
+                pass
+
+
+def items(file: SourceFile, limit: int) -> Iterator[Item]:
+    """The documents of a file, each with at most `limit` bytes of its content."""
+    with open_bytes(file.path) as stream:
+        if file.kind in ("html", "text"):
+            data = stream.read(limit + 1)
+            yield Item(file.name, 0, file.kind, data[:limit], len(data) + _skip(stream, to_newline=False))
+            return
+        # A line of JSON escapes what the document's bytes do not: six characters for one, and base64.
+        most = 6 * limit + 65_536
+        number = 0
+        while line := stream.readline(most):
+            number += 1
+            size = len(line)
+            if size == most and not line.endswith(b"\n"):
+                size += _skip(stream, to_newline=True)
+                line = line[:limit]
+            if line.strip():
+                yield Item(file.name, number, file.kind, line.rstrip(b"\r\n"), size)
+
+
+def _skip(stream: IO[bytes], to_newline: bool) -> int:
+    """Read on to the end of the line or stream without keeping anything; the number of bytes passed."""
+    passed = 0
+    while piece := (stream.readline(_STEP) if to_newline else stream.read(_STEP)):
+        passed += len(piece)
+        if to_newline and piece.endswith(b"\n"):
+            break
+    return passed
+
+
+def chunks(stream: Iterator[Item]) -> Iterator[list[Item]]:
+    """Items in groups of limited number and size: the unit of work that is written, and not done again after a stop."""
+    chunk: list[Item] = []
+    size = 0
+    for item in stream:
+        if chunk and (len(chunk) == CHUNK_ITEMS or size + len(item.data) > CHUNK_BYTES):
+            yield chunk
+            chunk, size = [], 0
+        chunk.append(item)
+        size += len(item.data)
+    if chunk:
+        yield chunk
+
+
+def chunk_key(chunk: list[Item], settings: str) -> str:
+    """Names the result of a chunk: equal items in equal order under equal settings give equal names."""
+    digest = hashlib.sha256(settings.encode())
+    for item in chunk:
+        digest.update(f"\n{item.place}\t{item.kind}\t{item.size}\t".encode())
+        digest.update(hashlib.sha256(item.data).digest())
+    return digest.hexdigest()[:32]

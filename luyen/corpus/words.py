@@ -1,0 +1,100 @@
+"""A document split into words and lines once; every quality rule reads from here."""
+
+from __future__ import annotations
+
+import re
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+# A word is a run of letters, digits and combining marks, with apostrophes inside; any other visible character is a word of its own,
+# but a row of equal signs ("...", "-----") is one.
+WORD = re.compile(r"\w+(?:['’]\w+)*|([^\w\s])\1*")
+_PARAGRAPHS = re.compile(r"\n{2,}")
+
+Hashes = NDArray[np.uint64]
+Integers = NDArray[np.int64]
+
+
+def mix(values: Hashes) -> Hashes:
+    """Spread 64-bit integers evenly (the finaliser of splitmix64, Steele et al. 2014)."""
+    with np.errstate(over="ignore"):
+        values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return values ^ (values >> np.uint64(31))
+
+
+def ngrams(hashes: Hashes, size: int) -> Hashes:
+    """A 64-bit hash for each run of `size` consecutive items; equal runs have equal hashes. Empty when there are fewer items."""
+    if len(hashes) < size:
+        return np.empty(0, np.uint64)
+    result = hashes[: len(hashes) - size + 1].copy()
+    with np.errstate(over="ignore"):
+        for offset in range(1, size):
+            result *= np.uint64(0x9E3779B97F4A7C15)
+            result += hashes[offset : len(hashes) - size + 1 + offset]
+    return result
+
+
+class Words:
+    """The measured parts of one text. `words` includes signs; `lengths`, `codes` and `is_symbol` are per word, in order."""
+
+    def __init__(self, text: str, language: str = "") -> None:
+        self.text = text
+        self.language = language
+        self.characters = max(1, len(text))
+
+    @cached_property
+    def words(self) -> list[str]:
+        return [match[0] for match in WORD.finditer(self.text)]
+
+    @cached_property
+    def _distinct(self) -> tuple[list[str], Integers]:
+        index: dict[str, int] = {}
+        codes = [index.setdefault(word, len(index)) for word in self.words]
+        return list(index), np.array(codes, np.int64)
+
+    @property
+    def distinct(self) -> list[str]:
+        """Every different word once."""
+        return self._distinct[0]
+
+    @property
+    def codes(self) -> Integers:
+        """For each word its index in `distinct`."""
+        return self._distinct[1]
+
+    @cached_property
+    def lengths(self) -> Integers:
+        """Characters of each word."""
+        return np.array([len(word) for word in self.distinct], np.int64)[self.codes]
+
+    @cached_property
+    def is_symbol(self) -> NDArray[np.bool_]:
+        """Which words hold no letter or digit."""
+        return np.array([not any(map(str.isalnum, word)) for word in self.distinct], np.bool_)[self.codes]
+
+    @cached_property
+    def has_letter(self) -> NDArray[np.bool_]:
+        """Which words hold a letter."""
+        return np.array([any(map(str.isalpha, word)) for word in self.distinct], np.bool_)[self.codes]
+
+    @cached_property
+    def num_words(self) -> int:
+        """Words that are not signs."""
+        return len(self.codes) - int(self.is_symbol.sum())
+
+    @cached_property
+    def lines(self) -> list[str]:
+        """Lines that are not blank, with their indentation cut."""
+        return [line for line in map(str.strip, self.text.split("\n")) if line]
+
+    @cached_property
+    def paragraphs(self) -> list[str]:
+        return _PARAGRAPHS.split(self.text.strip())
+
+    @cached_property
+    def hashes(self) -> Hashes:
+        """One hash a word, different for different words of this text."""
+        return mix((np.arange(1, len(self.distinct) + 1, dtype=np.uint64)) * np.uint64(0x9E3779B97F4A7C15))[self.codes]
