@@ -24,7 +24,7 @@ WORD = re.compile(r"\w+(?:\.\w+)*")
 COMPOUND = re.compile(r"[._]")
 BLANK = re.compile(r"\n[^\S\n]*\n")
 HEADING = re.compile(r"#{1,6} +(.*)")
-TITLE_WEIGHT = 2
+TITLE_WEIGHT = 1
 """How often a title counts: what a passage is about says more than what it mentions."""
 PASSAGES, FACTS = "passages.jsonl", "index.json"
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import random
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from luyen.core.seed import derive
+from luyen.inference.chat import context_message
 from luyen.tasks.entries import Entry
 from luyen.tasks.template import QuestionGroup, Template, fill
 
@@ -74,21 +75,24 @@ class Asker:
             self.left_out["the same question has several answers"] += len(turns) - len(kept)
         return kept
 
-    def rows(self, turns: Sequence[Turn], multi_turn: float) -> list[dict[str, Any]]:
-        """Each turn once, as a row of its own or, for a share of them, within a conversation of two or three turns.
+    def rows(self, turns: Sequence[Turn], multi_turn: float, grounded: float, passages: Mapping[str, str]) -> list[dict[str, Any]]:
+        """Each turn once: as a row of its own, behind its entry's passage (a share `grounded`), or in a longer conversation (`multi_turn`).
 
-        A conversation may hold one more turn, a follow-up question about its first entry.
+        A conversation has two or three turns; one of them may be a follow-up question about the first turn's entry.
         """
-        generator = random.Random(derive(self.seed, "multi-turn"))
+        generator = random.Random(derive(self.seed, "rows"))
         order = list(range(len(turns)))
         generator.shuffle(order)
-        joined = sorted(order[: round(len(turns) * multi_turn)])
-        alone = sorted(order[len(joined) :])
-        rows = [self._row([turns[index]], turns[index].group) for index in alone]
-        generator.shuffle(joined)
-        while joined:
+        joined, read = round(len(turns) * multi_turn), round(len(turns) * grounded)
+        rows = [self._row([turns[index]], turns[index].group) for index in sorted(order[joined + read :])]
+        for index in sorted(order[joined : joined + read]):
+            row = self._row([turns[index]], "grounded")
+            context = context_message([passages[turns[index].entry]])
+            rows.append({**row, "messages": [{"role": context.role, "content": context.content}, *row["messages"]]})
+        rest = order[:joined]
+        while rest:
             size = generator.choice((2, 3))
-            talk = [turns[joined.pop()] for _ in range(min(size, len(joined)))]
+            talk = [turns[rest.pop()] for _ in range(min(size, len(rest)))]
             follow_ups = self._follow_ups.get(talk[0].entry, [])
             if follow_ups and talk[0].group != follow_ups[0].group and generator.random() < FOLLOW_UP_SHARE:
                 talk[1:2] = [generator.choice(follow_ups), *talk[1:2]]

@@ -33,6 +33,8 @@ from luyen.tasks.template import Template, load_template
 
 TEMPLATES = Path(__file__).parent / "templates"
 TRAINING_SAMPLE = 100
+PASSAGE_CHARACTERS = 500
+"""Longest passage: about 150 tokens, so that it fits before a question into a small model's context."""
 
 
 class SynthConfig(Config):
@@ -43,13 +45,15 @@ class SynthConfig(Config):
     groups: list[str] | None = None
     """Groups of the template's questions to use; none means all of them."""
     heldout_entries: float = 0.1
-    """Share of entries that are never taught, from 0 to below 1."""
+    """Share of entries that are never taught, from 0 to 0.9."""
     max_entries: int | None = None
     """Most entries to use, taken evenly from the documents; none means all."""
     phrasings_per_entry: int | None = None
     """Training phrasings for one entry and group, chosen at random; none means all of them."""
     evaluation_phrasings: int = 1
     """Held-out phrasings for one entry and group in the evaluation."""
+    grounded: float = 0.1
+    """Share of training rows whose entry's passage stands before the question, as retrieval gives it in a chat, from 0 to 1."""
     multi_turn: float = 0.1
     """Share of training rows that are joined to conversations of two or three turns, from 0 to 1."""
     invented: int = 60
@@ -90,10 +94,14 @@ def generate(documents: Iterable[Document], config: SynthConfig) -> Questions:
         )
     chosen = _choose(usable, config)
     untaught = _held_out(chosen, config)
-    asker = Asker(template, names, [*reading.entries, *reading.others], config.seed)
+    every = [*reading.entries, *reading.others]
+    asker = Asker(template, names, every, config.seed)
     taught = [entry for entry in chosen if entry.name not in untaught]
     asked = asker.without_conflicts([turn for entry in taught for turn in asker.training_turns(entry, config.phrasings_per_entry)])
-    train = asker.rows(asked, config.multi_turn)
+    passages = [
+        {"id": f"{e.document}#{e.name}", "title": e.name, "text": _passage(e), "answer": e.description, "url": e.url} for e in every
+    ]
+    train = asker.rows(asked, config.multi_turn, config.grounded, {entry.name: _passage(entry) for entry in taught})
     evaluation = asker.evaluation_rows("taught", taught, config.evaluation_phrasings)
     evaluation += asker.evaluation_rows("untaught", [e for e in chosen if e.name in untaught], config.evaluation_phrasings)
     evaluation += _training_sample(asked, config)
@@ -111,10 +119,6 @@ def generate(documents: Iterable[Document], config: SynthConfig) -> Questions:
         "evaluation": dict(sorted(Counter(f"{row['set']}/{row['source']}" for row in evaluation).items())),
         "left_out": dict(sorted(asker.left_out.items())),
     }
-    passages = [
-        {"id": f"{entry.document}#{entry.name}", "title": entry.name, "text": entry.text, "answer": entry.description, "url": entry.url}
-        for entry in (*reading.entries, *reading.others)
-    ]
     return Questions(train, evaluation, passages, account, template)
 
 
@@ -130,13 +134,27 @@ def write(questions: Questions, folder: Path) -> dict[str, Any]:
 
 
 def _group_names(config: SynthConfig, template: Template) -> list[str]:
-    for name, low, high in (("heldout_entries", config.heldout_entries, 1.0), ("multi_turn", config.multi_turn, 1.0 + 1e-9)):
-        if not 0 <= low < high:
-            raise ConfigError(f"{name} is a share", found=low, expected="a number from 0 to 1")
+    for name, share, most in _shares(config):
+        if not 0 <= share <= most:
+            raise ConfigError(f"{name} is a share", found=share, expected=f"a number from 0 to {most}")
     for name in config.groups or []:
         if name not in template.questions:
             raise ConfigError(f"the template has no group {name!r}", fix=nearest(name, template.questions))
     return [name for name in template.questions if config.groups is None or name in config.groups]
+
+
+def _shares(config: SynthConfig) -> list[tuple[str, float, float]]:
+    return [
+        ("heldout_entries", config.heldout_entries, 0.9),
+        ("multi_turn", config.multi_turn, 1.0),
+        ("grounded", config.grounded, 1.0 - config.multi_turn),
+    ]
+
+
+def _passage(entry: Entry) -> str:
+    """The entry's name and text, cut at a line's end."""
+    text = f"{entry.name}\n{entry.text}"
+    return text if len(text) <= PASSAGE_CHARACTERS else text[:PASSAGE_CHARACTERS].rpartition("\n")[0]
 
 
 def _choose(entries: Sequence[Entry], config: SynthConfig) -> list[Entry]:
