@@ -20,6 +20,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from luyen.models.functions import pad, unpad
+
 GROUP_OVERHEAD = 60_000.0
 """What one more group costs, in units of one query-key pair (about 100 us against 1.6 ns on a CPU core)."""
 TOKEN_OVERHEAD = 200.0
@@ -112,37 +114,6 @@ def _similar(sizes: numpy.ndarray[Any, Any], order: numpy.ndarray[Any, Any]) -> 
     return groups[::-1]
 
 
-class _Gather(torch.autograd.Function):
-    """rows[index] whose backward is a gather too.
-
-    Correct because every place that repeats a row (padding) gets no gradient; autograd's own backward would add with atomics.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, rows: Tensor, index: Tensor, inverse: Tensor) -> Tensor:
-        ctx.save_for_backward(inverse)
-        return rows.index_select(0, index)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        return gradients[0].index_select(0, ctx.saved_tensors[0]), None, None
-
-
-class _Scatter(torch.autograd.Function):
-    """rows[index] where the rows that index leaves out get a zero gradient."""
-
-    @staticmethod
-    def forward(ctx: Any, rows: Tensor, index: Tensor) -> Tensor:
-        ctx.save_for_backward(index)
-        ctx.size = rows.shape[0]
-        return rows.index_select(0, index)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        whole = gradients[0].new_zeros(ctx.size, *gradients[0].shape[1:])
-        return whole.index_copy_(0, ctx.saved_tensors[0], gradients[0]), None
-
-
 def causal_attention(query_BTHE: Tensor, key_BTKE: Tensor, value_BTKE: Tensor) -> Tensor:
     """Each row attends to its own earlier tokens. Returns (B, T, H, E)."""
     attended = functional.scaled_dot_product_attention(
@@ -161,57 +132,25 @@ def packed_attention(query_THE: Tensor, key_TKE: Tensor, value_TKE: Tensor, layo
         grid = (layout.groups[0].rows, layout.groups[0].length)
         return causal_attention(*(_grid(tensor, *grid) for tensor in (query_THE, key_TKE, value_TKE))).flatten(0, 1)
     sizes = [group.rows * group.length for group in layout.groups]
-    parts = [
-        _Gather.apply(tensor, layout.gather_P, layout.scatter_T).split(sizes)  # type: ignore[no-untyped-call]
-        for tensor in (query_THE, key_TKE, value_TKE)
-    ]
+    parts = [pad(tensor, layout.gather_P, layout.scatter_T).split(sizes) for tensor in (query_THE, key_TKE, value_TKE)]
     attended_groups = [
         causal_attention(*(_grid(part[index], group.rows, group.length) for part in parts)).flatten(0, 1)
         for index, group in enumerate(layout.groups)
     ]
-    attended_THE: Tensor = _Scatter.apply(torch.cat(attended_groups), layout.scatter_T)  # type: ignore[no-untyped-call]
-    return attended_THE
+    return unpad(torch.cat(attended_groups), layout.scatter_T)
 
 
 def _grid(states: Tensor, rows: int, length: int) -> Tensor:
     return states.reshape(rows, length, *states.shape[1:])
 
 
-class _Rotate(torch.autograd.Function):
-    """Turn each pair (x[i], x[i + E/2]) by its angle; backward turns the other way and needs only the angles."""
-
-    @staticmethod
-    def forward(ctx: Any, states: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
-        ctx.save_for_backward(cosine, sine)
-        return _turn(states, cosine, sine, 1.0)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        cosine, sine = ctx.saved_tensors
-        return _turn(gradients[0], cosine, sine, -1.0), None, None
-
-
-def _turn(states: Tensor, cosine: Tensor, sine: Tensor, direction: float) -> Tensor:
-    turned = torch.empty_like(states, memory_format=torch.contiguous_format)
-    (left, right), (turned_left, turned_right) = states.chunk(2, -1), turned.chunk(2, -1)
-    torch.mul(left, cosine, out=turned_left)
-    turned_left.addcmul_(right, sine, value=-direction)
-    torch.mul(right, cosine, out=turned_right)
-    turned_right.addcmul_(left, sine, value=direction)
-    return turned
-
-
 def rotation(positions_BT: Tensor, head_dim: int, theta: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Cosine and sine of the rotary embedding's angles, each (B, T, 1, E/2): position * theta^(-2i/E) (Su et al., 2021)."""
+    """Cosine (c, c) and sine (-s, s) of the rotary embedding's angles, each (B, T, 1, E).
+
+    The angle of pair i at position p is p theta^(-2i/E) (Su et al., 2021, arXiv:2104.09864). As in Hugging Face's
+    files, dimension i pairs with i + E/2.
+    """
     exponent = torch.arange(0, head_dim, 2, device=positions_BT.device, dtype=torch.float32) / head_dim
-    angle_BTE = positions_BT[..., None].float() * (1.0 / theta**exponent)
-    return angle_BTE.cos()[:, :, None].to(dtype), angle_BTE.sin()[:, :, None].to(dtype)
-
-
-def rotate(states_BTHE: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
-    """Rotary position embedding in Hugging Face's layout: dimension i pairs with i + E/2."""
-    dtype = states_BTHE.dtype
-    if not torch.is_grad_enabled():
-        return _turn(states_BTHE, cosine.to(dtype), sine.to(dtype), 1.0)
-    rotated_BTHE: Tensor = _Rotate.apply(states_BTHE, cosine.to(dtype), sine.to(dtype))  # type: ignore[no-untyped-call]
-    return rotated_BTHE
+    angle = positions_BT[:, :, None, None].float() * (1.0 / theta**exponent)
+    cosine, sine = angle.cos().to(dtype), angle.sin().to(dtype)
+    return torch.cat([cosine, cosine], -1), torch.cat([-sine, sine], -1)

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from luyen.core.config import Config
-from luyen.models.attention import Cache, Layout, causal_attention, packed_attention, rotate, rotation
+from luyen.models.attention import Cache, Layout, causal_attention, packed_attention, rotation
+from luyen.models.functions import rms_norm, rotate, swiglu
 
 
 class TransformerConfig(Config):
@@ -92,7 +93,7 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, hidden_BTD: Tensor) -> Tensor:
-        return functional.rms_norm(hidden_BTD, self.weight.shape, self.weight, self.eps)
+        return rms_norm(hidden_BTD, self.weight, self.eps)
 
 
 class Attention(nn.Module):
@@ -130,7 +131,7 @@ class FeedForward(nn.Module):
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
 
     def forward(self, hidden_BTD: Tensor) -> Tensor:
-        output_BTD: Tensor = self.down_proj(functional.silu(self.gate_proj(hidden_BTD)) * self.up_proj(hidden_BTD))
+        output_BTD: Tensor = self.down_proj(swiglu(self.gate_proj(hidden_BTD), self.up_proj(hidden_BTD)))
         return output_BTD
 
 

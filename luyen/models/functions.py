@@ -1,0 +1,138 @@
+"""Small functions with their gradients written out: fewer passes over memory and fewer tensors kept than autograd would take.
+
+On a CPU these passes, and the page faults of every new large tensor, cost as much as the matrix products of a small
+model. Every gradient here is checked against autograd's in the tests.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+
+class RMSNormFunction(torch.autograd.Function):
+    """x r w with r = 1 / sqrt(mean(x^2) + eps) over the last dimension.
+
+    dx = r (g w) - x r^3 mean(g w x),  dw = sum over rows of g x r.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, eps: float) -> Tensor:
+        scale = torch.linalg.vector_norm(hidden, dim=-1, keepdim=True).square_().div_(hidden.shape[-1]).add_(eps).rsqrt_()
+        ctx.save_for_backward(hidden, weight, scale)
+        output: Tensor = (hidden * scale).mul_(weight)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
+        hidden, weight, scale = ctx.saved_tensors
+        product = gradients[0] * hidden
+        flat = product.reshape(-1, product.shape[-1])
+        weight_gradient = scale.reshape(-1) @ flat
+        pull = (flat @ weight).view_as(scale) * scale.pow(3) / -hidden.shape[-1]
+        torch.mul(gradients[0], weight, out=product)
+        return product.mul_(scale).addcmul_(hidden, pull), weight_gradient, None
+
+
+class SwiGLUFunction(torch.autograd.Function):
+    """silu(gate) * up; silu(gate) is computed again in backward instead of kept."""
+
+    @staticmethod
+    def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
+        ctx.save_for_backward(gate, up)
+        return functional.silu(gate).mul_(up)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:
+        gate, up = ctx.saved_tensors
+        gate_gradient = gradients[0] * up
+        torch.ops.aten.silu_backward.grad_input(gate_gradient, gate, grad_input=gate_gradient)
+        return gate_gradient, functional.silu(gate).mul_(gradients[0])
+
+
+class RotateFunction(torch.autograd.Function):
+    """x cosine + swap(x) sine, where swap exchanges the halves of the last dimension and sine is (-s, s).
+
+    swap(sine) = -sine, so backward turns by the opposite angle and needs the angles alone.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, states: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+        ctx.save_for_backward(cosine, sine)
+        return turn(states, cosine, sine)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        cosine, sine = ctx.saved_tensors
+        return turn(gradients[0], cosine, sine.neg()), None, None
+
+
+def turn(states: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+    """The forward of RotateFunction, in one new tensor."""
+    return states.roll(states.shape[-1] // 2, -1).mul_(sine).addcmul_(states, cosine)
+
+
+class PadFunction(torch.autograd.Function):
+    """rows[index] into padded grids; inverse is the place of each row there.
+
+    Backward is a gather too: a place that only repeats a row (padding) gets no gradient, since no real query sees it.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, index: Tensor, inverse: Tensor) -> Tensor:
+        ctx.save_for_backward(inverse)
+        return rows.index_select(0, index)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        return gradients[0].index_select(0, ctx.saved_tensors[0]), None, None
+
+
+class UnpadFunction(torch.autograd.Function):
+    """places[index] out of padded grids; the places left out get a zero gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, places: Tensor, index: Tensor) -> Tensor:
+        ctx.save_for_backward(index)
+        ctx.size = places.shape[0]
+        return places.index_select(0, index)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        whole = gradients[0].new_zeros(ctx.size, *gradients[0].shape[1:])
+        return whole.index_copy_(0, ctx.saved_tensors[0], gradients[0]), None
+
+
+def rms_norm(hidden: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """RMSNorm over the last dimension. Off the CPU and below fp32 torch's own kernel is the better one."""
+    if hidden.device.type != "cpu" or hidden.dtype != torch.float32 or weight.dtype != torch.float32:
+        return functional.rms_norm(hidden, weight.shape, weight, eps)
+    output: Tensor = RMSNormFunction.apply(hidden, weight, eps)  # type: ignore[no-untyped-call]
+    return output
+
+
+def swiglu(gate: Tensor, up: Tensor) -> Tensor:
+    """silu(gate) * up."""
+    output: Tensor = SwiGLUFunction.apply(gate, up)  # type: ignore[no-untyped-call]
+    return output
+
+
+def rotate(states: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+    """Turn each pair (x[i], x[i + E/2]) by its angle; cosine is (c, c) and sine is (-s, s)."""
+    output: Tensor = RotateFunction.apply(states, cosine.to(states.dtype), sine.to(states.dtype))  # type: ignore[no-untyped-call]
+    return output
+
+
+def pad(rows: Tensor, index: Tensor, inverse: Tensor) -> Tensor:
+    """rows[index]; see PadFunction."""
+    output: Tensor = PadFunction.apply(rows, index, inverse)  # type: ignore[no-untyped-call]
+    return output
+
+
+def unpad(places: Tensor, index: Tensor) -> Tensor:
+    """places[index]; see UnpadFunction."""
+    output: Tensor = UnpadFunction.apply(places, index)  # type: ignore[no-untyped-call]
+    return output
