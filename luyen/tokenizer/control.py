@@ -22,8 +22,6 @@ import secrets
 from collections.abc import Mapping
 from typing import Any
 
-from luyen.core.errors import ModelError
-
 
 def control_tokens(description: Mapping[str, Any]) -> dict[str, int]:
     """String to id of every control token that a parsed `tokenizer.json` defines, in order of id."""
@@ -68,8 +66,6 @@ def _model_without(model: dict[str, Any], renamed: Mapping[str, str]) -> dict[st
         model["vocab"] = {token if token == kept else renamed.get(token, token): index for token, index in vocabulary.items()}
     elif isinstance(vocabulary, list):
         model["vocab"] = [[token if token == kept else renamed.get(token, token), score] for token, score in vocabulary]
-    else:
-        raise ModelError("tokenizer.json holds a model without a vocabulary", found=model.get("type"))
     if "merges" in model:
         model["merges"] = [merge for merge in model["merges"] if not _touches(merge, renamed)]
     return model

@@ -104,10 +104,8 @@ class Separated:
             pieces = list(self.pieces([Message("user", "U"), Message("assistant", "A")], names, False))
         except LuyenError:
             return ()
-        return tuple(text for piece in pieces if piece.trained for text, number in self._split(piece) if number is not None)
-
-    def _split(self, piece: Piece) -> list[tuple[str, int | None]]:
-        return split_control(piece.text, dict(self.control)) if piece.kind == "markup" else []
+        after = next(piece.text for piece in reversed(pieces) if piece.kind == "markup" and piece.trained)
+        return tuple(text for text, number in split_control(after, dict(self.control)) if number is not None)
 
     def _pieces(self, messages: Sequence[Message], names: Names, prompt: bool) -> Iterator[Piece]:
         roles = tuple(message.role for message in messages)

@@ -1,4 +1,4 @@
-"""The tokenizer as the rest of the program sees it, and its Hugging Face folder, read and written."""
+"""The tokenizer as the rest of the program sees it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 import os
 import unicodedata
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -17,7 +17,7 @@ import tokenizers
 from luyen.core.errors import DataError, ModelError
 from luyen.core.manifest import write_atomic, write_json
 from luyen.tokenizer.control import control_tokens, prepends_once, unknown_token, without_control
-from luyen.tokenizer.foreign import recognise
+from luyen.tokenizer.folder import Facts, read_folder
 from luyen.tokenizer.templates import TEMPLATES, ChatTemplate, Names, template_named
 
 PARALLELISM = "TOKENIZERS_PARALLELISM"
@@ -31,18 +31,6 @@ class Run:
     spans: list[tuple[int, int]]
 
 
-@dataclass(frozen=True)
-class Facts:
-    """What a tokenizer folder says beside `tokenizer.json`."""
-
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    """`tokenizer_config.json` as it will be written back."""
-    names: Names = field(default_factory=Names)
-    stop_ids: tuple[int, ...] = ()
-    """Ids that `generation_config.json` says end an answer."""
-    template: ChatTemplate | None = None
-
-
 class Tokenizer:
     """Text to ids and back. `encode` never gives a control id, whatever the text; templates add those by number.
 
@@ -54,6 +42,7 @@ class Tokenizer:
         self._whole = _build(json.dumps(description, ensure_ascii=False))
         self._whole.no_padding()
         self._whole.no_truncation()
+        _check_ids(description, self._whole)
         self.control: Mapping[str, int] = MappingProxyType(control_tokens(description))
         """String to id of every control token."""
         self._control_ids = frozenset(self.control.values())
@@ -165,21 +154,8 @@ class Tokenizer:
 
         Raises ModelError when there is no `tokenizer.json`, or when it does not parse or contradicts its config.
         """
-        folder = Path(folder)
-        description = _read(folder / "tokenizer.json") if (folder / "tokenizer.json").is_file() else None
-        if description is None:
-            raise _no_tokenizer(folder)
-        settings = _optional(folder / "tokenizer_config.json")
-        description = _with_declared(description, settings, folder)
-        special = {**_optional(folder / "special_tokens_map.json"), **settings}
-        names = Names(bos=_name(special.get("bos_token")), eos=_name(special.get("eos_token")), pad=_name(special.get("pad_token")))
-        ends = _optional(folder / "generation_config.json").get("eos_token_id")
-        stop_ids = tuple(ends) if isinstance(ends, list) else (() if ends is None else (ends,))
-        jinja = _template_text(folder, settings)
-        template = None if jinja is None else recognise(jinja, names, control_tokens(description))
-        if "auto_map" in settings:  # names Python files of the folder; the saved copy must not ask for them
-            settings = {key: value for key, value in settings.items() if key != "auto_map"} | {"tokenizer_class": "PreTrainedTokenizerFast"}
-        return cls(description, Facts(settings, names, stop_ids, template))
+        description, facts = read_folder(Path(folder))
+        return cls(description, facts)
 
 
 def checked_text(text: str) -> str:
@@ -198,6 +174,18 @@ def checked_text(text: str) -> str:
 def normalised(text: str) -> str:
     """Unicode NFC: what `decode(encode(text))` gives back."""
     return unicodedata.normalize("NFC", text)
+
+
+def _check_ids(description: Mapping[str, Any], built: tokenizers.Tokenizer) -> None:
+    """tokenizers numbers added tokens itself; a file that says otherwise would silently change what they mean."""
+    for token in description.get("added_tokens") or ():
+        if built.token_to_id(token["content"]) != token["id"]:
+            raise ModelError(
+                f"tokenizer.json gives the added token {token['content']!r} an id that does not follow from its vocabulary",
+                found=f"id {token['id']}",
+                expected=built.token_to_id(token["content"]),
+                fix="Save the tokenizer again with the program that made it.",
+            )
 
 
 @functools.cache
@@ -220,66 +208,3 @@ def _build(text: str) -> tokenizers.Tokenizer:
     except Exception as error:  # tokenizers raises bare Exception
         fix = "Save the tokenizer again, or update tokenizers."
         raise ModelError("tokenizer.json cannot be read by tokenizers", found=error, fix=fix) from error
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ModelError(f"{path} is not JSON", found=error, fix="Fetch or save the tokenizer again.") from error
-    if not isinstance(value, dict):
-        raise ModelError(f"{path} holds no object", found=type(value).__name__, fix="Fetch or save the tokenizer again.")
-    return value
-
-
-def _optional(path: Path) -> dict[str, Any]:
-    return _read(path) if path.is_file() else {}
-
-
-def _no_tokenizer(folder: Path) -> ModelError:
-    if not folder.is_dir():
-        return ModelError(f"no folder {folder}", fix="Give a folder that holds tokenizer.json.")
-    old = [name for name in ("tokenizer.model", "vocab.json", "spiece.model", "vocab.txt") if (folder / name).is_file()]
-    if old:
-        return ModelError(
-            f"{folder} has no tokenizer.json",
-            found=", ".join(old),
-            expected="tokenizer.json",
-            fix="Convert it once with transformers: AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER).",
-        )
-    names = sorted(path.name for path in folder.iterdir())[:8]
-    return ModelError(f"{folder} is no tokenizer folder", found=", ".join(names) or "nothing", expected="tokenizer.json")
-
-
-def _with_declared(description: dict[str, Any], settings: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """The description with tokens that only `tokenizer_config.json` declares, as transformers adds them."""
-    declared = settings.get("added_tokens_decoder") or {}
-    known = {token["content"]: int(token["id"]) for token in description.get("added_tokens") or ()}
-    extra = []
-    for number, token in sorted(declared.items(), key=lambda item: int(item[0])):
-        if token["content"] not in known:
-            flags = {key: bool(token.get(key)) for key in ("single_word", "lstrip", "rstrip", "normalized", "special")}
-            extra.append({"id": int(number), "content": token["content"], **flags})
-        elif known[token["content"]] != int(number):
-            raise ModelError(
-                f"{folder}: tokenizer_config.json and tokenizer.json disagree on {token['content']!r}",
-                found=f"ids {number} and {known[token['content']]}",
-                fix="Save the tokenizer again with the program that made it.",
-            )
-    return {**description, "added_tokens": [*(description.get("added_tokens") or ()), *extra]}
-
-
-def _name(value: object) -> str | None:
-    content = value.get("content") if isinstance(value, dict) else value
-    return content if isinstance(content, str) else None
-
-
-def _template_text(folder: Path, settings: Mapping[str, Any]) -> str | None:
-    """The chat template: its own file, or the string (or the one called default) in `tokenizer_config.json`."""
-    if (folder / "chat_template.jinja").is_file():
-        return (folder / "chat_template.jinja").read_text(encoding="utf-8")
-    value = settings.get("chat_template")
-    if isinstance(value, list):
-        named = {entry.get("name"): entry.get("template") for entry in value if isinstance(entry, dict)}
-        value = named.get("default")
-    return value if isinstance(value, str) else None

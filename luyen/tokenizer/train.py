@@ -21,7 +21,8 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 from luyen.core import interrupt, progress
 from luyen.core.config import Config
 from luyen.core.errors import ConfigError, DataError
-from luyen.tokenizer.load import Facts, Tokenizer, checked_text
+from luyen.tokenizer.folder import Facts
+from luyen.tokenizer.load import Tokenizer, checked_text
 from luyen.tokenizer.templates import Names, template_named
 
 PAD, BOS, EOS = "<|pad|>", "<|bos|>", "<|eos|>"
