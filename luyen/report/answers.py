@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from luyen.report.blocks import Block, Cell, Exchange, Heading, Limits, Note, Quote, Section, Table, missing
+from luyen.report.blocks import Block, Cell, Exchange, Group, Heading, Limits, Note, Quote, Section, Table, missing
 from luyen.report.reading import Row, Run, Stage, mapping, mappings, number, pick, text
 from luyen.report.wording import clip, counted, decimal, share, whole
 
@@ -14,10 +14,16 @@ MOST_ANSWERS = 100_000
 """Rows of answers.jsonl that are read in search of examples."""
 
 SHARES = {
-    "exact_match": "Exactly right", "f1": "Words in common (F1)", "stopped": "Stopped by itself", "invented": "Invented an answer",
+    "exact_match": "Exactly right",
+    "f1": "Words in common (F1)",
+    "invented": "Invented an answer",
     "said_unknown": "Admitted not knowing",
-}  # fmt: skip
+    "stopped": "Stopped by itself",
+}
 """Measures that are shares, and how a person calls them."""
+
+ORDER = ("exact_match", "f1", "chrf", "invented", "said_unknown", "stopped")
+"""Measures from left to right; others follow."""
 
 SETS = {
     "taught": "Taught entries, asked in words it has not seen",
@@ -65,8 +71,8 @@ def evaluation(run: Run, limits: Limits) -> Section:
     """Every model on every set, held-out text before and after, and answers side by side."""
     section = Section(
         "results", "Before and after",
-        "The same questions to every model and to simple baselines. A model that only looks good on questions it was trained on has learned "
-        "by heart; one that answers for names that do not exist makes things up.",
+        "The same questions to every model and to simple baselines. A model that only looks good on questions it was trained on "
+        "has learned by heart; one that answers for names that do not exist makes things up.",
     )  # fmt: skip
     done = run.finished("evaluation")
     if not done:
@@ -91,18 +97,20 @@ def _tables(run: Run, stage: Stage, found: list[Result], limits: Limits) -> Iter
     learned = trained_models(run, stage, found)
     for name in list(dict.fromkeys(row.set for row in found))[: limits.groups]:
         rows = [row for row in found if row.set == name][: limits.rows]
-        measures = [key for key in dict.fromkeys(key for row in rows for key in row.values) if any(row.number(key) is not None for row in rows)]
-        measures = [key for key in measures if key not in ("examples",)]
+        named = {key for row in rows for key in row.values if key != "examples" and row.number(key) is not None}
+        measures = [key for key in ORDER if key in named] + sorted(named - set(ORDER))[:6]
         columns = ["Model", "Asked"] + [_measure_name(key) for key in measures]
         cells: list[list[Cell | str]] = []
         for row in rows:
             remark = "" if row.model in learned else "baseline"
-            cells.append([Cell(row.model, remark, "strong"), whole(row.number("examples")), *(_value(key, row.number(key)) for key in measures)])
+            cells.append(
+                [Cell(row.model, remark, "strong"), whole(row.number("examples")), *(_value(key, row.number(key)) for key in measures)]
+            )
         yield Table(set_name(name), columns, cells, tuple(range(1, len(columns))))
 
 
 def _measure_name(key: str) -> str:
-    return SHARES.get(key) or {"chrf": "Similar letters (chrF, 0–100)", "heldout_bits_per_byte": "Bits per byte"}.get(key, key.replace("_", " "))
+    return SHARES.get(key) or ("Similar letters (chrF)" if key == "chrf" else clip(key.replace("_", " "), 40))
 
 
 def _value(key: str, value: float | None) -> Cell:
@@ -125,7 +133,8 @@ def _forgotten(run: Run, stage: Stage, limits: Limits) -> Iterator[Block]:
             Cell(text(row.get("model")) or "–", tone="strong"), decimal(pick(row, "heldout_bits_per_byte", "bits_per_byte")),
             Cell("–" if difference is None else f"{difference:+.3f}", _forgetting_words(difference), tone),
         ])  # fmt: skip
-    yield Heading("What fine-tuning cost", "Held-out documents in bits per byte, lower is better: a rise means that the model forgot part of what it had read.")
+    told = "Held-out documents in bits per byte, lower is better: a rise means that the model forgot part of what it had read."
+    yield Heading("What fine-tuning cost", told)
     yield Table("Forgetting", ["Model", "Bits per byte", "Against the first"], cells, (1, 2))
 
 
@@ -142,16 +151,22 @@ def _side_by_side(run: Run, stage: Stage, models: list[str], limits: Limits) -> 
         return
     yield Heading(
         "Answers side by side",
-        f"For each set, up to {limits.examples} questions that {judge} answered exactly and up to {limits.examples} that it did not, taken in the order of the "
-        "sha256 of their ids, so nobody chose them. The tables above give the shares.",
+        f"For each set, up to {limits.examples} questions that {judge} answered exactly and up to {limits.examples} that it did not, "
+        "taken in the order of the sha256 of their ids, so nobody chose them. The tables above give the shares.",
     )
-    for name in list(dict.fromkeys(key[0] for key in asked))[: limits.groups]:
-        ordered = sorted((key for key in asked if key[0] == name), key=lambda key: hashlib.sha256(key[1].encode("utf-8", "replace")).hexdigest())
+    for index, name in enumerate(list(dict.fromkeys(key[0] for key in asked))[: limits.groups]):
+        ordered = sorted((key for key in asked if key[0] == name), key=lambda key: _hash(key[1]))
         right = [key for key in ordered if _correct(asked[key].get(judge))]
         wrong = [key for key in ordered if not _correct(asked[key].get(judge))]
-        yield Heading(f"{set_name(name)}: {counted(len(right), 'question')} exact, {len(wrong)} not")
-        for key in right[: limits.examples] + wrong[: limits.examples]:
-            yield _exchange(asked[key], models, limits)
+        chosen = right[: limits.examples] + wrong[: limits.examples]
+        summary = f"{set_name(name)}: {len(chosen)} of {counted(len(ordered), 'question')}, of which {len(right)} were answered exactly"
+        if not any(text(row.get("expected")) for key in ordered for row in asked[key].values()):
+            summary = f"{set_name(name)}: {len(chosen)} of {counted(len(ordered), 'question')}"
+        yield Group(summary, [_exchange(asked[key], models, limits) for key in chosen], opened=index == 0)
+
+
+def _hash(name: str) -> str:
+    return hashlib.sha256(name.encode("utf-8", "replace")).hexdigest()
 
 
 def _asked(run: Run, stage: Stage) -> dict[tuple[str, str], dict[str, Row]]:

@@ -107,6 +107,16 @@ class Exchange:
 
 
 @dataclass(frozen=True)
+class Group:
+    """Exchanges behind a summary line, the first ones open."""
+
+    kind: ClassVar[str] = "group"
+    summary: str
+    exchanges: Sequence[Exchange]
+    opened: bool = False
+
+
+@dataclass(frozen=True)
 class Tokens:
     """A sentence cut into its tokens."""
 
@@ -152,7 +162,7 @@ class Note:
     tone: str = ""
 
 
-Block = Table | Facts | Charts | Fold | Exchange | Tokens | Code | Command | Heading | Note
+Block = Table | Facts | Charts | Fold | Exchange | Group | Tokens | Code | Command | Heading | Note
 
 
 @dataclass(frozen=True)

@@ -20,11 +20,17 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from luyen.report.wording import short
 
-MARKERS = {"#010101": "var(--ink)", "#020202": "var(--soft)", "#030303": "var(--rule)", "#040404": "var(--series-1)", "#050505": "var(--series-2)"}
+MARKERS = {
+    "#010101": "var(--ink)",
+    "#020202": "var(--soft)",
+    "#030303": "var(--rule)",
+    "#040404": "var(--series-1)",
+    "#050505": "var(--series-2)",
+}
 INK, SOFT, RULE, FIRST, SECOND = MARKERS
 MOST_POINTS = 400
 SETTINGS = {"svg.fonttype": "none", "svg.hashsalt": "luyen", "font.family": "sans-serif", "font.size": 10.5, "path.simplify_threshold": 0.3}
-WIDTH, HEIGHT = 4.6, 2.9  # inches; 72 SVG points each, so that the text is readable at a phone's width
+WIDTH, HEIGHT = 3.8, 2.6  # inches; 72 SVG points each, so that the text is readable at a phone's width
 
 
 @dataclass(frozen=True)
@@ -58,7 +64,9 @@ def smooth(y: Sequence[float], memory: float = 0.9) -> list[float]:
     return result
 
 
-def draw(lines: Sequence[Line], *, name: str, x_label: str, y_label: str, level: tuple[float, str] | None = None, floor_zero: bool = False) -> Markup:
+def draw(
+    lines: Sequence[Line], *, name: str, x_label: str, y_label: str, level: tuple[float, str] | None = None, floor_zero: bool = False
+) -> Markup:
     """One chart as inline SVG.
 
     name: a word of ours, unique on the page, that keeps the drawing's ids apart. level: a dotted horizontal line with its text.
@@ -79,7 +87,7 @@ def draw(lines: Sequence[Line], *, name: str, x_label: str, y_label: str, level:
         if floor_zero:
             axes.set_ylim(bottom=0)
         if sum(bool(line.label) for line in lines) > 1:
-            axes.legend(frameon=False, labelcolor=SOFT, fontsize=9.5, loc="upper right")
+            axes.legend(frameon=False, labelcolor=SOFT, fontsize=9.5, loc="upper right", bbox_to_anchor=(1, 0.9 if level else 1))
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     return Markup(_embed(buffer.getvalue(), name))  # noqa: S704 (our own drawing, which holds no foreign text)
@@ -94,7 +102,7 @@ def _dress(axes: Any, x_label: str, y_label: str) -> None:
     axes.tick_params(colors=SOFT, length=0, pad=5)
     axes.set_xlabel(x_label, color=SOFT)
     axes.set_title(y_label, color=INK, fontsize=10.5, loc="left", pad=10)
-    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
     axes.yaxis.set_major_locator(MaxNLocator(5))
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(FuncFormatter(lambda value, _: short(round(value, 12))))

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from luyen.report.blocks import Block, Cell, Facts, Fold, Heading, Limits, Note, Quote, Section, Table, Tokens, missing
-from luyen.report.reading import Row, Run, Stage, mapping, mappings, number, pick, text
+from luyen.report.reading import Row, Run, Stage, funnel, mapping, mappings, number, pick, text
 from luyen.report.wording import clip, counted, decimal, share, short, size, whole
 
 MOST_DROPPED_ROWS = 20_000
@@ -26,11 +26,10 @@ def corpus(run: Run, limits: Limits) -> Section:
     if not done:
         section.blocks.append(missing(run.of_kind("corpus"), "the funnel from pages to clean documents"))
     for stage in done:
-        steps = mappings(run.value(stage.folder / "funnel.json"))
-        if not steps:
-            steps = mappings(mapping(run.value(stage.folder / "funnel.json")).get("steps"))
+        facts = funnel(run, stage)
+        steps = mappings(facts.get("steps"))
         section.blocks.append(_funnel(stage, steps, limits))
-        section.blocks.extend(_masked(stage, steps))
+        section.blocks.extend(_kept(facts))
         section.blocks.extend(_dropped(run, stage, steps, limits))
     return section
 
@@ -45,7 +44,8 @@ def _pages(stage: Stage) -> Facts:
     items = [("Pages fetched", whole(stage.number("pages", "fetched")), where)]
     if stage.number("bytes") is not None:
         items.append(("Downloaded", size(stage.number("bytes")), "as the server sent them"))
-    for name, label, nothing in (("skipped", "Skipped", "no address was refused or failed"), ("links", "Links not followed", "every link was followed")):
+    told = (("skipped", "Skipped", "no address was refused or failed"), ("links", "Links not followed", "every link was followed"))
+    for name, label, nothing in told:
         counts = counts_of(stage.metrics.get(name))
         if counts or isinstance(stage.metrics.get(name), dict):
             items.append((label, whole(sum(counts.values())), listed(counts, 4) or nothing))
@@ -63,7 +63,7 @@ def counts_of(value: object) -> dict[str, float]:
 
 
 def listed(counts: dict[str, float], most: int) -> str:
-    """"too short 12, duplicate 3, 2 more reasons"."""
+    """ "too short 12, duplicate 3, 2 more reasons"."""
     shown = ", ".join(f"{clip(name, 80).replace('_', ' ')} {whole(count)}" for name, count in list(counts.items())[:most])
     return shown + (f", {counted(len(counts) - most, 'more reason')}" if len(counts) > most else "")
 
@@ -86,25 +86,53 @@ def _funnel(stage: Stage, steps: list[Row], limits: Limits) -> Block:
             Cell(size(out), f"{share(out / first_bytes, 0)} of the first step's" if out is not None and first_bytes else ""),
             Cell(why or "nothing dropped", tone="" if why else "soft"),
         ])  # fmt: skip
-    return Table(
-        f"Stage {stage.name}: documents through each step", ["Step", "In", "Dropped", "Out", "Text out", "Dropped because"], rows, (1, 2, 3, 4)
-    )
+    columns = ["Step", "In", "Dropped", "Out", "Text out", "Dropped because"]
+    return Table(f"Stage {stage.name}: documents through each step", columns, rows, (1, 2, 3, 4))
+
+
+STEPS = {
+    "read": "read: pages as they came",
+    "extract": "extract: main text, no menus",
+    "normalise": "normalise: Unicode, old encodings",
+    "language": "language: wanted ones only",
+    "quality": "quality rules",
+    "pii": "personal data masked",
+    "exact": "exact duplicates",
+    "near": "near-duplicates",
+}
+"""The steps of curation in plain words."""
 
 
 def _step_name(name: str) -> str:
-    return name.replace("_", " ") or "step"
+    return STEPS.get(name) or clip(name, 80).replace("_", " ") or "step"
 
 
-def _masked(stage: Stage, steps: list[Row]) -> Iterator[Block]:
-    masked = mapping(stage.metrics.get("pii")) or mapping(stage.metrics.get("masked"))
-    for step in steps:
-        masked = masked or mapping(step.get("masked")) or mapping(step.get("pii"))
-    found = {name: number(count) for name, count in sorted(masked.items()) if number(count)}
-    if found:
-        listed = ", ".join(f"{name.replace('_', ' ')} {whole(count)}" for name, count in found.items())
-        yield Note(f"Personal data masked inside the documents that were kept: {listed}.")
-    elif masked:
-        yield Note("No personal data (e-mail, phone, card and document numbers, IP addresses) was found to mask.")
+def _kept(facts: Row) -> Iterator[Block]:
+    """What became of the documents that stayed: the split, masked personal data, converted encodings, languages."""
+    unit = text(facts.get("heldout_unit")) or "document"
+    items = []
+    for name, label, remark in (("train", "To train on", ""), ("heldout", "Held out", f"by {unit}; only ever measured on")):
+        side = mapping(facts.get(name))
+        if side:
+            items.append((label, counted(pick(side, "documents"), "text"), f"{size(pick(side, 'bytes'))} {remark}".strip()))
+    for name, label, nothing in (
+        ("masked", "Personal data masked", "none was found"),
+        ("converted", "Old encodings converted", "none was found"),
+        ("languages", "Languages", ""),
+    ):
+        counts = counts_of(facts.get(name))
+        if name == "languages" and counts:
+            items.append((label, str(len(counts)), listed(counts, 5)))
+        elif isinstance(facts.get(name), dict):
+            items.append((label, whole(sum(counts.values())), listed(counts, 5) or nothing))
+    if items:
+        yield Facts(items)
+    damaged = facts.get("files_damaged")
+    if isinstance(damaged, list) and damaged:
+        names = ", ".join(clip(text(name), 120) for name in damaged[:5])
+        yield Note(
+            f"{counted(len(damaged), 'input file')} could not be read and {'was' if len(damaged) == 1 else 'were'} left out: {names}", "bad"
+        )
 
 
 def _dropped(run: Run, stage: Stage, steps: list[Row], limits: Limits) -> Iterator[Block]:
@@ -151,7 +179,8 @@ def tokenizer(run: Run, limits: Limits) -> Section:
     if not done:
         section.blocks.append(missing(run.of_kind("tokenizer"), "the vocabulary and how many pieces a word needs"))
     for stage in done:
-        items = [("Vocabulary", whole(stage.number("vocab_size") or pick(stage.config, "vocab_size")), text(stage.config.get("kind")) or "pieces")]
+        vocabulary = stage.number("vocab_size") or pick(stage.config, "vocab_size")
+        items = [("Vocabulary", whole(vocabulary), text(stage.config.get("kind")) or "pieces")]
         for label, remark, value in (
             ("Bytes per token", "more is better", stage.number("bytes_per_token")),
             ("Tokens per word", "fewer is better", stage.number("tokens_per_word")),
@@ -189,7 +218,8 @@ def _pieces(stage: Stage, limits: Limits) -> Iterator[Block]:
             continue
         groups = value if value and isinstance(value[0], list) else [value]
         for group in groups[: limits.examples]:
-            pieces = [clip(piece, 60) for piece in group if isinstance(piece, str)][: limits.characters // 4] if isinstance(group, list) else []
+            strings = [piece for piece in group if isinstance(piece, str)] if isinstance(group, list) else []
+            pieces = [clip(piece, 60).replace("\n", "↵\n") for piece in strings[: limits.characters // 4]]
             if pieces:
                 yield Tokens(f"One sentence as the model sees it: {counted(len(pieces), 'token')}", pieces)
 
@@ -223,9 +253,10 @@ COUNTS = {
 
 def _account(stage: Stage, account: Row, limits: Limits) -> Iterator[Block]:
     untaught = account.get("untaught")
+    held_out = float(len(untaught)) if isinstance(untaught, list) else number(untaught)
     items = [
         ("Entries taught", pick(account, "taught"), "the model sees these in training"),
-        ("Entries held out", float(len(untaught)) if isinstance(untaught, list) else number(untaught), "never taught, only asked in the test"),
+        ("Entries held out", held_out, "never taught, only asked in the test"),
         ("Training rows", pick(account, "train.rows", "train"), "conversations, several phrasings of each entry"),
         ("Test questions", sum(counts_of(account.get("evaluation")).values()) or None, "in phrasings that training never used"),
     ]

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 
 from luyen.report.answers import Result, results, trained_models
 from luyen.report.model_sections import final_loss, tokens_of, weights_of
-from luyen.report.reading import Run, Stage, pick, text
-from luyen.report.wording import counted, decimal, duration, joined, share, size, whole
+from luyen.report.reading import Run, Stage, documents, pick, text
+from luyen.report.wording import clip, counted, decimal, duration, joined, share, size, whole
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,8 @@ def headline(run: Run) -> Headline:
 
 def _standing(run: Run, unfinished: list[Stage]) -> tuple[str, list[str]]:
     done, everything = len(run.stages) - len(unfinished), len(run.stages)
-    sentences = [f"Stage {stage.name} failed{': ' + stage.error if stage.error else ''}." for stage in unfinished if stage.state == "failed"]
+    failed = [stage for stage in unfinished if stage.state == "failed"]
+    sentences = [f"Stage {stage.name} failed{': ' + clip(stage.error, 300) if stage.error else ''}." for stage in failed]
     sentences += [f"Stage {stage.name} was interrupted; the same command continues it." for stage in unfinished if stage.state == "stopped"]
     waiting = [stage.name for stage in unfinished if stage.state == "waiting"]
     if waiting:
@@ -51,7 +52,7 @@ def _row(rows: list[Result], model: str, name: str) -> Result | None:
 
 
 def _asked(row: Result, measure: str) -> str:
-    """"64 % (123 of 192)"."""
+    """ "64 % (123 of 192)"."""
     value, examples = row.number(measure), row.number("examples")
     if value is None or not examples:
         return share(value, 0)
@@ -67,13 +68,14 @@ def _verdict(run: Run, stage: Stage, rows: list[Result]) -> tuple[str, list[str]
         if taught is None:
             return "", []
     exact = taught.number("exact_match") or 0.0
-    what = "the questions it was taught" if taught.set == "taught" else f"the questions of the set “{taught.set}”"
-    words = ", asked in words it had not seen" if taught.set == "taught" else ""
+    what = "the taught questions" if taught.set == "taught" else f"the questions of the set “{taught.set}”"
+    words = ", though asked in words it had not seen" if taught.set == "taught" else ""
     title = f"It answered {share(exact, 0)} of {what} exactly{words}."
     if exact < 0.2:
         title = f"It learned little: it answered {share(exact, 0)} of {what} exactly{words}."
     sentences = []
-    compared = [f"{row.model} {_asked(row, 'exact_match')}" for row in rows if row.set == taught.set and row.number("exact_match") is not None]
+    same = [row for row in rows if row.set == taught.set and row.number("exact_match") is not None]
+    compared = [f"{row.model} {_asked(row, 'exact_match')}" for row in same]
     if len(compared) > 1:
         sentences.append(f"Exactly right on those questions: {joined(compared)}.")
     sentences += _honesty(rows, last)
@@ -86,7 +88,8 @@ def _honesty(rows: list[Result], last: str) -> list[str]:
     if made_up is not None and made_up.number("invented") is not None:
         rate = made_up.number("invented") or 0.0
         verdict = "do not trust its answers about things it does not know" if rate > 0.2 else "it mostly says so when it does not know"
-        sentences.append(f"Asked about names that do not exist, it invented an answer in {_asked(made_up, 'invented')} of the cases: {verdict}.")
+        cases = _asked(made_up, "invented")
+        sentences.append(f"Asked about names that do not exist, it invented an answer in {cases} of the cases: {verdict}.")
     untaught = _row(rows, last, "untaught")
     if untaught is not None and untaught.number("exact_match") is not None:
         sentences.append(f"On entries it was never taught it was exactly right in {_asked(untaught, 'exact_match')}.")
@@ -100,9 +103,9 @@ def _story(run: Run) -> list[str]:
     if pages is not None:
         parts.append(f"read {counted(pages, 'page')}")
     for stage in run.finished("corpus"):
-        documents = stage.number("documents", "documents_out", "kept")
-        if documents is not None:
-            parts.append(f"kept {counted(documents, 'document')}")
+        kept = documents(run, stage)[1]
+        if kept is not None:
+            parts.append(f"kept {counted(kept, 'document')}")
     trained = run.finished("model")
     weights = weights_of(trained[-1]) if trained else None
     tokens = sum(tokens_of(stage) or 0 for stage in trained)

@@ -51,7 +51,7 @@ def _front_matter(run: Run, final: Stage | None) -> str:
 
 def _summary(run: Run) -> str:
     top = headline(run)
-    return "\n\n".join(f"**{escape(top.title)}**" if index == 0 else escape(line) for index, line in enumerate([top.title, *top.sentences])) + "\n"
+    return "\n\n".join([f"**{escape(top.title)}**", *map(escape, top.sentences)]) + "\n"
 
 
 def _use(final: Stage | None) -> str:
@@ -82,7 +82,8 @@ print(tokenizer.decode(output[0, inputs["input_ids"].shape[1]:], skip_special_to
 
 
 def _trained_on(run: Run) -> str:
-    lines = [f"- {escape(stage.name)}: {escape(outcome(stage))}" for stage in run.stages if stage.state == "done" and stage.kind != "evaluation"]
+    done = [stage for stage in run.stages if stage.state == "done" and stage.kind != "evaluation"]
+    lines = [f"- {escape(stage.name)}: {escape(outcome(run, stage))}" for stage in done]
     starts = [str(stage.config["start"]) for stage in run.finished("pages") if isinstance(stage.config.get("start"), (str, list))]
     if starts:
         lines.insert(0, f"- pages from: {escape(clip(', '.join(starts), 500))}")
@@ -92,12 +93,13 @@ def _trained_on(run: Run) -> str:
 def _figures(run: Run) -> str:
     rows = []
     for stage in run.finished("model"):
-        bits = stage.number("heldout_bits_per_byte", "final_heldout_bits_per_byte")
+        bits = stage.number("evaluation.heldout_bits_per_byte")
         rows.append([
             escape(stage.name), whole(weights_of(stage)), whole(tokens_of(stage)), decimal(final_loss(run, stage)), decimal(bits),
             duration(pick(stage.manifest, "seconds")),
         ])  # fmt: skip
-    card = "## Figures\n\n" + table(["Model", "Parameters", "Tokens", "Loss (nats)", "Held-out bits per byte", "Time"], rows) if rows else ""
+    columns = ["Model", "Parameters", "Tokens", "Loss (nats)", "Held-out bits per byte", "Time"]
+    card = "## Figures\n\n" + table(columns, rows) if rows else ""
     for stage in run.finished("evaluation"):
         found = results(run, stage)
         measured = [key for key in (*SHARES, "chrf") if any(row.number(key) is not None for row in found)]
@@ -133,11 +135,13 @@ def _limits(run: Run, final: Stage | None) -> str:
         found = results(run, stage)
         learned = trained_models(run, stage, found)
         for row in found:
-            if learned and row.model == learned[-1] and row.set == "invented" and row.number("invented") is not None:
-                lines.append(f"- Asked about names that do not exist it invented an answer in {share(row.number('invented'), 0)} of the cases.")
+            rate = row.number("invented") if row.set == "invented" else None
+            if learned and row.model == learned[-1] and rate is not None:
+                lines.append(f"- Asked about names that do not exist it invented an answer in {share(rate, 0)} of the cases.")
     weights = weights_of(final) if final else None
     if weights is not None and weights < 1e9:
-        lines.append(f"- With {whole(weights)} parameters it can recall and rephrase; do not expect it to reason, translate or follow long instructions.")
+        able = "it can recall and rephrase; do not expect it to reason, translate or follow long instructions"
+        lines.append(f"- With {whole(weights)} parameters {able}.")
     lines.append("- It was not aligned for safety. Do not let it decide anything about people.")
     return "## Limits\n\n" + "\n".join(lines) + "\n"
 

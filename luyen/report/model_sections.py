@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from luyen.report.blocks import Block, Charts, Exchange, Facts, Heading, Limits, Note, Quote, Section, missing
+from luyen.report.blocks import Block, Cell, Charts, Exchange, Facts, Heading, Limits, Note, Quote, Section, Table, missing
 from luyen.report.curves import SECOND, Line, draw, smooth, thin
-from luyen.report.reading import Run, Stage, parameters, pick, series, text
+from luyen.report.reading import Run, Stage, mapping, number, parameters, pick, series, text
 from luyen.report.wording import clip, counted, decimal, duration, short, size, whole
 
 Columns = dict[str, tuple[list[float], list[float]]]
@@ -50,7 +50,7 @@ def weights_of(stage: Stage) -> float | None:
 
 def final_loss(run: Run, stage: Stage) -> float | None:
     """The stage's own figure, else the mean of the last 20 logged steps."""
-    said = stage.number("final_loss", "loss")
+    said = stage.number("loss")
     if said is not None:
         return said
     tail = read_curves(run, stage).of("loss")[1][-20:]
@@ -67,8 +67,8 @@ def training(run: Run, limits: Limits) -> Section:
     """Loss, held-out bits per byte and learning rate of every training stage."""
     section = Section(
         "training", "How the model learned",
-        "Loss is how surprised the model is by the next token: it must fall, and on held-out text too. If the held-out curve turns up while "
-        "the training loss still falls, the model has begun to memorise.",
+        "Loss is how surprised the model is by the next token: it must fall, and on held-out text too. If the held-out curve turns up "
+        "while the training loss still falls, the model has begun to memorise.",
     )  # fmt: skip
     stages = run.of_kind("model")
     if not any(stage.folder.is_dir() for stage in stages):
@@ -80,6 +80,7 @@ def training(run: Run, limits: Limits) -> Section:
         section.blocks.append(Heading(f"{stage.name}: {_purpose(stage)}"))
         curves = read_curves(run, stage)
         section.blocks.append(_figures(run, stage, curves))
+        section.blocks.extend(_lengths(stage, limits))
         if drawn < limits.charts:
             drawn += 1
             section.blocks.extend(_charts(run, stage, curves, index))
@@ -99,17 +100,41 @@ def _figures(run: Run, stage: Stage, curves: Curves) -> Facts:
     estimate, measured = pick(stage.manifest, "estimate.seconds"), pick(stage.manifest, "seconds")
     memory, expected = pick(stage.manifest, "peak_bytes"), pick(stage.manifest, "estimate.bytes")
     first, last = (curves.of("loss")[1][0], final_loss(run, stage)) if steps else (None, None)
-    bits = curves.last("heldout_bits_per_byte")
+    bits, best = curves.last("heldout_bits_per_byte"), decimal(curves.lowest("heldout_bits_per_byte"))
     candidates = [
         ("Parameters", weights_of(stage), whole, "numbers that were trained"),
         ("Steps", steps[-1] if steps else None, whole, f"of {whole(target)} planned" if target and steps and steps[-1] < target else ""),
         ("Loss", last, lambda value: decimal(value, 3), f"from {decimal(first, 3)} at the first step" if first is not None else ""),
-        ("Held-out text", bits, lambda value: f"{decimal(value, 3)} bits/byte", f"best {decimal(curves.lowest('heldout_bits_per_byte'), 3)}"),
-        ("Speed", rate, lambda value: f"{whole(round(value))} tokens/s", "median over the steps"),
+        ("Held-out text", bits, lambda value: f"{decimal(value, 3)} bits/byte", f"best {best}"),
+        ("Speed", rate, lambda value: f"{whole(value)} tokens/s", "median over the steps"),
         ("Time", measured, duration, f"estimated {duration(estimate)}" if estimate is not None else "no estimate was kept"),
         ("Memory at its peak", memory, size, f"estimated {size(expected)}" if expected is not None else ""),
     ]  # fmt: skip
     return Facts([(label, show(value), remark) for label, value, show, remark in candidates if value is not None])
+
+
+def _lengths(stage: Stage, limits: Limits) -> Iterator[Block]:
+    """Where every row and answer token of the training data went."""
+    data = mapping(stage.metrics.get("data"))
+    sources = (
+        {"documents": {"tokens": data}}
+        if "tokens" in data and "rows" in data
+        else {str(name): mapping(value) for name, value in data.items()}
+    )
+    rows: list[list[Cell | str]] = []
+    for name, source in list(sources.items())[: limits.rows]:
+        account, read = mapping(source.get("tokens")), mapping(source.get("rows"))
+        if not account:
+            continue
+        dropped = sum(number(value) or 0 for value in mapping(account.get("dropped")).values())
+        lost, rejected = pick(account, "lost"), pick(read, "rejected")
+        rows.append([
+            Cell(clip(name, 80), clip(text(source.get("format")), 120), "strong"), whole(pick(account, "rows")), whole(rejected),
+            whole(dropped), whole(pick(account, "tokens")), whole(pick(account, "trained")), Cell(whole(lost), tone="bad" if lost else ""),
+        ])  # fmt: skip
+    if rows:
+        columns = ["Training data", "Rows", "Malformed", "Dropped", "Tokens", "Trained on", "Lost to cuts"]
+        yield Table("Where every row and token went", columns, rows, (1, 2, 3, 4, 5, 6))
 
 
 def _median(values: Sequence[float]) -> float | None:
@@ -125,8 +150,12 @@ def _charts(run: Run, stage: Stage, curves: Curves, index: int) -> Iterator[Bloc
         x, y = curves.of(column)
         if len(x) > 1:
             x, y, _ = thin(x, y)
-            svg = draw([Line(x, y, color=SECOND, dots=len(x) < 40)], name=f"s{index}-{column}", x_label="step", y_label=f"held-out text, {unit}")
-            drawings.append((svg, "Text that the model never trained on.", f"From {decimal(y[0])} to {decimal(y[-1])} {unit}, lowest {decimal(min(y))}."))
+            line, said = (
+                Line(x, y, color=SECOND, dots=len(x) < 40),
+                f"From {decimal(y[0])} to {decimal(y[-1])} {unit}, lowest {decimal(min(y))}.",
+            )
+            svg = draw([line], name=f"s{index}-{column}", x_label="step", y_label=f"held-out text, {unit}")
+            drawings.append((svg, "Text that the model never trained on.", said))
             break
     x, y = curves.of("learning_rate")
     if len(x) > 1:
@@ -142,7 +171,8 @@ def _charts(run: Run, stage: Stage, curves: Curves, index: int) -> Iterator[Bloc
 def _loss_chart(run: Run, stage: Stage, steps: list[float], losses: list[float], index: int) -> tuple[Markup, str, str]:
     smoothed = thin(steps, smooth(losses))
     x, y, width = thin(steps, losses)
-    vocabulary = next((size for item in run.finished("tokenizer") if (size := item.number("vocab_size") or pick(item.config, "vocab_size"))), None)
+    sizes = [item.number("vocab_size") or pick(item.config, "vocab_size") for item in run.finished("tokenizer")]
+    vocabulary = next((found for found in sizes if found), None)
     level = None
     if stage.verb == "pretrain" and vocabulary and vocabulary > 1:
         level = (math.log(vocabulary), f"guessing: ln {vocabulary:,.0f} = {math.log(vocabulary):.2f}")
@@ -156,8 +186,8 @@ def samples(run: Run, limits: Limits) -> Section:
     """The fixed prompts of every training stage, answered at its first, middle and last evaluation."""
     section = Section(
         "samples", "The same prompts as it learned",
-        "The model continued these fixed prompts at every evaluation, always with the same settings. Read down: babble becomes words, words "
-        "become sentences, sentences become answers.",
+        "The model continued these fixed prompts at every evaluation, always with the same settings. Read down: babble becomes words, "
+        "words become sentences, sentences become answers.",
     )  # fmt: skip
     told: dict[str, list[Quote]] = {}
     for stage in run.of_kind("model"):
@@ -169,7 +199,8 @@ def samples(run: Run, limits: Limits) -> Section:
     ordered = sorted(told.items(), key=lambda item: -len({quote.label.partition(",")[0] for quote in item[1]}))
     section.blocks.extend(Exchange(clip(prompt, limits.characters), quotes, "Prompt") for prompt, quotes in ordered[: limits.groups])
     if len(ordered) > limits.groups:
-        section.blocks.append(Note(f"{counted(len(ordered) - limits.groups, 'more prompt')} left out to keep the page small; see samples.jsonl."))
+        more = counted(len(ordered) - limits.groups, "more prompt")
+        section.blocks.append(Note(f"{more} left out to keep the page small; see samples.jsonl."))
     return section
 
 

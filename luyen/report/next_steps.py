@@ -23,13 +23,14 @@ def suggestions(run: Run) -> list[Command]:
     again = _run_command(run)
     unfinished = any(stage.state != "done" for stage in run.stages if stage.planned)
     if unfinished:
-        continue_it = Command(again, "Continue: finished stages are skipped, the interrupted one goes on from its last checkpoint.") if again else None
-        return ([continue_it] if continue_it else []) + talk
+        purpose = "Continue: finished stages are skipped, the interrupted one goes on from its last checkpoint."
+        return ([Command(again, purpose)] if again else []) + talk
     commands = list(talk)
     if chat:
         commands.append(Command(f"{talk[0].command} --no-retrieval", "The same without the pages: only what the weights remember."))
     if run.name == "quickstart":
-        commands.append(Command("luyen run quickstart --budget 1h", "The same chain over the whole standard library, with a larger model and more training."))
+        purpose = "The same chain over the whole standard library, with a larger model and more training."
+        commands.append(Command("luyen run quickstart --budget 1h", purpose))
     if chat:
         commands.extend(_inspect(run, chat))
     if again:
@@ -62,11 +63,13 @@ def _changes(run: Run, chat: Stage | None, again: str) -> list[Command]:
         steps = pick(stage.config, "train.steps")
         if steps:
             what = "Fine-tune" if stage.verb == "sft" else "Pretrain"
-            changes.append((f"{stage.name}.train.steps={2 * int(steps)}", f"{what} twice as long; only this stage and those after it run again."))
+            purpose = f"{what} twice as long; only this stage and those after it run again."
+            changes.append((f"{stage.name}.train.steps={2 * int(steps)}", purpose))
     for stage in run.finished("tokenizer")[:1]:
         vocabulary = pick(stage.config, "vocab_size")
         if vocabulary:
-            changes.append((f"{stage.name}.vocab_size={2 * int(vocabulary)}", "A vocabulary twice as large: fewer tokens per word, more weights to train."))
+            purpose = "A vocabulary twice as large: fewer tokens per word, more weights to train."
+            changes.append((f"{stage.name}.vocab_size={2 * int(vocabulary)}", purpose))
     if isinstance(run.recipe.get("seed"), int):
         changes.append((f"seed={run.recipe['seed'] + 1}", "Another seed: how much of the result is luck?"))
     return [Command(f"{again} {quoted(setting)}", purpose) for setting, purpose in changes]

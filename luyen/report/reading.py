@@ -224,6 +224,20 @@ def series(rows: Iterator[Row], x: str, *names: str) -> dict[str, tuple[list[flo
     return columns
 
 
+def funnel(run: Run, stage: Stage) -> Row:
+    """`funnel.json` of a corpus stage: steps, train, heldout, masked, languages; a bare list of steps is taken as such."""
+    value = run.value(stage.folder / "funnel.json")
+    return {"steps": value} if isinstance(value, list) else mapping(value) or stage.metrics
+
+
+def documents(run: Run, stage: Stage) -> tuple[float | None, float | None]:
+    """How many documents a corpus stage was given, and how many it kept."""
+    steps = mappings(funnel(run, stage).get("steps"))
+    if steps:
+        return pick(steps[0], "documents_in"), pick(steps[-1], "documents_out")
+    return stage.number("documents_in"), stage.number("documents_out", "documents")
+
+
 def parameters(folder: Path) -> int | None:
     """Number of weights in `model.safetensors`, from its header (8 bytes length, then JSON with the shapes)."""
     path = folder / "model.safetensors"
@@ -231,6 +245,6 @@ def parameters(folder: Path) -> int | None:
         with open(path, "rb") as file:
             (length,) = struct.unpack("<Q", file.read(8))
             header = json.loads(file.read(min(length, 100_000_000)))
-        return sum(math.prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
+        return sum(int(math.prod(entry["shape"])) for name, entry in header.items() if name != "__metadata__")
     except (OSError, ValueError, struct.error, KeyError, TypeError, AttributeError):
         return None

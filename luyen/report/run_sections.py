@@ -7,7 +7,7 @@ import json
 from luyen.core.manifest import content_fingerprint
 from luyen.report.blocks import Block, Cell, Code, Limits, Note, Section, Table
 from luyen.report.model_sections import final_loss, tokens_of, weights_of
-from luyen.report.reading import ENVIRONMENT, RECIPE, Run, Stage, mapping, number, pick, text
+from luyen.report.reading import ENVIRONMENT, RECIPE, Run, Stage, documents, mapping, number, pick, text
 from luyen.report.wording import clip, counted, decimal, duration, energy, moment, share, size, whole
 
 STATES = {"done": "done", "failed": "failed", "stopped": "not finished", "waiting": "not begun"}
@@ -38,14 +38,20 @@ def _row(run: Run, stage: Stage, longest: float) -> list[Cell | str]:
     seconds, estimate = pick(stage.manifest, "seconds"), pick(stage.manifest, "estimate.seconds")
     memory, expected = pick(stage.manifest, "peak_bytes"), pick(stage.manifest, "estimate.bytes")
     trained = stage.kind == "model"
-    result = outcome(stage) if stage.state == "done" else STATES[stage.state].capitalize() + (f": {clip(stage.error, 300)}" if stage.error else "")
+    result = outcome(run, stage)
+    if stage.state != "done":
+        result = STATES[stage.state].capitalize() + (f": {clip(stage.error, 300)}" if stage.error else "")
     return [
         Cell(stage.name, stage.verb, "strong"),
         Cell(result, "" if stage.planned or not run.recipe else "left from an earlier recipe", "" if stage.state == "done" else "bad"),
-        Cell(duration(seconds), f"estimated {duration(estimate)}" if estimate is not None else "", share=seconds / longest if seconds and longest else None),
+        Cell(
+            duration(seconds),
+            f"estimated {duration(estimate)}" if estimate else "",
+            share=seconds / longest if seconds and longest else None,
+        ),
         Cell(whole(tokens_of(stage)) if trained else "–"),
         Cell(decimal(final_loss(run, stage)) if trained else "–"),
-        Cell(size(memory), f"estimated {size(expected)}" if expected is not None and memory is not None else ""),
+        Cell(size(memory), f"estimated {size(expected)}" if expected and memory else ""),
         Cell(energy(pick(stage.manifest, "joules"))),
     ]
 
@@ -68,13 +74,13 @@ def _total(run: Run) -> list[Cell | str]:
     ]
 
 
-def outcome(stage: Stage) -> str:
+def outcome(run: Run, stage: Stage) -> str:
     """What a finished stage made, in a few words."""
     match stage.kind:
         case "pages" if (pages := stage.number("pages", "fetched")) is not None:
             return f"{counted(pages, 'page')}, {size(stage.number('bytes'))}"
-        case "corpus" if (kept := stage.number("documents", "documents_out", "kept")) is not None:
-            before = stage.number("documents_in", "pages")
+        case "corpus" if (kept := documents(run, stage)[1]) is not None:
+            before = documents(run, stage)[0]
             return f"{counted(kept, 'clean document')}" + (f" of {whole(before)} ({share(kept / before, 0)})" if before else "")
         case "tokenizer" if (vocabulary := stage.number("vocab_size") or pick(stage.config, "vocab_size")) is not None:
             return f"a vocabulary of {counted(vocabulary, 'piece')}"
@@ -112,14 +118,15 @@ def recipe(run: Run, limits: Limits) -> Section:
     for stage in run.stages[: limits.rows]:
         if stage.manifest:
             inputs = ", ".join(f"{name} {text(value)[:12]}" for name, value in mapping(stage.manifest.get("inputs")).items())
-            lineage.append([
-                Cell(stage.name, tone="strong"), Cell(result_fingerprint(stage)[:12] or "–", tone="code"), Cell(clip(inputs, 300) or "nothing", tone="code"),
-                Cell(str(stage.manifest.get("seed", "–"))[:30], tone="code"),
-            ])  # fmt: skip
+            content, seed = result_fingerprint(stage)[:12] or "–", str(stage.manifest.get("seed", "–"))[:30]
+            cells = (content, clip(inputs, 300) or "nothing", seed)
+            lineage.append([Cell(stage.name, tone="strong"), *(Cell(value, tone="code") for value in cells)])
     if lineage:
-        section.blocks.append(Table("What was made of what (first 12 digits of sha256)", ["Stage", "Its content", "Made from", "Seed"], lineage))
+        columns = ["Stage", "Its content", "Made from", "Seed"]
+        section.blocks.append(Table("What was made of what (first 12 digits of sha256)", columns, lineage))
     if run.recipe_text:
-        section.blocks.append(Code(f"The recipe with every default written out ({RECIPE})", clip(run.recipe_text, limits.code), folded=True))
+        shown_recipe = clip(run.recipe_text, limits.code)
+        section.blocks.append(Code(f"The recipe with every default written out ({RECIPE})", shown_recipe, folded=True))
     else:
         section.blocks.append(Note(f"The run has no {RECIPE} that can be read.", "bad"))
     if run.environment:

@@ -1,8 +1,10 @@
-"""Figures with their units, as a person reads them."""
+"""Figures with their units, as a person reads them. A no-break space keeps a figure and its unit on one line."""
 
 from __future__ import annotations
 
 import datetime
+
+JOIN = "\u00a0"
 
 
 def whole(value: float | None) -> str:
@@ -11,8 +13,15 @@ def whole(value: float | None) -> str:
         return "–"
     for limit, name in ((1e12, "trillion"), (1e9, "billion"), (1e6, "million")):
         if abs(value) >= limit:
-            return f"{value / limit:.3g} {name}" if abs(value) < 1000 * limit else f"{value / limit:,.0f} {name}"
+            return f"{_three_digits(value / limit)}{JOIN}{name}"
     return f"{value:,.0f}"
+
+
+def _three_digits(value: float) -> str:
+    """1.234 -> "1.23", 12.3 -> "12.3", 3.1 -> "3.1", 1234 -> "1,234"."""
+    digits = 2 if abs(value) < 9.995 else 1 if abs(value) < 99.95 else 0
+    shown = f"{value:,.{digits}f}"
+    return shown.rstrip("0").rstrip(".") if digits else shown
 
 
 def counted(value: float | None, singular: str, plural: str = "") -> str:
@@ -26,8 +35,8 @@ def size(value: float | None) -> str:
         return "–"
     for limit, unit in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
         if abs(value) >= limit:
-            return f"{value / limit:.3g} {unit}" if abs(value) < 1000 * limit else f"{value / limit:,.0f} {unit}"
-    return f"{value:,.0f} B"
+            return f"{_three_digits(value / limit)}{JOIN}{unit}"
+    return f"{value:,.0f}{JOIN}B"
 
 
 def duration(seconds: float | None) -> str:
@@ -35,19 +44,19 @@ def duration(seconds: float | None) -> str:
     if seconds is None:
         return "–"
     if seconds < 10:
-        return f"{seconds:.1f} s" if seconds >= 0.05 else "under 0.1 s"
+        return f"{seconds:.1f}{JOIN}s" if seconds >= 0.05 else "under 0.1 s"
     whole_seconds = round(seconds)
     if whole_seconds < 60:
-        return f"{whole_seconds} s"
+        return f"{whole_seconds}{JOIN}s"
     if whole_seconds < 3600:
-        return f"{whole_seconds // 60} min {whole_seconds % 60:02d} s"
+        return f"{whole_seconds // 60}{JOIN}min{JOIN}{whole_seconds % 60:02d}{JOIN}s"
     minutes = round(seconds / 60)
-    return f"{minutes // 60:,} h {minutes % 60:02d} min"
+    return f"{minutes // 60:,}{JOIN}h{JOIN}{minutes % 60:02d}{JOIN}min"
 
 
 def share(value: float | None, digits: int = 1) -> str:
     """0.641 -> "64.1 %"."""
-    return "–" if value is None else f"{100 * value:.{digits}f} %"
+    return "–" if value is None else f"{100 * value:.{digits}f}{JOIN}%"
 
 
 def decimal(value: float | None, digits: int = 3) -> str:
@@ -68,7 +77,7 @@ def energy(joules: float | None) -> str:
     """Joules as watt-hours."""
     if joules is None:
         return "–"
-    return f"{joules / 3600:.3g} Wh" if joules < 3.6e6 else f"{joules / 3.6e6:.3g} kWh"
+    return f"{joules / 3600:.3g}{JOIN}Wh" if joules < 3.6e6 else f"{joules / 3.6e6:.3g}{JOIN}kWh"
 
 
 def moment(value: object) -> str:
