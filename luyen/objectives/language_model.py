@@ -23,11 +23,11 @@ CHUNK_LOGITS = 1 << 24
 
 
 def linear_cross_entropy(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, chunk_size: int | None = None) -> Tensor:
-    """Sum over positions of the negative log-likelihood (nats) of the target under softmax(hidden @ weight.T); fp32 scalar.
+    """Sum over positions of the negative log-likelihood (nats) of the target under softmax(hidden @ weight.T); a scalar.
 
     Positions whose target is -100 cost nothing: they are left out before the head. `chunk_size` is the number of positions whose
     logits exist at once. Gradients flow to `hidden_ND` and `weight_VD`; there is no second derivative. Logits are made in the
-    autocast type where autocast is on, the loss itself always in fp32.
+    autocast type where autocast is on; the loss is fp32, or fp64 for fp64 inputs.
     """
     kept_N = targets_N != IGNORED
     if not bool(kept_N.all()):
@@ -48,15 +48,16 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, chunk_size: int, gradients: bool) -> Tensor:
-        total = torch.zeros((), dtype=torch.float32, device=hidden_ND.device)
+        exact = torch.promote_types(hidden_ND.dtype, torch.float32)
+        total = torch.zeros((), dtype=exact, device=hidden_ND.device)
         wants_hidden, wants_weight = (gradients and needed for needed in ctx.needs_input_grad[:2])
         hidden_grad_ND = torch.empty_like(hidden_ND) if wants_hidden else None
-        # Summed over many chunks, so in fp32 also when the products are in half precision.
-        weight_grad_VD = torch.zeros_like(weight_VD, dtype=torch.float32) if wants_weight else None
+        # Summed over many chunks, so never in half precision.
+        weight_grad_VD = torch.zeros_like(weight_VD, dtype=exact) if wants_weight else None
         for start in range(0, hidden_ND.shape[0], chunk_size):
             rows = slice(start, start + chunk_size)
             hidden_CD, targets_C1 = hidden_ND[rows], targets_N[rows, None]
-            logits_CV = (hidden_CD @ weight_VD.T).float()
+            logits_CV = (hidden_CD @ weight_VD.T).to(exact)
             normaliser_C1 = logits_CV.logsumexp(dim=1, keepdim=True)
             total += (normaliser_C1 - logits_CV.gather(1, targets_C1)).sum()
             if not (wants_hidden or wants_weight):
@@ -66,7 +67,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             slope_CV = slope_CV.to(weight_VD.dtype)
             if hidden_grad_ND is not None:
                 torch.mm(slope_CV, weight_VD, out=hidden_grad_ND[rows])
-            if weight_grad_VD is not None and weight_VD.dtype == torch.float32:
+            if weight_grad_VD is not None and weight_VD.dtype == exact:
                 weight_grad_VD.addmm_(slope_CV.T, hidden_CD)
             elif weight_grad_VD is not None:
                 weight_grad_VD += slope_CV.T @ hidden_CD
