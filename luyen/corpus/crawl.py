@@ -34,9 +34,10 @@ from luyen.corpus.guard import Guard, Refused, parse_url
 from luyen.corpus.pages import JOURNAL, EarlierPages, Journal, pack_body, read_pages, unpack_body
 from luyen.corpus.robots import Robots
 
+# Chosen by their pages: many functions with a description of one sentence, little else.
 MODULES = (
-    "bisect", "collections", "functools", "heapq", "itertools", "json", "math", "operator", "random", "shutil",
-    "statistics", "string", "tempfile", "textwrap", "time",
+    "base64", "bisect", "collections", "functools", "heapq", "itertools", "json", "math", "operator", "random", "shutil",
+    "statistics", "string", "textwrap", "time",
 )  # fmt: skip
 # A site of broken links must end too: so many addresses are visited at most for each page wanted.
 VISITS_PER_PAGE = 10

@@ -7,6 +7,8 @@ requests (no cookies), nothing is read from the environment (no proxies, no .net
 from __future__ import annotations
 
 import email.utils
+import functools
+import ssl
 import threading
 import time
 import zlib
@@ -77,12 +79,18 @@ class Reply:
         return self.status in REDIRECT_STATUS and self.location is not None
 
 
+@functools.cache
+def _tls() -> ssl.SSLContext:
+    """The verifying context, made once because reading the system's certificates takes time."""
+    return httpx2.create_ssl_context(verify=True)
+
+
 class GuardedTransport(httpx2.BaseTransport):
     """httpx2 over httpcore2's pool, connecting through the guard."""
 
     def __init__(self, backend: httpcore2.NetworkBackend, max_connections: int = 64) -> None:
         self.pool = httpcore2.ConnectionPool(
-            ssl_context=httpx2.create_ssl_context(verify=True), network_backend=backend,
+            ssl_context=_tls(), network_backend=backend,
             max_connections=max_connections, max_keepalive_connections=max_connections, keepalive_expiry=30.0,
         )  # fmt: skip
 
@@ -215,6 +223,7 @@ class Fetcher:
             headers.get("Last-Modified"),
         )  # fmt: skip
         if status != 200:
+            _drain(response)
             return reply
         if accept is not None and media_type and media_type not in accept:
             raise Failed("wrong type", f"{url} is {media_type[:80]}, not text")
@@ -273,6 +282,15 @@ def decode_body(chunks: Iterable[bytes], encoding: str, *, limit: int, max_ratio
     if not finished and received:
         raise Failed("cut short", "the compressed body ends early", retry=True)
     return bytes(out)
+
+
+def _drain(response: httpx2.Response, most: int = 1 << 16) -> None:
+    """Read a short body to its end, so that the connection can serve the next request; a long one is left unread."""
+    received = 0
+    for chunk in response.iter_raw():
+        received += len(chunk)
+        if received > most:
+            return
 
 
 def _decoder(encoding: str, first: bytes) -> Any:

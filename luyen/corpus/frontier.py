@@ -35,12 +35,12 @@ class Target:
 
 
 def canonical(url: httpx2.URL) -> str:
-    """One spelling of an address: lower-case host, no default port, no fragment, dot segments resolved (httpx2 does these),
-    no empty path, escapes in upper case and only where needed (RFC 3986, 6.2.2)."""
+    """One spelling of an address: lower-case host, no default port, no fragment, dot segments resolved (by httpx2), no empty path,
+    escapes in upper case and only where needed (RFC 3986, 6.2.2)."""
     path, question, query = url.raw_path.decode("ascii").partition("?")
     host = url.raw_host.decode("ascii")
     host = f"[{host}]" if ":" in host else host
-    port = f":{url.port}" if url.port else ""
+    port = "" if url.port in (None, {"http": 80, "https": 443}[url.scheme]) else f":{url.port}"
     return f"{url.scheme}://{host}{port}{_escapes(path) or '/'}{question if query else ''}{_escapes(query)}"
 
 

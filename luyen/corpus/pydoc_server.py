@@ -33,7 +33,7 @@ _LAUNCHER = (
     "pydoc.browse(0, open_browser=False, hostname='127.0.0.1')\n"
 )
 _READY = re.compile(rb"Server ready at http://127\.0\.0\.1:(\d+)/")
-_ADDRESS = re.compile(rb"( at 0x|, handle )[0-9a-fA-F]{6,16}")
+_ADDRESS = re.compile(rb"((?:at(?: |&nbsp;)0x)|(?:handle(?: |&nbsp;)))[0-9a-fA-F]{6,16}")
 START_SECONDS = 60.0
 
 # Not shown: opens a browser, prints a poem, starts windows, or is another package's own test suite.

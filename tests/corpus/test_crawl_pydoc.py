@@ -1,0 +1,132 @@
+"""The crawl of Python's own documentation server."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from luyen.core.errors import FetchError
+from luyen.corpus import pydoc_server
+from luyen.corpus.crawl import MODULES, CrawlConfig, crawl, read_pages
+
+
+def run(folder: Path, **fields: Any) -> dict[str, Any]:
+    return crawl(CrawlConfig(**fields), folder)
+
+
+def test_pages_of_some_modules_twice_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Names, order and bytes; difflib's page shows memory addresses, collections' depends on what was imported before."""
+    monkeypatch.setenv("LUYEN_TEST_SECRET", "hf_SECRET")
+    modules = ("os", "json", "collections", "difflib", "no_such_module")
+    counts = run(tmp_path / "a", modules=modules)
+    assert (counts["pages"], counts["skipped"]) == (4, {"not on this system": 1})
+    assert "no_such_module" in (tmp_path / "a" / "skipped.jsonl").read_text()
+    pages = list(read_pages(tmp_path / "a"))
+    assert [page.url for page in pages] == [f"http://pydoc.localhost/{name}.html" for name in ("collections", "difflib", "json", "os")]
+    assert b"Serialize" in pages[2].body
+    assert b"hf_SECRET" not in b"".join(page.body for page in pages)
+    assert str(Path(os.__file__).parent).encode() not in b"".join(page.body for page in pages)
+
+    (tmp_path / "b").mkdir()  # as a killed crawl leaves it: another process's page in the journal
+    (tmp_path / "b" / "journal.jsonl").write_text('{"settings": "x"}\n{"url": "http://pydoc.localhost/json.html", "kind": "page"}\n')
+    run(tmp_path / "b", modules=modules)
+    for name in ("pages-00000.jsonl", "skipped.jsonl"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+def test_submodules_on_request(tmp_path: Path) -> None:
+    run(tmp_path, modules=("json",), submodules=True)
+    names = [pydoc_server.module_of(page.url) for page in read_pages(tmp_path)]
+    assert names == ["json.decoder", "json.encoder", "json", "json.scanner", "json.tool"]  # by address: ".d" < ".h"
+
+
+def test_only_the_servers_own_port_is_open(tmp_path: Path) -> None:
+    with pytest.raises(FetchError, match="no page could be had"):
+        run(tmp_path, modules=("no_such_module",))
+
+
+def test_the_server_sees_no_local_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "json.py").write_text('"""LOCAL LEAK"""')
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with pydoc_server.serving() as port:
+        url = f"http://127.0.0.1:{port}/"
+        assert b"LOCAL LEAK" not in urllib.request.urlopen(url + "json.html").read()
+        assert pydoc_server.is_error(urllib.request.urlopen(url + "pydantic.html").read())
+
+
+def test_the_server_ends_with_the_block_even_after_threading_was_shown() -> None:
+    """pydoc imports `threading` anew to show it, after which its own way of stopping hangs."""
+    started = time.monotonic()
+    with pytest.raises(RuntimeError, match="inside"), pydoc_server.serving() as port:
+        urllib.request.urlopen(f"http://127.0.0.1:{port}/threading.html").read()
+        raise RuntimeError("inside")
+    assert time.monotonic() - started < 10
+    with pytest.raises(OSError, match="refused"):
+        urllib.request.urlopen(f"http://127.0.0.1:{port}/")
+
+
+PARENT = """
+import sys, time, urllib.request
+from luyen.corpus import pydoc_server
+with pydoc_server.serving() as port:
+    urllib.request.urlopen(f"http://127.0.0.1:{port}/threading.html").read()
+    print(port, flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_the_server_ends_when_this_process_is_killed(number: signal.Signals) -> None:
+    with subprocess.Popen([sys.executable, "-c", PARENT], stdout=subprocess.PIPE) as parent:
+        assert parent.stdout is not None
+        url = f"http://127.0.0.1:{int(parent.stdout.readline())}/"
+        parent.send_signal(number)
+    end = time.monotonic() + 10
+    while time.monotonic() < end:
+        try:
+            urllib.request.urlopen(url, timeout=2).read()
+        except OSError:
+            return
+        time.sleep(0.05)
+    pytest.fail("the documentation server still answers")
+
+
+def test_a_server_that_does_not_start_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pydoc_server, "_LAUNCHER", "raise SystemExit('no port')")
+    with pytest.raises(FetchError, match="no port") as error, pydoc_server.serving():
+        pass
+    assert "\n" not in str(error.value)
+
+
+def test_default_modules_and_the_standard_library() -> None:
+    library = pydoc_server.standard_library()
+    assert 10 <= len(MODULES) <= 20 and set(MODULES) <= set(library)
+    assert {"math", "json", "itertools", "statistics"} <= set(MODULES)
+    assert 150 <= len(library) <= 250 and not {"antigravity", "this", "_thread", "idlelib"} & set(library)
+
+
+@pytest.mark.parametrize(
+    ("raw", "settled"),
+    [(b"&lt;object at 0x7fd7bc6c4150&gt;", b"&lt;object at 0x0&gt;"),
+     (b"object&nbsp;at&nbsp;0x7fd7bc6c4150&amp;", b"object&nbsp;at&nbsp;0x0&amp;"),
+     (b"'None', handle 7fd7bd0852e0&gt;", b"'None', handle 0&gt;"), (b"look at 0x10 and 0xffffffff", b"look at 0x10 and 0xffffffff")],
+)  # fmt: skip
+def test_memory_addresses_are_taken_out(raw: bytes, settled: bytes) -> None:
+    assert pydoc_server.settle(raw) == settled
+
+
+@pytest.mark.slow
+def test_whole_library_twice_the_same(tmp_path: Path) -> None:
+    counts = run(tmp_path / "a", modules="all")
+    run(tmp_path / "b", modules="all")
+    assert counts["pages"] > 150 and counts["bytes"] > 5_000_000
+    assert (tmp_path / "a" / "pages-00000.jsonl").read_bytes() == (tmp_path / "b" / "pages-00000.jsonl").read_bytes()
