@@ -205,7 +205,8 @@ def render_records(records: Sequence[Record], tokenizer: Tokenizer) -> list[Rend
 def _raw(tokenizer: Tokenizer, prompt: str, answer: str) -> Rendered:
     bos = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
     eos = [] if tokenizer.eos_id is None else [tokenizer.eos_id]
-    context, answer_ids = tokenizer.encode(prompt) if prompt else [], tokenizer.encode(answer) + eos
+    start, end = tokenizer.encode_runs([prompt, answer], first=[True, not prompt])
+    context, answer_ids = list(start.ids), list(end.ids) + eos
     trained = [False] * (len(bos) + len(context)) + [True] * len(answer_ids)
     return Rendered(bos + context + answer_ids, trained, [-1] * len(bos) + [0] * len(context) + [1] * len(answer_ids))
 

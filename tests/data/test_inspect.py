@@ -1,0 +1,103 @@
+"""What a person sees before training: trained, context and cut tokens, and rows that would teach nothing."""
+
+import io
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from luyen.core.records import Completion, Conversation, Message, Plain, Preference, Record, Tagged
+from luyen.data.formats import Dataset, ReadAccount
+from luyen.data.inspect import inspect, record_text, token_texts, visible
+from luyen.tokenizer.load import Tokenizer
+
+
+def dataset(*records: Record) -> Dataset:
+    return Dataset(list(records), "toy", ReadAccount(), [f"toy.jsonl:{index + 1}" for index in range(len(records))])
+
+
+def conversation(*turns: str) -> Conversation:
+    return Conversation(tuple(Message("assistant" if index % 2 else "user", turn) for index, turn in enumerate(turns)))
+
+
+def plain(text: object) -> str:
+    out = io.StringIO()
+    Console(file=out, width=10_000, no_color=True, highlight=False).print(text)
+    return out.getvalue()
+
+
+def test_marks_tell_the_states_apart_without_colour(tokenizer: Tokenizer) -> None:
+    shown = inspect(dataset(conversation("What?", "Two.", "And?", "Three.")), tokenizer, 200)
+    text = plain(shown.rows[0].text())
+    assert "What?<|end|>" in text and "{+Two.<|end|>+}" in text and "{+Three.<|end|>+}" in text and "[-" not in text
+    assert text.startswith("toy.jsonl:1: ") and shown.ok and shown.account.trained == shown.account.answer > 4
+
+
+def test_states_agree_with_the_account(tokenizer: Tokenizer) -> None:
+    shown = inspect(dataset(conversation("What?", "функция " * 30)), tokenizer, 30, "truncate")
+    tokens = shown.rows[0].tokens
+    assert sum(token.state == "trained" for token in tokens) == shown.account.trained
+    assert sum(token.state == "cut" for token in tokens) == shown.account.cut == shown.account.lost
+    text = plain(shown.rows[0].text())
+    assert text.rstrip().endswith("-]") and "(cut)" in text.splitlines()[0]
+    assert shown.problems == ("toy.jsonl:1: never trains the end of turn: the row is cut before it",)
+
+
+def test_a_dropped_row_is_all_cut_and_says_why(tokenizer: Tokenizer) -> None:
+    shown = inspect(dataset(conversation("What?", "функция " * 30)), tokenizer, 30, "drop")
+    assert {token.state for token in shown.rows[0].tokens} == {"cut"}
+    assert shown.rows[0].fate == "dropped: longer than the limit" and shown.ok
+
+
+def test_rows_that_train_on_nothing_are_problems(tokenizer: Tokenizer) -> None:
+    rows = dataset(Conversation((Message("user", "What?"),)), conversation("функция " * 30, "Two."), conversation("What?", "Two."))
+    shown = inspect(rows, tokenizer, 30, "truncate")
+    assert not shown.ok and len(shown.problems) == 2
+    assert shown.problems[0] == "toy.jsonl:1: trains on nothing: it has no answer"
+    assert shown.problems[1].startswith("toy.jsonl:2: trains on nothing: its answer lies behind the limit")
+    assert any(line.startswith("problem: toy.jsonl:1") for line in shown.summary())
+
+
+def test_a_template_that_never_ends_a_turn_is_a_problem(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tokenizer, "stop_ids", (tokenizer.pad_id,))
+    shown = inspect(dataset(conversation("What?", "Two.", "And?", "Three.")), tokenizer, 200)
+    assert shown.problems == ("toy.jsonl:1: never trains the end of turn of message 2",)
+
+
+def test_summary_of_lengths(tokenizer: Tokenizer) -> None:
+    shown = inspect(dataset(*[conversation("What?", "Two.")] * 9, conversation("What?", "функция " * 30)), tokenizer, 30)
+    lines = shown.summary()
+    assert lines[0] == "rows 10: 9 used, 1 dropped, 0 cut" and lines[1] == "dropped 1: longer than the limit"
+    assert f"longest {max(shown.lengths)}, limit 30" in lines[2] and len(shown.lengths) == 10
+    assert "full" in lines[-1] and 0 < shown.packing <= 1
+
+
+def test_plain_text_is_split_not_cut(tokenizer: Tokenizer) -> None:
+    shown = inspect(dataset(Plain("Привет, мир! " * 30)), tokenizer, 16)
+    assert shown.ok and shown.account.cut == 0 and shown.account.samples > 1
+    assert shown.lengths == (shown.account.longest,) == (shown.account.trained,)
+    assert {token.state for token in shown.rows[0].tokens[1:]} == {"trained"}
+
+
+def test_token_texts_join_to_the_text(tokenizer: Tokenizer) -> None:
+    text = "Xin chào 🎉 Привет ∂ мир\n"
+    ids = tokenizer.encode(text)
+    texts = token_texts(ids, tokenizer)
+    assert "".join(texts) == text and len(texts) == len(ids)
+
+
+def test_nothing_that_a_terminal_obeys_is_shown() -> None:
+    assert visible("a\x1b[31m\x9b\n\tb") == "a\\x1b[31m\\x9b\n\tb"
+
+
+def test_records_without_a_tokenizer() -> None:
+    turn = (Message("user", "Hi"),)
+    both = plain(record_text(Preference(turn, (Message("assistant", "good"),), (Message("assistant", "bad"),)), "a.jsonl:1"))
+    assert both.split() == ["a.jsonl:1", "user:", "Hi", "chosen:", "assistant:", "good", "rejected:", "assistant:", "bad"]
+    assert "Anna/B-PER" in plain(record_text(Tagged(("Anna",), ("B-PER",))))
+    assert "prompt: a" in plain(record_text(Completion("a", "b"))) and "user: Hi" in plain(record_text(Conversation(turn)))
+
+
+def test_long_rows_are_shown_in_part(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    shown = inspect(dataset(conversation("What?", "функция " * 300)), tokenizer, 10_000)
+    assert "more tokens" in plain(shown.rows[0].text(50)) and "more tokens" not in plain(shown.rows[0].text(10_000))
