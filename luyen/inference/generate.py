@@ -9,6 +9,7 @@ Shapes: B rows, T tokens, D hidden size, V vocabulary, S prompts read in one pas
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
@@ -26,6 +27,8 @@ from luyen.models.transformer import Transformer
 
 PROMPT_TOKENS = 8192
 """Prompts are read in passes of about this many tokens, which bounds the memory of activations."""
+SMALL_STEP = 4_000_000
+"""Steps of fewer weights times rows run on one CPU thread: they are shorter than what two threads need to meet."""
 KEEP_SHARE = 0.8
 """Rows are dropped from the cache once the unfinished ones are fewer than this share, since dropping copies the cache."""
 
@@ -49,6 +52,7 @@ class _Decoding:
         # The last token needs no place: nothing comes after it.
         self.cache = KeyValueCache(model.config, lengths, max(self.limits) - 1, self.device, model.head_weight.dtype)
         self.prompts = prompts
+        self.weights = sum(parameter.numel() for parameter in model.parameters())
         self.tokens: Tensor | None = None
         self.uniform: Tensor | None = None
         if sampling.temperature > 0:
@@ -67,8 +71,9 @@ class _Decoding:
             logits_BV = self._read_prompts()
         else:
             self.cache.advance()
-            hidden_BTD = self.model(self.tokens[:, None], cache=self.cache)
-            logits_BV = self.model.logits(hidden_BTD[:, -1])
+            with _threads_for(self.weights * len(self.tokens), self.device):
+                hidden_BTD = self.model(self.tokens[:, None], cache=self.cache)
+                logits_BV = self.model.logits(hidden_BTD[:, -1])
         uniform_B = None if self.uniform is None else self.uniform[:, self.steps]
         self.tokens = choose(logits_BV, self.sampling, uniform_B, self.seen)
         if self.seen is not None:
@@ -101,6 +106,20 @@ class _Decoding:
         if not torch.isfinite(logits_BV).all():
             raise NonFinite("the model's scores of the next token are not finite numbers; its weights are damaged or training diverged")
         return logits_BV
+
+
+@contextlib.contextmanager
+def _threads_for(work: int, device: torch.device) -> Iterator[None]:
+    """One CPU thread within the block when the work is small."""
+    before = torch.get_num_threads()
+    if device.type != "cpu" or work >= SMALL_STEP or before == 1:
+        yield
+        return
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def generate(

@@ -1,0 +1,91 @@
+"""A conversation with a model, answer after answer, optionally over passages found for each question.
+
+Retrieval puts what it found into a system message before the question: the model reads the passages and the person sees
+which ones they were.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+from luyen.core.records import Message
+from luyen.inference.generate import stream
+from luyen.inference.sampling import SamplingConfig
+from luyen.models.transformer import Transformer
+from luyen.tokenizer.chat import render
+from luyen.tokenizer.load import Tokenizer
+
+REPLACEMENT = "\ufffd"
+"""What a decoder gives for the first bytes of a character whose last bytes are still to come."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A passage that was given to the model."""
+
+    title: str
+    text: str
+    url: str = ""
+
+
+def context_message(passages: Sequence[str]) -> Message:
+    """The system message that holds passages for the model to answer from."""
+    return Message("system", "\n\n".join(passages))
+
+
+@dataclass
+class ChatSession:
+    """Messages so far, and what is needed to answer the next one."""
+
+    model: Transformer
+    tokenizer: Tokenizer
+    sampling: SamplingConfig
+    retrieve: Callable[[str], list[Source]] | None = None
+    """Question -> passages, best first; None: the model answers from its weights alone."""
+    messages: list[Message] = field(default_factory=list)
+    sources: list[Source] = field(default_factory=list)
+    """What the last answer was given to read."""
+    forgotten: int = 0
+    """Earlier messages left out of the last prompt because they did not fit."""
+
+    def ask(self, question: str) -> Iterator[str]:
+        """The answer to `question`, piece by piece. Closing the iterator stops it; what was said until then stays said."""
+        self.sources = self.retrieve(question) if self.retrieve else []
+        self.messages.append(Message("user", question))
+        answer: list[int] = []
+        shown = ""
+        try:
+            for token in stream(self.model, self._prompt(), self.sampling, self.tokenizer.stop_ids):
+                answer.append(token)
+                text = self.tokenizer.decode(answer)
+                if not text.endswith(REPLACEMENT):
+                    yield text[len(shown) :]
+                    shown = text
+            rest = self.tokenizer.decode(answer)[len(shown) :]
+            if rest:
+                yield rest
+        finally:
+            self.messages.append(Message("assistant", self.tokenizer.decode(answer)))
+
+    def _prompt(self) -> list[int]:
+        """The conversation as ids, oldest exchanges left out until an answer fits."""
+        limit = self.model.config.context_length - min(self.sampling.max_new_tokens, self.model.config.context_length // 2)
+        context = [context_message([source.text for source in self.sources])] if self.sources else []
+        messages = list(self.messages)
+        while True:
+            ids = render(self.tokenizer, context + messages, add_generation_prompt=True).ids
+            if len(ids) <= limit:
+                break
+            if len(messages) > 2:
+                messages = messages[2:]
+            elif len(self.sources) > 1:
+                self.sources = self.sources[:-1]
+                context = [context_message([source.text for source in self.sources])]
+            elif context:
+                self.sources, context = [], []
+            else:
+                ids = ids[-limit:]
+                break
+        self.forgotten = len(self.messages) - len(messages)
+        return ids
