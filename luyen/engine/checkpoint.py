@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from luyen.core import manifest, progress, seed
+from luyen.core import manifest, progress, random_state
 from luyen.core.errors import DamagedFile, ModelError, StorageError
 
 KIND = "checkpoint"
@@ -49,7 +49,7 @@ def save(
     An existing folder of that step is replaced. Raises StorageError when the disk is full; earlier checkpoints are intact.
     """
     final = root / f"step-{state['step']:08d}"
-    groups = {"model": model_tensors(model), "optimizer": optimizer_tensors(model, optimizers), "random": seed.random_state()}
+    groups = {"model": model_tensors(model), "optimizer": optimizer_tensors(model, optimizers), "random": random_state.random_state()}
     needed = sum(tensor.nbytes for tensors in groups.values() for tensor in tensors.values())
     try:
         with manifest.new_folder(final) as folder:
@@ -104,7 +104,7 @@ def restore(checkpoint: Checkpoint, model: nn.Module, optimizers: Iterable[Optim
             optimizer.state[parameter] = {
                 key.removeprefix(prefix): tensor.to(parameter.device) for key, tensor in states.items() if key.startswith(prefix)
             }
-    seed.restore_random_state(load_file(folder / "random.safetensors"))
+    random_state.restore_random_state(load_file(folder / "random.safetensors"))
 
 
 def retain(root: Path, keep_last: int) -> None:

@@ -17,7 +17,9 @@ from luyen.core import config as configs
 from luyen.core import progress
 from luyen.core.device import pick_device, pick_dtype
 from luyen.core.errors import ConfigError, DataError, Interrupted, NonFinite
-from luyen.core.seed import derive, random_state, restore_random_state, seed_everything
+from luyen.core.manifest import storage_errors
+from luyen.core.random_state import random_state, restore_random_state, seed_everything
+from luyen.core.seed import derive
 from luyen.engine import checkpoint, memory, optim, schedule
 from luyen.engine.algorithm import Algorithm, Batch, Hooks, TrainResult
 from luyen.engine.config import TrainConfig
@@ -67,6 +69,8 @@ class Run:
 
     def _resume(self) -> tuple[Mapping[str, int], float, float | None]:
         """Load the newest valid checkpoint, if any. Returns log lengths, seconds and joules spent before."""
+        with storage_errors(self.checkpoints):
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
         checkpoint.clean(self.checkpoints)
         found = checkpoint.newest_valid(self.checkpoints)
         if found is None:

@@ -1,0 +1,137 @@
+"""Checkpoints come back to the bit, only valid ones are used, and the newest valid one is never deleted."""
+
+import os
+import random
+
+import numpy
+import pytest
+import torch
+from training_toys import toy_model
+
+from luyen.core import progress
+from luyen.core.errors import DamagedFile, ModelError
+from luyen.engine import checkpoint
+from luyen.engine.config import OptimizerConfig
+from luyen.engine.optim import build
+
+TIMING = {"seconds": 1.5, "joules": None, "logs": {"timings": 0}}
+
+
+def trained(seed=0, name="muon", **changes):
+    """A toy model after two updates with made-up gradients, and its optimizers."""
+    model = toy_model(seed, **changes)
+    optimizers = build(model, OptimizerConfig(name=name))
+    for _ in range(2):
+        for parameter in model.parameters():
+            parameter.grad = torch.randn_like(parameter)
+        for optimizer in optimizers:
+            optimizer.step()
+    return model, optimizers
+
+
+def write(root, *steps):
+    model, optimizers = trained()
+    for step in steps:
+        checkpoint.save(root, model, optimizers, {"step": step}, TIMING)
+
+
+def steps_in(root):
+    return sorted(int(path.name[5:]) for path in root.iterdir() if path.name.startswith("step-"))
+
+
+def damage(folder, name="model.safetensors"):
+    path = folder / name
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_everything_comes_back_to_the_bit(tmp_path, name):
+    model, optimizers = trained(name=name, tied=False)
+    torch.rand(3), numpy.random.random(), random.gauss(0, 1)
+    checkpoint.save(tmp_path, model, optimizers, {"step": 7, "x": [1]}, TIMING)
+    drawn = torch.rand(3), numpy.random.random(), random.gauss(0, 1)
+    other, others = toy_model(5, tied=False), None
+    others = build(other, OptimizerConfig(name=name))
+    found = checkpoint.newest_valid(tmp_path)
+    assert found.state == {"step": 7, "x": [1]} and found.timing == TIMING
+    checkpoint.restore(found, other, others)
+    assert torch.equal(torch.rand(3), drawn[0]) and (numpy.random.random(), random.gauss(0, 1)) == drawn[1:]
+    for before, after in [
+        (checkpoint.model_tensors(model), checkpoint.model_tensors(other)),
+        (checkpoint.optimizer_tensors(model, optimizers), checkpoint.optimizer_tensors(other, others)),
+    ]:
+        assert before.keys() == after.keys() and len(before) > 5
+        assert all(torch.equal(before[key], after[key]) for key in before)
+
+
+def test_a_tied_head_is_stored_once_and_equal_runs_give_equal_bytes(tmp_path):
+    hashes = []
+    for root in (tmp_path / "a", tmp_path / "b"):
+        torch.manual_seed(3)
+        model, optimizers = trained(tied=True)
+        folder = checkpoint.save(root, model, optimizers, {"step": 1}, TIMING)
+        assert "lm_head.weight" not in checkpoint.model_tensors(model)
+        hashes.append(checkpoint.manifest.verify(folder)["files"])
+    assert hashes[0] == hashes[1]
+
+
+def test_retention_keeps_the_last_and_counts_only_valid_ones(tmp_path):
+    write(tmp_path, 1, 2, 3, 4)
+    checkpoint.retain(tmp_path, 2)
+    assert steps_in(tmp_path) == [3, 4]
+
+
+def test_retention_never_deletes_the_newest_valid_one(tmp_path):
+    write(tmp_path, 1, 2, 3, 4)
+    damage(tmp_path / "step-00000004")
+    damage(tmp_path / "step-00000003")
+    checkpoint.retain(tmp_path, 1)
+    assert steps_in(tmp_path) == [2, 3, 4]
+    assert checkpoint.newest_valid(tmp_path).state["step"] == 2
+
+
+def test_damaged_ones_are_named_and_the_one_before_is_used(tmp_path, capsys):
+    progress.use(progress.Plain())
+    write(tmp_path, 1, 2, 3)
+    damage(tmp_path / "step-00000003", "random.safetensors")
+    (tmp_path / "step-00000002" / "optimizer.safetensors").unlink()
+    assert checkpoint.newest_valid(tmp_path).state["step"] == 1
+    told = capsys.readouterr().out
+    assert "step-00000003/random.safetensors: does not have the sha256" in told
+    assert "step-00000002/optimizer.safetensors: is missing" in told
+
+
+def test_a_file_too_few_in_the_manifest_is_damage(tmp_path):
+    write(tmp_path, 1)
+    folder = tmp_path / "step-00000001"
+    (folder / "optimizer.safetensors").unlink()
+    checkpoint.manifest.seal(folder, checkpoint.KIND)
+    with pytest.raises(DamagedFile, match=r"luyen\.json: is not that of a checkpoint"):
+        checkpoint.open_checkpoint(folder)
+
+
+def test_another_model_is_refused_and_left_alone(tmp_path):
+    write(tmp_path, 1)
+    other = toy_model(1, hidden_size=32)
+    before = {name: tensor.clone() for name, tensor in other.state_dict().items()}
+    with pytest.raises(ModelError, match=r"of another model: model\.embed_tokens\.weight; found \(48, 16\); expected \(48, 32\)"):
+        checkpoint.restore(checkpoint.newest_valid(tmp_path), other, build(other, OptimizerConfig(name="muon")))
+    assert all(torch.equal(before[name], tensor) for name, tensor in other.state_dict().items())
+
+
+def test_leftovers_are_cleaned_and_other_folders_left(tmp_path):
+    write(tmp_path, 1)
+    for name in (".tmp-99-step-00000002", ".tmp-retired-step-00000000", "notes"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").write_text("x")
+    checkpoint.clean(tmp_path)
+    assert sorted(os.listdir(tmp_path)) == ["notes", "step-00000001"]
+    assert checkpoint.newest_valid(tmp_path).state["step"] == 1
+
+
+def test_no_checkpoint_is_none(tmp_path):
+    assert checkpoint.newest_valid(tmp_path / "nowhere") is None
+    (tmp_path / "step-00000009").mkdir()
+    assert checkpoint.newest_valid(tmp_path) is None

@@ -1,0 +1,134 @@
+"""The small parts of the engine: logs, loss scale, recomputed activations, energy."""
+
+import json
+
+import pytest
+import torch
+from torch import nn
+from training_toys import toy_algorithm
+
+from luyen.core import progress
+from luyen.core.errors import ConfigError
+from luyen.engine import memory
+from luyen.engine.activations import recomputed
+from luyen.engine.energy import EnergyMeter
+from luyen.engine.logs import LineLog
+from luyen.engine.precision import LossScale, autocast
+
+CPU = torch.device("cpu")
+
+
+def test_a_log_is_cut_back_to_the_length_asked_for(tmp_path):
+    log = LineLog(tmp_path / "m.jsonl", 0)
+    log.append({"step": 1, "text": "chào"})
+    kept = log.length
+    log.append({"step": 2})
+    log.close()
+    log = LineLog(tmp_path / "m.jsonl", kept)
+    log.append({"step": 3})
+    log.close()
+    assert [json.loads(line)["step"] for line in (tmp_path / "m.jsonl").read_text().splitlines()] == [1, 3]
+    assert log.length == (tmp_path / "m.jsonl").stat().st_size
+
+
+def test_a_log_shorter_than_the_checkpoint_says_so(tmp_path, capsys):
+    progress.use(progress.Plain())
+    (tmp_path / "m.jsonl").write_text("{}\n")
+    log = LineLog(tmp_path / "m.jsonl", 100)
+    assert log.length == 3 and "has 3 bytes" in capsys.readouterr().out
+    log.close()
+
+
+def test_a_log_refuses_nan(tmp_path):
+    log = LineLog(tmp_path / "m.jsonl", 0)
+    with pytest.raises(ValueError):
+        log.append({"loss": float("nan")})
+    log.close()
+
+
+def test_loss_scale_halves_on_overflow_and_doubles_after_many_clean_steps():
+    scale = LossScale.for_dtype(torch.float16)
+    assert scale.scale == 65536
+    assert scale.overflowed() and scale.scale == 32768
+    for _ in range(LossScale.GROWTH_INTERVAL - 1):
+        scale.updated()
+    assert scale.scale == 32768
+    scale.updated()
+    assert (scale.scale, scale.clean_steps) == (65536, 0)
+
+
+def test_loss_scale_gives_up_when_scaling_cannot_be_the_reason():
+    scale = LossScale.for_dtype(torch.float16)
+    while scale.overflowed():
+        assert scale.scale >= LossScale.SMALLEST
+    assert not LossScale.for_dtype(torch.bfloat16).overflowed()
+    assert LossScale.for_dtype(torch.float32).scale == 1.0
+
+
+def test_autocast_is_off_for_fp32():
+    left = torch.ones(2, 2)
+    with autocast(CPU, torch.float32):
+        assert (left @ left).dtype == torch.float32
+    with autocast(CPU, torch.bfloat16):
+        assert (left @ left).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(("mode", "extra"), [("keep", 0), ("selective", 1), ("recompute", 2)])
+def test_recomputing_changes_no_bit_and_runs_layers_twice(mode, extra):
+    algorithm = toy_algorithm()
+    batch = next(algorithm.batches(None))[0]
+    algorithm.loss(batch).total.backward()
+    expected = {name: parameter.grad.clone() for name, parameter in algorithm.model.named_parameters()}
+    algorithm.model.zero_grad()
+    layers, calls = algorithm.model.model.layers, []
+    handles = [layer.mlp.register_forward_pre_hook(lambda *_: calls.append(1)) for layer in layers]
+    with recomputed(algorithm.model, mode):
+        algorithm.loss(batch).total.backward()
+        with torch.no_grad():
+            algorithm.loss(batch)
+    assert len(calls) == 2 * len(layers) + extra
+    for name, parameter in algorithm.model.named_parameters():
+        assert torch.equal(parameter.grad, expected[name]), name
+    assert all("forward" not in vars(layer) for layer in layers)
+    for handle in handles:
+        handle.remove()
+
+
+def test_recomputing_without_layers_is_refused():
+    with pytest.raises(ConfigError, match="expected keep"), recomputed(nn.Linear(2, 2), "recompute"):
+        pass
+
+
+def package(root, name, energy, span=1000):
+    folder = root / name
+    folder.mkdir(exist_ok=True)
+    (folder / "energy_uj").write_text(f"{energy}\n")
+    (folder / "max_energy_range_uj").write_text(f"{span}\n")
+
+
+def test_energy_adds_packages_and_survives_a_wrap_around(tmp_path):
+    package(tmp_path, "intel-rapl:0", 900)
+    package(tmp_path, "intel-rapl:1", 100)
+    package(tmp_path, "intel-rapl:0:0", 5)  # a part of package 0, already in it
+    meter = EnergyMeter(CPU, tmp_path)
+    package(tmp_path, "intel-rapl:0", 50)  # 900 -> 1000 -> 50
+    package(tmp_path, "intel-rapl:1", 300)
+    package(tmp_path, "intel-rapl:0:0", 700)
+    meter.sample()
+    package(tmp_path, "intel-rapl:0", 60)
+    assert meter.joules() == pytest.approx((150 + 200 + 10) / 1e6)
+
+
+def test_energy_without_counters_is_unknown_not_zero(tmp_path):
+    assert EnergyMeter(CPU, tmp_path).joules() is None
+    package(tmp_path, "intel-rapl:0", 1)
+    meter = EnergyMeter(CPU, tmp_path)
+    (tmp_path / "intel-rapl:0" / "energy_uj").unlink()
+    assert meter.joules() is None
+
+
+def test_the_peak_sees_a_large_allocation():
+    memory.reset_peak(CPU)
+    before = memory.peak_bytes(CPU)
+    held = torch.ones(16_000_000)
+    assert held.numel() * 4 * 0.9 < memory.peak_bytes(CPU) - before < held.numel() * 4 * 1.5
