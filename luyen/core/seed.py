@@ -1,52 +1,12 @@
-"""Random state: one seed in, and everything random in the process out again as bytes."""
+"""Seeds for single purposes, derived from one. Nothing here imports torch."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import random
-from typing import Any, cast
-
-import numpy
-import torch
 
 
 def derive(seed: int, *names: object) -> int:
     """A seed below 2**63 for one purpose: equal arguments give equal seeds on every machine."""
     text = json.dumps([seed, *map(str, names)])
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
-
-
-def seed_everything(seed: int) -> None:
-    """Seed Python, numpy and torch (all devices)."""
-    random.seed(seed)
-    numpy.random.seed(seed % 2**32)
-    torch.manual_seed(seed)
-
-
-def random_state() -> dict[str, torch.Tensor]:
-    """Every generator's state as uint8 tensors, so that it fits a safetensors file."""
-    version, internal, gauss = random.getstate()
-    python = json.dumps([version, list(internal), gauss]).encode()
-    algorithm, keys, position, has_gauss, cached = cast(Any, numpy.random.get_state(legacy=True))
-    numpy_text = json.dumps([algorithm, keys.tolist(), position, has_gauss, cached]).encode()
-    states = {
-        "python": torch.frombuffer(bytearray(python), dtype=torch.uint8),
-        "numpy": torch.frombuffer(bytearray(numpy_text), dtype=torch.uint8),
-        "torch": torch.get_rng_state(),
-    }
-    for index in range(torch.cuda.device_count()):
-        states[f"cuda.{index}"] = torch.cuda.get_rng_state(index)
-    return states
-
-
-def restore_random_state(states: dict[str, torch.Tensor]) -> None:
-    """Put back what `random_state` gave."""
-    version, internal, gauss = json.loads(bytes(states["python"].tolist()))
-    random.setstate((version, tuple(internal), gauss))
-    algorithm, keys, position, has_gauss, cached = json.loads(bytes(states["numpy"].tolist()))
-    numpy.random.set_state((algorithm, numpy.array(keys, dtype=numpy.uint32), position, has_gauss, cached))
-    torch.set_rng_state(states["torch"])
-    for index in range(torch.cuda.device_count()):
-        if f"cuda.{index}" in states:
-            torch.cuda.set_rng_state(states[f"cuda.{index}"], index)

@@ -6,13 +6,14 @@ which ones they were.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from luyen.core.records import Message
 from luyen.inference.generate import stream
 from luyen.inference.sampling import SamplingConfig
 from luyen.models.transformer import Transformer
+from luyen.retrieval.context import context_message
 from luyen.tokenizer.chat import render
 from luyen.tokenizer.load import Tokenizer
 
@@ -27,11 +28,6 @@ class Source:
     title: str
     text: str
     url: str = ""
-
-
-def context_message(passages: Sequence[str]) -> Message:
-    """The system message that holds passages for the model to answer from."""
-    return Message("system", "\n\n".join(passages))
 
 
 @dataclass

@@ -27,9 +27,9 @@ def code_version() -> str:
     digests = {}
     for room in RESULT_ROOMS:
         for path in sorted((root / room).rglob("*")):
-            if path.suffix in (".py", ".jinja") or "templates" in path.parts:
-                if path.is_file() and path.suffix != ".pyc":
-                    digests[path.relative_to(root).as_posix()] = hashlib.sha256(path.read_bytes()).hexdigest()
+            source = path.suffix in (".py", ".jinja") or "templates" in path.parts
+            if source and path.is_file():
+                digests[path.relative_to(root).as_posix()] = hashlib.sha256(path.read_bytes()).hexdigest()
     return f"{luyen.__version__}+{fingerprint(digests)[:12]}"
 
 

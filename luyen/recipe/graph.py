@@ -167,4 +167,3 @@ def _ordered(plans: Mapping[str, StagePlan]) -> list[StagePlan]:
             raise ConfigError(f"stages wait for each other: {rest}", fix="Break the circle of inputs.")
         done[ready[0].name] = ready[0]
     return list(done.values())
-

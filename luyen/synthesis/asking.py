@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from luyen.core.seed import derive
-from luyen.inference.chat import context_message
+from luyen.retrieval.context import context_message
 from luyen.tasks.entries import Entry
 from luyen.tasks.template import QuestionGroup, Template, fill
 

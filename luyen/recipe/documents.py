@@ -1,0 +1,48 @@
+"""Documents from whatever a stage is given: a curated corpus, or plain files that nobody curated."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from luyen.core import progress
+from luyen.core.errors import DataError
+from luyen.core.records import Document, Plain
+from luyen.corpus.curate import read_documents
+from luyen.data.formats import read
+
+HELD_OUT_ONE_IN = 20
+
+
+def is_corpus(path: Path) -> bool:
+    """Whether `path` is the folder of a curation."""
+    return (path / "funnel.json").is_file()
+
+
+def read_texts(path: Path, split: str) -> list[Document]:
+    """Documents of a split, `train` or `heldout`.
+
+    Plain files have no splits: there one document in twenty, by the hash of its text, is held out, as soon as there are twenty.
+    """
+    if is_corpus(path):
+        documents = list(read_documents(path, split))
+        if not documents and split == "train":
+            raise DataError(f"{path} holds no documents", fix="Look at funnel.json there: it says which rule dropped them.")
+        return documents
+    dataset = read(path)
+    texts = [record.text for record in dataset.records if isinstance(record, Plain)]
+    if not texts:
+        raise DataError(f"{path} holds no plain text", found=dataset.format, expected="text", fix="Give documents, not conversations.")
+    if split == "train":
+        progress.say(f"  {path}: {dataset.format}, {len(texts)} documents")
+    held_out = [len(texts) >= HELD_OUT_ONE_IN and _bucket(text) == 0 for text in texts]
+    wanted = split == "heldout"
+    return [
+        Document(id=f"{path.name}:{number}", text=text)
+        for number, (text, out) in enumerate(zip(texts, held_out, strict=True))
+        if out == wanted
+    ]
+
+
+def _bucket(text: str) -> int:
+    return int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:4], "big") % HELD_OUT_ONE_IN

@@ -1,0 +1,91 @@
+"""What pretraining and fine-tuning share as stages: hooks for evaluation and samples, the result's folder, the facts to record."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+
+from luyen.core import manifest
+from luyen.core.random_state import seed_everything
+from luyen.core.records import Document, Message
+from luyen.core.seed import derive
+from luyen.engine.algorithm import Algorithm, Hooks, TrainResult
+from luyen.engine.config import TrainConfig
+from luyen.engine.trainer import fit
+from luyen.evaluation.perplexity import bits_per_byte
+from luyen.inference.config import SamplingConfig
+from luyen.inference.generate import generate
+from luyen.models import hf
+from luyen.models.transformer import Transformer
+from luyen.recipe.environment import versions
+from luyen.recipe.stage import Stage
+from luyen.tokenizer.chat import render
+from luyen.tokenizer.load import Tokenizer
+
+HELD_OUT_BYTES = 200_000
+"""Held-out text measured during training, so that measuring stays cheap; the evaluation stage takes all of it."""
+SAMPLE = SamplingConfig(max_new_tokens=48)
+
+
+def some_text(documents: Iterable[Document], limit: int = HELD_OUT_BYTES) -> list[Document]:
+    """Documents from the start until `limit` bytes are reached."""
+    chosen: list[Document] = []
+    size = 0
+    for document in documents:
+        if size >= limit:
+            break
+        chosen.append(document)
+        size += len(document.text.encode())
+    return chosen
+
+
+def heldout_hook(
+    model: Transformer, tokenizer: Tokenizer, documents: Sequence[Document], length: int
+) -> Callable[[], Mapping[str, float]] | None:
+    """Measures bits per byte of held-out text; None when there is no such text."""
+    if not documents:
+        return None
+    return lambda: {"heldout_bits_per_byte": bits_per_byte(model, tokenizer, documents, length).bits_per_byte}
+
+
+def continue_texts(model: Transformer, tokenizer: Tokenizer, prompts: Sequence[str]) -> list[dict[str, str]]:
+    """How the model goes on after each prompt, greedily."""
+    start = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
+    return _written(model, tokenizer, prompts, [start + tokenizer.encode(prompt) for prompt in prompts])
+
+
+def answer_questions(model: Transformer, tokenizer: Tokenizer, prompts: Sequence[str]) -> list[dict[str, str]]:
+    """What the model answers to each question, greedily."""
+    ids = [render(tokenizer, [Message("user", prompt)], add_generation_prompt=True).ids for prompt in prompts]
+    return _written(model, tokenizer, prompts, ids)
+
+
+def _written(model: Transformer, tokenizer: Tokenizer, prompts: Sequence[str], ids: list[list[int]]) -> list[dict[str, str]]:
+    if not prompts:
+        return []
+    answers = generate(model, ids, SAMPLE, tokenizer.stop_ids)
+    return [{"prompt": prompt, "answer": tokenizer.decode(answer.ids)} for prompt, answer in zip(prompts, answers, strict=True)]
+
+
+def train_stage(algorithm: Algorithm, config: TrainConfig, stage: Stage, hooks: Hooks) -> TrainResult:
+    """Run the loop in the stage's folder, continuing what is there, and record what it did."""
+    seed_everything(derive(stage.seed, "loop"))
+    result = fit(algorithm, config, stage.folder, seed=stage.seed, hooks=hooks)
+    stage.metrics.update(dataclasses.asdict(result))
+    stage.facts.update(tokens=result.tokens, joules=result.joules, peak_bytes=result.peak_bytes)
+    bits = result.evaluation.get("heldout_bits_per_byte")
+    stage.metrics["summary"] = f"loss {result.loss:.3f}" + (f", held-out text {bits:.3f} bits/byte" if bits is not None else "")
+    return result
+
+
+def write_model(model: Transformer, tokenizer: Tokenizer, stage: Stage, lineage: Mapping[str, object]) -> Path:
+    """The model and its tokenizer as a sealed Hugging Face folder `model` in the stage's folder."""
+    with manifest.new_folder(stage.folder / "model") as folder:
+        with torch.no_grad():
+            hf.save(model, folder, bos_id=tokenizer.bos_id, stop_ids=tokenizer.stop_ids, pad_id=tokenizer.pad_id)
+        tokenizer.save(folder)
+        manifest.seal(folder, "model", lineage=lineage, versions=versions())
+    return stage.folder / "model"

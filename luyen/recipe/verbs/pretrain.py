@@ -1,0 +1,44 @@
+"""`pretrain`: documents, a tokenizer and a size to a base model."""
+
+from __future__ import annotations
+
+from luyen.algorithms.pretrain import Pretrain
+from luyen.core import config as configs
+from luyen.core.random_state import seed_everything
+from luyen.core.seed import derive
+from luyen.data.loader import PackedStream
+from luyen.data.samples import text_samples
+from luyen.engine.algorithm import Hooks
+from luyen.models.presets import count_parameters, preset
+from luyen.models.transformer import Transformer, TransformerConfig
+from luyen.recipe.configs import ModelSection, PretrainConfig
+from luyen.recipe.documents import read_texts
+from luyen.recipe.stage import Stage
+from luyen.recipe.training import continue_texts, heldout_hook, some_text, train_stage, write_model
+from luyen.tokenizer.load import Tokenizer
+
+
+def model_config(section: ModelSection, vocab_size: int) -> TransformerConfig:
+    """The preset with what the section changes."""
+    changes = {key: value for key, value in configs.dump(section).items() if key != "preset" and value is not None}
+    return preset(section.preset, vocab_size, **changes)
+
+
+def run(config: PretrainConfig, stage: Stage) -> None:
+    """Train from nothing; the result is the stage's `model` folder."""
+    tokenizer = Tokenizer.load(stage.path(config.tokenizer))
+    source = stage.path(config.data)
+    samples, account = text_samples(read_texts(source, "train"), tokenizer, config.batch.length)
+    held_out = some_text(read_texts(source, "heldout"))
+    size = model_config(config.model, tokenizer.vocab_size)
+    seed_everything(derive(stage.seed, "weights"))
+    model = Transformer(size)
+    stream = PackedStream(samples, capacity=config.batch.length, rows=config.batch.rows, seed=derive(stage.seed, "order"))
+    hooks = Hooks(
+        evaluate=heldout_hook(model, tokenizer, held_out, config.batch.length),
+        samples=lambda: continue_texts(model, tokenizer, config.prompts),
+    )
+    stage.metrics.update(parameters=count_parameters(size), model=configs.dump(size), data=account.as_dict())
+    result = train_stage(Pretrain(model, stream), config.train, stage, hooks)
+    stage.metrics["epochs"] = round(result.tokens / max(account.tokens, 1), 2)
+    write_model(model, tokenizer, stage, {"algorithm": "pretrain", "tokens": result.tokens, "seed": stage.seed})

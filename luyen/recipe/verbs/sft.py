@@ -1,0 +1,69 @@
+"""`sft`: a model and conversations to an assistant."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from luyen.algorithms.sft import SFT
+from luyen.core import progress
+from luyen.core.errors import ConfigError, ModelError
+from luyen.core.seed import derive
+from luyen.data.formats import read
+from luyen.data.loader import PackedStream
+from luyen.data.mixture import Mixture
+from luyen.data.samples import Sample, chat_samples
+from luyen.engine.algorithm import Hooks
+from luyen.models import hf
+from luyen.models.presets import count_parameters
+from luyen.recipe.configs import SFTConfig
+from luyen.recipe.documents import read_texts
+from luyen.recipe.stage import Stage
+from luyen.recipe.training import answer_questions, heldout_hook, some_text, train_stage, write_model
+from luyen.tokenizer.load import Tokenizer
+
+
+def run(config: SFTConfig, stage: Stage) -> None:
+    """Fine-tune all weights on the answers; the result is the stage's `model` folder."""
+    folder = stage.model(config.model)
+    model = hf.load(folder)
+    tokenizer = Tokenizer.load(hf.locate(folder))
+    if not tokenizer.has_template:
+        raise ModelError(f"{folder} has no chat template", fix="Put a chat_template.jinja into the folder.")
+    if config.batch.length > model.config.context_length:
+        raise ConfigError("batch.length", found=config.batch.length, expected=f"at most the model's {model.config.context_length}")
+    mixture = _mixture(config, stage, tokenizer)
+    stream = PackedStream(
+        mixture.samples, capacity=config.batch.length, rows=config.batch.rows, seed=derive(stage.seed, "order"), order=mixture.order
+    )
+    held_out = some_text(read_texts(stage.path(config.heldout), "heldout")) if config.heldout else []
+    hooks = Hooks(
+        evaluate=heldout_hook(model, tokenizer, held_out, config.batch.length),
+        samples=lambda: answer_questions(model, tokenizer, config.prompts),
+    )
+    stage.metrics.update(parameters=count_parameters(model.config))
+    result = train_stage(SFT(model, stream), config.train, stage, hooks)
+    lineage = {"algorithm": "sft", "base": Path(folder).name, "tokens": result.tokens, "targets": result.targets, "seed": stage.seed}
+    write_model(model, tokenizer, stage, lineage)
+
+
+def _mixture(config: SFTConfig, stage: Stage, tokenizer: Tokenizer) -> Mixture:
+    """All sources as samples in their shares; what was dropped is counted, said and kept."""
+    values = [config.data] if isinstance(config.data, str) else config.data
+    if config.weights is not None and len(config.weights) != len(values):
+        raise ConfigError("weights", found=f"{len(config.weights)} numbers", expected=f"one for each of the {len(values)} sources")
+    sources: dict[str, Sequence[Sample]] = {}
+    accounts = {}
+    for number, value in enumerate(values):
+        dataset = read(stage.data(value), strict=config.strict, rejected=stage.folder / f"rejected-{number}.jsonl")
+        name = value if value not in sources else f"{value} ({number})"
+        samples, account = chat_samples(dataset.records, tokenizer, config.batch.length, config.truncation, name=name)
+        sources[name] = samples
+        accounts[name] = {"format": dataset.format, "rows": dataset.account.as_dict(), "tokens": account.as_dict()}
+        progress.say(
+            f"  {name}: {dataset.format}; {account.samples} rows used, {account.num_dropped} dropped, "
+            f"{dataset.account.rejected} malformed; {account.trained} answer tokens trained, {account.lost} lost"
+        )
+    weights = dict(zip(sources, config.weights, strict=True)) if config.weights else None
+    stage.metrics["data"] = accounts
+    return Mixture(sources, weights, seed=derive(stage.seed, "mixture"))

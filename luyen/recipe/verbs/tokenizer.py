@@ -1,0 +1,37 @@
+"""`tokenizer`: documents to a vocabulary."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+from luyen.core import manifest
+from luyen.recipe.configs import TokenizerVerbConfig
+from luyen.recipe.documents import read_texts
+from luyen.recipe.stage import Stage
+from luyen.tokenizer.fertility import fertility
+from luyen.tokenizer.train import train
+
+SAMPLE_LENGTH = 300
+
+
+def run(config: TokenizerVerbConfig, stage: Stage) -> None:
+    """Train on the training documents; fertility is measured on the held-out ones where there are any."""
+    documents = read_texts(stage.path(config.data), "train")
+    tokenizer = train((document.text for document in documents), config)
+    tokenizer.save(stage.folder)
+    measured = read_texts(stage.path(config.data), "heldout") or documents
+    by_language: dict[str, list[str]] = defaultdict(list)
+    for document in measured:
+        by_language[document.language or "unknown"].append(document.text)
+    rows = fertility(tokenizer, by_language)
+    manifest.write_json(stage.folder / "fertility.json", rows)
+    sample = measured[0].text[:SAMPLE_LENGTH]
+    stage.metrics.update(
+        vocab_size=tokenizer.vocab_size,
+        control_tokens=dict(tokenizer.control),
+        measured_on="held-out documents" if measured is not documents else "training documents",
+        sample=[tokenizer.decode([token], skip_control=False) for token in tokenizer.encode(sample)],
+        fertility=rows,
+        summary=f"{tokenizer.vocab_size} tokens; "
+        + ", ".join(f"{row['language']} {row['bytes_per_token']:.2f} bytes/token" for row in rows),
+    )
