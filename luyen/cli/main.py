@@ -7,8 +7,6 @@ import os
 import sys
 
 import click
-import typer
-from typer.core import TyperGroup
 
 from luyen import __version__
 from luyen.core.errors import LuyenError, nearest
@@ -31,7 +29,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
 }
 
 
-class Commands(TyperGroup):
+class Commands(click.Group):
     """Looks commands up in the table; unknown ones are answered with the nearest."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -52,19 +50,13 @@ class Commands(TyperGroup):
         return super().resolve_command(ctx, args)
 
 
-app = typer.Typer(cls=Commands, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
-
-
-@app.callback(invoke_without_command=True)
-def _root(context: typer.Context, version: bool = typer.Option(False, "--version", help="Print the version.")) -> None:
+@click.command(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="luyen")
+def app() -> None:
     """Luyện: from raw web pages to an assistant that answers.
 
     `luyen COMMAND --help` prints every setting of a command with its meaning and default. Settings are key=value.
     """
-    if version:
-        print(f"luyen {__version__}")
-    elif context.invoked_subcommand is None:
-        print(context.get_help())
 
 
 def main() -> None:
