@@ -9,14 +9,10 @@ The output is sorted by id, so neither the order of the input nor the number of 
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
-import os
 import shutil
-import signal
-import threading
 from collections import Counter, deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, Literal
 
@@ -37,6 +33,7 @@ from luyen.corpus.parts import Part
 from luyen.corpus.pii import KINDS, Kind
 from luyen.corpus.quality import Preset, thresholds
 from luyen.corpus.split import Unit
+from luyen.corpus.workers import pool
 
 VERSION = 1
 """Goes up when a step gives other results for the same input, so that parts of an older version are not reused."""
@@ -88,8 +85,9 @@ def curate(config: CurateConfig, source: Path, folder: Path) -> dict[str, Any]:
     made = _parts(config, settings, _chunks(files, source, config.max_document_bytes, damaged), work, keys)
     if damaged and config.damaged == "stop":
         raise DamagedFile(
-            damaged[0].path, f"{damaged[0].reason}; {len(damaged)} of {len(files)} input files are damaged, the others are processed and kept. "
-            "Replace them and run again, or set damaged=skip"
+            damaged[0].path,
+            f"{damaged[0].reason}; {len(damaged)} of {len(files)} input files are damaged, the others are processed and kept. "
+            "Replace them and run again, or set damaged=skip",
         )  # fmt: skip
     key = fingerprint([keys, sorted(part.key for part in made), sorted(str(error.path) for error in damaged)])
     done = folder / FUNNEL
@@ -100,7 +98,7 @@ def curate(config: CurateConfig, source: Path, folder: Path) -> dict[str, Any]:
             stale.unlink()
         facts = finish(made, work, folder, config.dedup, config.heldout_fraction, config.heldout_unit, config.seed)
         funnel = {"key": key, **facts, "files": len(files), "files_ignored": len(ignored)}
-        funnel["files_damaged"] = sorted(f"{Path(error.path).name}: {error.reason}" for error in damaged)
+        funnel["files_damaged"] = sorted(f"{Path(str(error.path)).name}: {error.reason}" for error in damaged)
         write_json(done, funnel)
     shutil.rmtree(work)
     _say(funnel, ignored)
@@ -126,7 +124,7 @@ def _parts(config: CurateConfig, settings: Settings, chunks: Iterator[list[sourc
     made: dict[str, Part] = {}
     pending: deque[tuple[int, Part | Future[Part]]] = deque()
     with progress.task("curate", None, "documents") as task, contextlib.ExitStack() as stack:
-        pool = stack.enter_context(_pool(config.processes)) if config.processes > 1 else None
+        workers = stack.enter_context(pool(config.processes)) if config.processes > 1 else None
 
         def collect() -> None:
             size, result = pending.popleft()
@@ -142,47 +140,25 @@ def _parts(config: CurateConfig, settings: Settings, chunks: Iterator[list[sourc
                 raise DataError(f"{chunk[0].place} is read twice")
             part = parts.load(work, key)
             arguments = (work, key, chunk, settings, config.dedup, config.seed)
-            pending.append((len(chunk), part or (pool.submit(parts.make, *arguments) if pool else parts.make(*arguments))))
-            while len(pending) > 2 * config.processes or (pool is None and pending):
+            pending.append((len(chunk), part or (workers.submit(parts.make, *arguments) if workers else parts.make(*arguments))))
+            while len(pending) > 2 * config.processes or (workers is None and pending):
                 collect()
         while pending:
             collect()
     return list(made.values())
 
 
-@contextlib.contextmanager
-def _pool(processes: int) -> Iterator[ProcessPoolExecutor]:
-    pool = ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn"), initializer=_worker)
-    try:
-        yield pool
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _worker() -> None:
-    """A worker leaves Ctrl-C to its parent, and ends when the parent is gone (kill -9 would leave it waiting for ever)."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-
-    def watch() -> None:
-        if parent is not None:
-            parent.join()
-            os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
 def _say(funnel: dict[str, Any], ignored: list[str]) -> None:
     dropped = Counter({rule: count for step in funnel["steps"] for rule, count in step["dropped"].items()})
-    progress.say(
-        f"  {funnel['documents']} documents: {funnel['train']['documents']} to train on, {funnel['heldout']['documents']} held out, "
-        f"{sum(dropped.values())} dropped" + (f" ({', '.join(f'{rule} {count}' for rule, count in dropped.most_common(5))})" if dropped else "")
-    )
+    rules = ", ".join(f"{rule} {count}" for rule, count in dropped.most_common(5))
+    train, heldout = funnel["train"]["documents"], funnel["heldout"]["documents"]
+    progress.say(f"  {funnel['documents']} documents: {sum(dropped.values())} dropped{f' ({rules})' if rules else ''}")
+    progress.say(f"  {train} documents to train on, {heldout} {funnel['heldout_unit']}s held out")
     if ignored:
         progress.say(f"  {len(ignored)} files of other kinds were not read, for example {ignored[0]}")
-    if not funnel["train"]["documents"]:
+    if not train:
         raise DataError(
-            "no document is left to train on", found=f"{sum(dropped.values())} dropped, most by {', '.join(rule for rule, _ in dropped.most_common(3))}",
+            "no document is left to train on", found=f"{sum(dropped.values())} dropped ({rules})",
             fix="Look into dropped-*.jsonl.zst; quality=reference is less strict.",
         )  # fmt: skip
 

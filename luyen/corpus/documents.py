@@ -73,10 +73,10 @@ def process(item: Item, settings: Settings, outcome: Outcome) -> None:
     try:
         raw = _read(item, settings.max_document_bytes)
         row |= {"id": raw.id, "url": raw.url, "title": raw.title, "meta": raw.meta, "text": raw.text or ""}
-        for step, work in (("read", None), ("extract", _extract), ("normalise", _normalise), ("language", _language), ("quality", _quality), ("pii", _pii)):
-            if work is not None:
-                work(raw, row, settings, outcome)
-            after = size if step == "read" else _size(row["text"])
+        outcome.funnel["read"].keep(size, size)
+        for step, work in zip(STEPS[1:], (_extract, _normalise, _language, _quality, _pii), strict=True):
+            work(raw, row, settings, outcome)
+            after = _size(row["text"])
             outcome.funnel[step].keep(size, after)
             size = after
     except _Dropped as reason:

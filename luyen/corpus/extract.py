@@ -18,14 +18,16 @@ from resiliparse.parse.html import HTMLTree
 
 from luyen.corpus import legacy_vietnamese
 
-TERM, BODY, BODY_END, CODE, CODE_END, LIST, LIST_END = (chr(0xE000 + index) for index in range(7))
+TERM, BODY, BODY_END, CODE, CODE_END, LIST, LIST_END, ITEM = (chr(0xE000 + index) for index in range(8))
 SPACE, FILL = chr(0xE00E), chr(0xE00F)
 HEADINGS = {chr(0xE010 + level): level for level in range(1, 7)}
 _HEADING = {level: mark for mark, level in HEADINGS.items()}
-_MARKS = {ord(mark): None for mark in (TERM, BODY, BODY_END, CODE, CODE_END, LIST, LIST_END, SPACE, FILL, *HEADINGS)}
+DEEPEST = 8
+"""Term lists nested deeper than this are not indented further."""
+_ANY_MARK = re.compile("[\ue000-\ue01f]")
 
 # `[^<>]*` and not `[^>]*`, so that a page of unclosed "<td" costs linear time.
-_TAG = re.compile(r"<!--|-->|<(/?)(h[1-6]|d[lt]|dd|pre|table|t[dh]|script|style|textarea|title)\b([^<>]*)>", re.IGNORECASE)
+_TAG = re.compile(r"<!--|-->|<(/?)(h[1-6]|d[lt]|dd|ul|li|pre|table|t[dh]|script|style|textarea|title)\b([^<>]*)>", re.IGNORECASE)
 _TITLE_CLASS = re.compile(r"class\s*=\s*[\"']?(?:[^\"'>]*[\s\"'-])?title(?:[\s\"']|$)", re.IGNORECASE)
 _LANGUAGE = re.compile(r"(?:language-|lang-|highlight-source-|brush:\s*)([A-Za-z0-9+#]{1,20})")
 _INNER_CODE = re.compile(r"\s{0,100}<code\b([^<>]*)>", re.IGNORECASE)
@@ -39,7 +41,10 @@ _CHARSET = re.compile(r"charset\s*=\s*[\"']?([\w.:-]{1,40})", re.IGNORECASE)
 # resiliparse drops a text node of one three-byte character as if it were an icon, so the Vietnamese word "ở" between two links and
 # our own marks would go; a second character saves them.
 _LONE_LETTER = re.compile("(>\\s{0,20}[\u1ea0-\u1ef9])(?=\\s{0,20}<)")
-_BULLET = re.compile(r"^(\s*)• ?")
+_BULLET = re.compile(rf"^(\s*)(?:• ?|\d+\. ?{ITEM})")
+# resiliparse takes every <ul> outside an <article> for navigation. One without attributes that does not begin with a link is text: it goes
+# through as an ordered list.
+_LINK_ITEM = re.compile(r"(?:\s{0,100}<(?:li|p|span)\b[^<>]*>){1,3}\s{0,100}<a\b", re.IGNORECASE)
 # What resiliparse's own rules leave standing: line-number gutters, permalink signs, page furniture floated by an inline style.
 _SKIP = [
     ".gutter", ".linenos", ".lineno", ".rouge-gutter", ".line-numbers-rows", ".headerlink", ".anchor-link", ".skip-link",
@@ -62,10 +67,9 @@ def charset(body: bytes, content_type: str = "") -> str:
         if body.startswith(mark):
             return name
     declared = _CHARSET.search(content_type) or _CHARSET.search(body[:2048].decode("latin-1"))
-    if declared:
-        name = map_encoding_to_html5(declared[1].lower(), fallback_utf8=False)
-        if name:
-            return str(name)
+    known = map_encoding_to_html5(declared[1].lower(), fallback_utf8=False) if declared else None
+    if known:
+        return known
     try:
         body.decode("utf-8")
         return "utf-8"
@@ -96,7 +100,7 @@ def extract(body: bytes, content_type: str = "text/html") -> Extracted:
 
 def extract_html(html: str, charset_name: str = "utf-8") -> Extracted:
     """The main text of an HTML string."""
-    html = html.translate(_MARKS)
+    html = _ANY_MARK.sub("", html)
     if "file:" in html:
         html = _FILE_LINK.sub("", html)
     if "title" in html:
@@ -108,7 +112,7 @@ def extract_html(html: str, charset_name: str = "utf-8") -> Extracted:
         # The chooser found next to nothing: take the whole page when that is much more.
         whole = extract_plain_text(tree, main_content=False, preserve_formatting=True, skip_elements=[*_SKIP, "nav", "footer", "form"])
         text = whole if len(whole) > 3 * len(text) else text
-    title = " ".join((tree.title or "").replace(SPACE, " ").translate(_MARKS).split())
+    title = " ".join(_ANY_MARK.sub("", (tree.title or "").replace(SPACE, " ")).split())
     return Extracted(_Writer().write(text), title, charset_name)
 
 
@@ -119,6 +123,7 @@ class _Marker:
         self.tables = 0
         self.titles = 0
         self.skipping = ""
+        self.renamed: list[bool] = []  # one per open ul
 
     def mark(self, html: str) -> str:
         return _TAG.sub(self._tag, html)
@@ -146,6 +151,11 @@ class _Marker:
                 return whole + TERM + FILL
             case "dd":
                 return whole + BODY + FILL
+            case "ul":
+                self.renamed.append(not attributes.strip() and not _LINK_ITEM.match(match.string, match.end()))
+                return "<ol>" if self.renamed[-1] else whole
+            case "li" if self.renamed and self.renamed[-1]:
+                return whole + ITEM + FILL
             case "dl":
                 # The mark must stand in text of its own, before the list.
                 return LIST + FILL + whole
@@ -168,6 +178,8 @@ class _Marker:
                 return CODE_END + FILL + whole
             case "dl":
                 return whole + LIST_END + FILL
+            case "ul" if self.renamed and self.renamed.pop():
+                return "</ol>"
             case "table":
                 self.tables = max(0, self.tables - 1)
         return whole
@@ -179,6 +191,7 @@ class _Writer:
     def __init__(self) -> None:
         self.lines: list[str] = []
         self.lists: list[bool] = []  # one per open dl: is a dd open in it
+        self.depth = 0  # how many of them are
         self.heading = ""  # mark of a heading whose text has not come yet
         self.indent = ""
         self.in_code = False
@@ -203,35 +216,39 @@ class _Writer:
             self._blank()
         elif self.heading:
             self._blank()
-            self.lines += ["#" * HEADINGS[self.heading] + " " + " ".join(line.split()), ""]
+            self.lines += ["#" * HEADINGS[self.heading] + " " + " ".join(line.replace(ITEM, "").split()), ""]
             self.heading = ""
         else:
-            self._put(_BULLET.sub(r"\1- ", line.rstrip()))
+            self._put(_BULLET.sub(r"\1- ", line.rstrip()).replace(ITEM, ""))
 
     def _structure(self, line: str) -> str:
         """Take the marks out of a line, remember what they ask for and set the indentation that holds where the line's text begins."""
-        self.indent = "    " * sum(self.lists)
-        if line.isascii() or not any(TERM <= character <= "\ue01f" for character in line):
+        self.indent = self._indentation()
+        if not _ANY_MARK.search(line):
             return line
-        kept = []
+        kept: list[str] = []
         for character in line:
             if character in HEADINGS:
                 self.heading = character
             elif character == LIST:
                 self.lists.append(False)
             elif character == LIST_END:
-                del self.lists[-1:]
+                self.depth -= bool(self.lists and self.lists.pop())
             elif character in (TERM, BODY, BODY_END):
                 if not self.lists:
                     self.lists.append(False)
+                self.depth += (character == BODY) - self.lists[-1]
                 self.lists[-1] = character == BODY
                 if character == TERM:
                     self._blank()
             else:
                 if not kept:
-                    self.indent = "    " * sum(self.lists)
+                    self.indent = self._indentation()
                 kept.append(character)
         return "".join(kept)
+
+    def _indentation(self) -> str:
+        return "    " * min(self.depth, DEEPEST)
 
     def _code(self, line: str) -> None:
         if not self.in_code:

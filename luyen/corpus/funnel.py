@@ -38,7 +38,8 @@ class Step:
         return {
             "step": self.name,
             "documents_in": self.documents_in, "documents_out": self.documents_out, "dropped": dict(sorted(self.dropped.items())),
-            "bytes_in": self.bytes_in, "bytes_out": self.bytes_out, "bytes_dropped": self.bytes_dropped, "bytes_changed": self.bytes_changed,
+            "bytes_in": self.bytes_in, "bytes_out": self.bytes_out,
+            "bytes_dropped": self.bytes_dropped, "bytes_changed": self.bytes_changed,
         }  # fmt: skip
 
     def add(self, other: Mapping[str, Any]) -> None:

@@ -10,7 +10,7 @@ from py3langid.langid import MODEL_FILE, LanguageIdentifier
 from luyen.core.config import Config
 from luyen.core.errors import ConfigError, nearest
 
-SAMPLE_CHARACTERS = 1200
+SAMPLE_CHARACTERS = 700
 _NOT_PROSE = re.compile(r"```.*?(?:```|\Z)|https?://\S{1,2000}|[\d_=+*/<>{}()\[\]|#~^&%$@\\-]+", re.DOTALL)
 
 
@@ -44,7 +44,7 @@ def sample(text: str) -> str:
         middle = len(text) // 2 - 2 * size
         text = f"{text[: 4 * size]}\n{text[middle : middle + 4 * size]}\n{text[-4 * size :]}"
     prose = " ".join(_NOT_PROSE.sub(" ", text).split())
-    if len(prose) < size // 4:
+    if len(prose) < 40:
         prose = " ".join(text.split())
     if len(prose) > 3 * size:
         middle = (len(prose) - size) // 2

@@ -19,7 +19,7 @@ from luyen.corpus.dedup import DedupConfig, clusters, representatives, text_hash
 from luyen.corpus.documents import STEPS
 from luyen.corpus.funnel import Funnel, Step
 from luyen.corpus.parts import Part, Row
-from luyen.corpus.split import Unit, held_out, held_out_sections, sections
+from luyen.corpus.split import Unit, held_out, held_out_sections, may_be_held_out, sections
 from luyen.corpus.words import Hashes
 
 SHARD_DOCUMENTS = 5000
@@ -73,7 +73,8 @@ def finish(made: list[Part], work: Path, folder: Path, dedup: DedupConfig, fract
     writer.check(funnel["near"], split)
     return {
         "documents": funnel["read"].documents_in, "steps": funnel.dump(), **split, "heldout_unit": unit,
-        "masked": dict(sorted(masked.items())), "converted": dict(sorted(converted.items())), "languages": dict(sorted(writer.languages.items())),
+        "masked": dict(sorted(masked.items())), "converted": dict(sorted(converted.items())),
+        "languages": dict(sorted(writer.languages.items())),
     }  # fmt: skip
 
 
@@ -127,16 +128,18 @@ class _Writer:
         split = {"train": Step("train"), "heldout": Step("heldout")}
         for name, held in (("train", False), ("heldout", True)):
             parts.shard(self.folder, name, self._count(self._unique(self._kept(held)), split[name]), SHARD_DOCUMENTS)
-        self._dropped()
-        return {name: {"documents": step.documents_out, "bytes": step.bytes_out} for name, step in split.items()} | {"bytes_of_cuts": 0}
+        return self._done(split, 0)
 
     def sections(self, dedup: DedupConfig, fraction: float, seed: int) -> dict[str, Any]:
         """Documents without their held-out sections to train, the sections to held-out."""
         hashes: list[str] = []
+        allowed: list[bool] = []
         bands: list[Hashes] = []
         batch: list[str] = []
         for row in self._kept(None):
-            batch += [section.text for section in sections(row["text"])]
+            cut = sections(row["text"])
+            allowed += may_be_held_out(cut)
+            batch += [section.text for section in cut]
             if len(batch) >= SECTION_BATCH:
                 bands.append(parts.bands_of(batch, dedup, seed))
                 hashes += map(text_hash, batch)
@@ -145,7 +148,7 @@ class _Writer:
         if batch:
             bands.append(parts.bands_of(batch, dedup, seed))
             hashes += map(text_hash, batch)
-        chosen = held_out_sections(hashes, np.concatenate(bands), fraction, seed) if hashes else set()
+        chosen = held_out_sections(hashes, allowed, np.concatenate(bands), fraction, seed) if hashes else set()
         return self._write_sections(chosen)
 
     def _write_sections(self, chosen: set[int]) -> dict[str, Any]:
@@ -168,8 +171,11 @@ class _Writer:
 
         for name, held in (("train", False), ("heldout", True)):
             parts.shard(self.folder, name, self._count(rows(held), split[name]), SHARD_DOCUMENTS)
+        return self._done(split, cuts[0])
+
+    def _done(self, split: dict[str, Step], cuts: int) -> dict[str, Any]:
         self._dropped()
-        return {name: {"documents": step.documents_out, "bytes": step.bytes_out} for name, step in split.items()} | {"bytes_of_cuts": cuts[0]}
+        return {name: {"documents": step.documents_out, "bytes": step.bytes_out} for name, step in split.items()} | {"bytes_of_cuts": cuts}
 
     def check(self, before: Step, split: dict[str, Any]) -> None:
         """Every byte that the last step left is on one side, or was a blank line where a section was cut out."""

@@ -15,11 +15,17 @@ _INVISIBLE = [0xAD, 0x180E, 0x200B, 0x200E, 0x200F, *range(0x202A, 0x202F), *ran
 _SPACES = [0xA0, 0x1680, *range(0x2000, 0x200B), 0x202F, 0x205F, 0x3000]
 _LINE_ENDS = {0x0C: "\n", 0x85: "\n", 0x2028: "\n", 0x2029: "\n\n"}
 _TABLE: dict[int, str | None] = {
-    **dict.fromkeys(_CONTROL), **dict.fromkeys(_INVISIBLE), **dict.fromkeys(_SPACES, " "), **dict.fromkeys(range(0xD800, 0xE000), "\ufffd"), **_LINE_ENDS,
+    **dict.fromkeys(_CONTROL), **dict.fromkeys(_INVISIBLE), **dict.fromkeys(_SPACES, " "),
+    **dict.fromkeys(range(0xD800, 0xE000), "\ufffd"), **_LINE_ENDS,
 }  # fmt: skip
+_ODD = re.compile("[" + "".join(map(re.escape, map(chr, _TABLE))) + "]")
 _TRAILING = re.compile(r"[ \t]+(?=\n)")
 _BLANK_LINES = re.compile(r"\n{3,}")
 _LONG_SPACE = re.compile(r"(?<=\S)[ \t]{80,}")
+
+
+def _replacement(match: re.Match[str]) -> str:
+    return _TABLE[ord(match[0])] or ""
 
 
 def normalise(text: str) -> tuple[str, str | None]:
@@ -29,6 +35,6 @@ def normalise(text: str) -> tuple[str, str | None]:
     """
     text = text.replace("\r\n", "\n").replace("\r", "\n")
     text, encoding = (text, None) if text.isascii() else legacy_vietnamese.convert(text)
-    text = unicodedata.normalize("NFC", text.translate(_TABLE))
+    text = unicodedata.normalize("NFC", _ODD.sub(_replacement, text))
     text = _TRAILING.sub("", _LONG_SPACE.sub(" ", text))
     return _BLANK_LINES.sub("\n\n", text).strip("\n").rstrip(), encoding

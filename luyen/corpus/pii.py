@@ -3,7 +3,7 @@
 A pattern only proposes; a check digit, an issuer's prefix, a numbering plan or a key word beside it decides. What stays:
 - addresses at the reserved example domains (RFC 2606) and hosts without a dot;
 - IP addresses that are not globally routable (private, loopback, documentation), those whose four numbers all have one digit
-  (`1.2.3.4` is more often a version than a host), and any dotted number behind the word version;
+  (`1.2.3.4` is more often a version than a host) or count up (`123.45.67.89`), and any dotted number behind the word version;
 - numbers inside longer numbers, decimals, identifiers or words.
 Every pattern is bounded and starts only at the edge of a word, so that a text of one 400,000-letter word costs linear time.
 """
@@ -76,7 +76,8 @@ def _is_ip(text: str, context: str) -> bool:
     except ValueError:
         return False
     if isinstance(address, ipaddress.IPv4Address):
-        return address.is_global and any(len(part) > 1 for part in text.split("."))
+        plain = text.replace(".", "")
+        return address.is_global and plain not in "12345678901234567890" and len(plain) > 4
     return address.is_global and address in _GLOBAL_UNICAST and text.count(":") >= 3
 
 
@@ -101,10 +102,19 @@ class _Finder:
     languages: tuple[str, ...] = ()
 
 
+def _alone(pattern: str, before: str = r"\w.,+/-", after: str = r"\w/-") -> re.Pattern[str]:
+    """A pattern (group 1) that is no part of a longer number, decimal, identifier or path."""
+    return re.compile(rf"(?<![{before}])({pattern})(?![{after}]|[.,]\d)")
+
+
+_EMAIL = _alone(r"[A-Za-z0-9][\w.+-]{0,63}@[A-Za-z0-9-]{1,63}(?:\.[A-Za-z0-9-]{1,63}){1,5}", r"\w.+/:-", r"\w@")
+_CARD = _alone(r"\d{4}([ -])\d{4}\2\d{4}\2\d{1,7}|3\d{3}([ -])\d{6}\3\d{4,5}|\d{13,19}", r"\w.,+-", r"\w-")
+_IPV4 = re.compile(r"(?<![\w.,:/-])(\d{1,3}(?:\.\d{1,3}){3})(?![\w-]|\.\w)")
+_IPV6 = re.compile(r"(?<![\w.:])((?:[0-9A-Fa-f]{1,4}:{1,2}){3,7}[0-9A-Fa-f]{1,4})(?![\w:]|\.\d)")
 # National phone forms are tried only in their own language: ten digits in a row mean different things elsewhere.
 _FINDERS: tuple[_Finder, ...] = (
-    _Finder("email", "@", re.compile(r"(?<![\w.+/:-])([A-Za-z0-9][\w.+-]{0,63}@[A-Za-z0-9-]{1,63}(?:\.[A-Za-z0-9-]{1,63}){1,5})(?![\w@])"), _is_email),
-    _Finder("snils", "-", re.compile(r"(?<![\w.-])(\d{3}-\d{3}-\d{3}[ -]\d{2})(?![\w-])"), _digits(is_snils)),
+    _Finder("email", "@", _EMAIL, _is_email),
+    _Finder("snils", "-", _alone(r"\d{3}-\d{3}-\d{3}[ -]\d{2}", r"\w.-", r"\w-"), _digits(is_snils)),
     _Finder("snils", "", _near("СНИЛС|SNILS", r"(\d{11})"), _digits(is_snils)),
     _Finder("inn", "", _near(r"\bИНН|\bINN", r"(\d{12}|\d{10})"), _digits(stdnum.ru.inn.is_valid)),
     _Finder("passport", "", _near(r"паспорт|passport|серия", r"(\d{2} ?\d{2} ?(?:№|номер|N)? ?\d{6})"), _always),
@@ -112,14 +122,14 @@ _FINDERS: tuple[_Finder, ...] = (
     _Finder("cccd", "", _near(r"CCCD|căn cước|định danh|CMND|chứng minh", r"(\d{12}|\d{3} \d{3} \d{3} \d{3})"), _digits(is_cccd)),
     _Finder("cmnd", "", _near(r"CMND|CMTND|chứng minh", r"(\d{9}|\d{3} \d{3} \d{3})"), _always),
     _Finder("mst", "", _near(r"\bMST\b|mã số thuế", r"(\d{10}(?:-\d{3})?)"), lambda text, context: bool(stdnum.vn.mst.is_valid(text))),
-    _Finder("card", "", re.compile(r"(?<![\w.,+-])(\d{4}([ -])\d{4}\2\d{4}\2\d{1,7}|3\d{3}([ -])\d{6}\3\d{4,5}|\d{13,19})(?![\w-]|[.,]\d)"), _is_card),
-    _Finder("phone", "+", re.compile(r"(?<![\w.+])(\+\d(?:[ .()-]{0,2}\d){7,14})(?![\w-]|[.,]\d)"), _is_phone),
-    _Finder("phone", "", re.compile(r"(?<![\w.,+/-])(0\d{9}|0\d{2,3}([ .-])\d{3}\2\d{3,4})(?![\w/-]|[.,]\d)"), _is_phone, ("vi",)),
-    _Finder("phone", "", re.compile(r"(?<![\w.,+/-])(8[ -]?\(?\d{3}\)?[ -]?\d{3}[ -]?\d{2}[ -]?\d{2})(?![\w/-]|[.,]\d)"), _is_phone, ("ru",)),
-    _Finder("phone", "", re.compile(r"(?<![\w.,+/-])(\(\d{3}\) ?\d{3}-\d{4}|\d{3}([.-])\d{3}\2\d{4})(?![\w/-]|[.,]\d)"), _is_phone, ("en",)),
-    _Finder("ip", ".", re.compile(r"(?<![\w.,:/-])(\d{1,3}(?:\.\d{1,3}){3})(?![\w-]|\.\d)"), _is_ip),
-    _Finder("ip", ":", re.compile(r"(?<![\w.:])((?:[0-9A-Fa-f]{1,4}:{1,2}){3,7}[0-9A-Fa-f]{1,4})(?![\w:]|\.\d)"), _is_ip),
-)  # fmt: skip
+    _Finder("card", "", _CARD, _is_card),
+    _Finder("phone", "+", _alone(r"\+\d(?:[ .()-]{0,2}\d){7,14}", r"\w.+", r"\w-"), _is_phone),
+    _Finder("phone", "", _alone(r"0\d{9}|0\d{2,3}([ .-])\d{3}\2\d{3,4}"), _is_phone, ("vi",)),
+    _Finder("phone", "", _alone(r"8[ -]?\(?\d{3}\)?[ -]?\d{3}[ -]?\d{2}[ -]?\d{2}"), _is_phone, ("ru",)),
+    _Finder("phone", "", _alone(r"\(\d{3}\) ?\d{3}-\d{4}|\d{3}([.-])\d{3}\2\d{4}"), _is_phone, ("en",)),
+    _Finder("ip", ".", _IPV4, _is_ip),
+    _Finder("ip", ":", _IPV6, _is_ip),
+)
 _DIGIT = re.compile(r"\d")
 _VERSION = re.compile(r"(?:\bv|\bver|versions?|phiên bản|версия|версии|release)[ .:=]*\Z", re.IGNORECASE)
 

@@ -3,7 +3,8 @@
 `document`: a document is held out when the hash of its text falls below the fraction. Near-duplicates were removed before, so
 none can stand on both sides. `section`: documents are cut at headings and at blank lines before unindented text, into sections of
 some size; a section is held out by the hash of its text, and taken out of its document, only if no other section of the whole corpus
-is a duplicate or near-duplicate of it. So every page still teaches, and what is held out was never seen.
+is a duplicate or near-duplicate of it, it is not the beginning of a longer document and not very short. So every page still
+teaches, and what is held out was never seen.
 Either way at least one is held out when there are five or more.
 """
 
@@ -23,6 +24,8 @@ from luyen.corpus.words import Hashes
 Unit = Literal["document", "section"]
 SECTION_CHARACTERS = 400
 """A section ends at the first boundary behind this many characters."""
+SHORTEST_HELD_OUT = 200
+"""Shorter sections are not held out: there is little in them to predict."""
 AT_LEAST_ONE_FROM = 5
 _BOUNDARY = re.compile(r"\n\n(?=\S)")
 _HEADING = re.compile(r"#{1,6} ")
@@ -72,6 +75,11 @@ def _blocks(text: str) -> Iterator[str]:
         yield held
 
 
+def may_be_held_out(cut: list[Section]) -> list[bool]:
+    """Which sections of a document may be held out: not its beginning, which says what it is about, and none that is very short."""
+    return [(index > 0 or len(cut) == 1) and len(section.text) >= SHORTEST_HELD_OUT for index, section in enumerate(cut)]
+
+
 def draw(text_hash: str, seed: int) -> float:
     """A number in [0, 1) that only the text and the seed decide."""
     return derive(seed, "heldout", text_hash) / 2**63
@@ -88,12 +96,12 @@ def held_out(hashes: list[str], fraction: float, seed: int) -> set[int]:
     return chosen if len(chosen) < len(hashes) else set()
 
 
-def held_out_sections(hashes: list[str], bands: Hashes, fraction: float, seed: int) -> set[int]:
-    """As `held_out`, among the sections that have no duplicate or near-duplicate in the corpus."""
+def held_out_sections(hashes: list[str], allowed: list[bool], bands: Hashes, fraction: float, seed: int) -> set[int]:
+    """As `held_out`, among the allowed sections that have no duplicate or near-duplicate in the corpus."""
     groups = clusters(bands)
     alone = np.bincount(groups, minlength=len(groups))[groups] == 1
     counts: dict[str, int] = {}
     for text in hashes:
         counts[text] = counts.get(text, 0) + 1
-    candidates = [index for index, text in enumerate(hashes) if alone[index] and counts[text] == 1]
+    candidates = [index for index, text in enumerate(hashes) if allowed[index] and alone[index] and counts[text] == 1]
     return {candidates[index] for index in held_out([hashes[index] for index in candidates], fraction, seed)}

@@ -87,8 +87,8 @@ class Words:
 
     @cached_property
     def lines(self) -> list[str]:
-        """Lines that are not blank, with their indentation cut."""
-        return [line for line in map(str.strip, self.text.split("\n")) if line]
+        """Lines that are not blank, with their indentation cut, without the fences that extraction put around code."""
+        return [line for line in map(str.strip, self.text.split("\n")) if line and not line.startswith("```")]
 
     @cached_property
     def paragraphs(self) -> list[str]:
