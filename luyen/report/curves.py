@@ -72,8 +72,8 @@ def draw(
     name: a word of ours, unique on the page, that keeps the drawing's ids apart. level: a dotted horizontal line with its text.
     """
     with matplotlib.rc_context(SETTINGS):  # type: ignore[arg-type]  # the SVG writer reads these two settings only from there
-        figure = Figure(figsize=(WIDTH, HEIGHT), layout="constrained")
-        axes = figure.add_subplot()
+        figure = Figure(figsize=(WIDTH, HEIGHT))
+        axes = figure.add_axes((0.14, 0.19, 0.85, 0.65))  # fixed: a layout engine would draw everything several times
         for line in lines:
             axes.plot(
                 line.x, line.y, color=line.color, label=line.label, linewidth=0.8 if line.faint else 1.8, alpha=0.4 if line.faint else 1.0,
@@ -83,7 +83,8 @@ def draw(
             axes.axhline(level[0], color=SOFT, linewidth=1, linestyle=(0, (1, 2.5)))
             axes.annotate(level[1], (1, level[0]), xycoords=("axes fraction", "data"), xytext=(0, -3), textcoords="offset points",
                           ha="right", va="top", color=SOFT, fontsize=9.5)  # fmt: skip
-        _dress(axes, x_label, y_label)
+        figure.text(0, 0.99, y_label, color=INK, va="top")
+        _dress(axes, x_label)
         if floor_zero:
             axes.set_ylim(bottom=0)
         if sum(bool(line.label) for line in lines) > 1:
@@ -93,7 +94,7 @@ def draw(
     return Markup(_embed(buffer.getvalue(), name))  # noqa: S704 (our own drawing, which holds no foreign text)
 
 
-def _dress(axes: Any, x_label: str, y_label: str) -> None:
+def _dress(axes: Any, x_label: str) -> None:
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
     axes.spines["bottom"].set_color(RULE)
@@ -101,7 +102,6 @@ def _dress(axes: Any, x_label: str, y_label: str) -> None:
     axes.set_axisbelow(True)
     axes.tick_params(colors=SOFT, length=0, pad=5)
     axes.set_xlabel(x_label, color=SOFT)
-    axes.set_title(y_label, color=INK, fontsize=10.5, loc="left", pad=10)
     axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
     axes.yaxis.set_major_locator(MaxNLocator(5))
     for axis in (axes.xaxis, axes.yaxis):

@@ -5,6 +5,7 @@ The license is left out on purpose: it is the user's to choose and depends on th
 
 from __future__ import annotations
 
+import html
 import re
 
 import yaml
@@ -17,7 +18,7 @@ from luyen.report.reading import Run, Stage, mapping, pick, text
 from luyen.report.run_sections import outcome, result_fingerprint, versions_of
 from luyen.report.wording import clip, decimal, duration, share, whole
 
-SPECIAL = re.compile(r"([\\`*_{}\[\]<>#|~!&$])")
+SPECIAL = re.compile(r"([\\`*_{}\[\]#|~!$])")
 
 
 def model_card(run: Run) -> str:
@@ -34,7 +35,7 @@ def model_card(run: Run) -> str:
 
 def escape(value: str) -> str:
     """Text as one line of Markdown that shows exactly its characters; addresses do not become links."""
-    line = SPECIAL.sub(r"\\\1", " ".join(value.split()))
+    line = SPECIAL.sub(r"\\\1", html.escape(" ".join(value.split()), quote=False))
     return line.replace("://", ":\u200b//").replace("www.", "www\u200b.")
 
 

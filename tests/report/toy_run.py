@@ -79,7 +79,8 @@ def build(folder: Path, *, until: str = "", hostile: str = "", long: int = 1) ->
             if key in ("source", "data", "model", "tokenizer") and isinstance(value, str)
         }
         seal(
-            stage_folder, KINDS[verb], skip=UNSEALED, verb=verb, stage=name, config={key: value for key, value in stage.items() if key != "do"},
+            stage_folder, KINDS[verb], skip=UNSEALED, verb=verb, stage=name,
+            config={key: value for key, value in stage.items() if key != "do"},
             inputs=inputs, seed=1234567 + number, metrics=metrics, versions=VERSIONS, **facts,
         )  # fmt: skip
         events.append({"time": time, "event": "finished", "stage": name, "seconds": facts["seconds"]})
@@ -115,17 +116,19 @@ def _corpus(folder: Path, hostile: str, long: int) -> Made:
     ]
     names = ("step", "documents_in", "documents_out", "bytes_in", "bytes_out", "dropped")
     funnel = {
-        "documents": 15, "steps": [dict(zip(names, step, strict=True)) for step in steps], "files": 1, "files_ignored": 0, "files_damaged": [],
+        "documents": 15, "steps": [dict(zip(names, step, strict=True)) for step in steps],
+        "files": 1, "files_ignored": 0, "files_damaged": [],
         "train": {"documents": 12, "bytes": 311_000}, "heldout": {"documents": 20, "bytes": 41_000}, "heldout_unit": "section",
         "masked": {f"email{hostile}": 3, "phone": 1}, "converted": {}, "languages": {"en": 12},
     }  # fmt: skip
     write_json(folder / "funnel.json", funnel)
     dropped = [
-        {"id": f"d{i}", "url": f"http://pydoc.localhost/page{i}.html{hostile}", "rule": rule, "reason": reason + hostile, "text": (text + hostile) * long}
+        {"id": f"d{i}", "url": f"http://pydoc.localhost/page{i}.html{hostile}", "rule": rule, "reason": reason + hostile,
+         "text": (text + hostile) * long}
         for i, (rule, reason, text) in enumerate(
             [("language", "looks like fr (0.93), kept are: en", "Le module fournit une interface vers les fonctions du système. "),
              ("too_few_words", "11 words, at least 50 are wanted", "This module is deprecated. See the new one instead, please.\n"),
-             ("near_duplicate", "0.94 similar to statistics", "Basic statistics module. This module provides functions for averages. ")] * long
+             ("near_duplicate", "0.94 similar to statistics", "Basic statistics module. It provides functions for averages. ")] * long
         )
     ]  # fmt: skip
     write_jsonl(folder / "dropped-00000.jsonl.zst", dropped)
@@ -234,15 +237,17 @@ def _samples(folder: Path, chat: bool, steps: int, hostile: str, long: int) -> N
 
 def _weights(folder: Path, hostile: str) -> None:
     folder.mkdir()
-    header = json.dumps({"__metadata__": {"format": "pt"}, "model.embed_tokens.weight": {"dtype": "F32", "shape": [4096, 256], "data_offsets": [0, 4194304]},
-                         "model.layers.0.mlp.up_proj.weight": {"dtype": "F32", "shape": [256, 8000], "data_offsets": [0, 0]}}).encode()  # fmt: skip
+    shapes = {"model.embed_tokens.weight": [4096, 256], "model.layers.0.mlp.up_proj.weight": [256, 8000]}
+    entries = {name: {"dtype": "F32", "shape": shape, "data_offsets": [0, 0]} for name, shape in shapes.items()}
+    header = json.dumps({"__metadata__": {"format": "pt"}, **entries}).encode()
     (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header)
     write_json(folder / "config.json", {"architectures": ["LlamaForCausalLM"]})
 
 
 def _questions(folder: Path, hostile: str, long: int) -> Made:
     account = {
-        "entries": {"documents": 12, "matches": 240, "kept": 205, "no description": 35}, "kinds": {"function": 160, "class": 45}, "chosen": 205,
+        "entries": {"documents": 12, "matches": 240, "kept": 205, "no description": 35},
+        "kinds": {"function": 160, "class": 45}, "chosen": 205,
         "taught": 185, "untaught": [f"json.loads{hostile}", "math.comb"] * 10, "train": {"rows": 4210, "meaning": 2400, "reverse": 1810},
         "evaluation": {"taught/meaning": 185, "untaught/meaning": 20, "invented/meaning": 60, "training/meaning": 100},
         "left_out": {f"same description as another entry{hostile}": 12},

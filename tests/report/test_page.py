@@ -1,0 +1,235 @@
+"""The page: what it says about good, bad, unfinished, damaged and hostile runs."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from luyen.core.errors import DataError
+from luyen.core.files import read_jsonl, write_jsonl
+from luyen.report.blocks import Group, Limits
+from luyen.report.headline import headline
+from luyen.report.page import CARD, PAGE, SECTIONS, write
+from luyen.report.reading import open_run
+
+from .toy_run import PROMPTS, STAGES, build
+
+PAYLOADS = (
+    '"><script>alert(1)</script>',
+    "'\"><img src=x onerror=alert(1)>",
+    "</style></svg></title><svg/onload=alert(1)>",
+    "javascript:alert(1)//[x](javascript:alert(1))",
+    "{{ 7*7 }}{% include '/etc/passwd' %}",
+)
+VOID = {"meta", "link", "br", "img", "input", "hr"}
+
+
+class Page(HTMLParser):
+    """Elements and attributes of a page; fails on elements that are left open."""
+
+    def __init__(self, source: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.words: list[str] = []
+        self.feed(source)
+        assert self.open == [], f"left open: {self.open}"
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open and self.open.pop() == tag, f"</{tag}> closes nothing"
+
+    def handle_data(self, data: str) -> None:
+        if not self.open or self.open[-1] != "style":
+            self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.words).replace("\u00a0", " ").split())
+
+
+def read(run: Path) -> tuple[str, Page]:
+    source = write(run).read_text(encoding="utf-8")
+    return source, Page(source)
+
+
+@pytest.fixture(scope="module")
+def page(finished_run: Path) -> tuple[str, Page]:
+    return read(finished_run)
+
+
+def test_the_headline_is_measured_and_honest(page: tuple[str, Page]) -> None:
+    text = page[1].text
+    assert "It answered 64 % of the taught questions exactly, though asked in words it had not seen." in text
+    assert "chat 64 % (119 of 185), retrieval 21 % (39 of 185)" in text
+    assert "it invented an answer in 90 % (54 of 60) of the cases: do not trust its answers" in text
+    assert "read 15 pages, kept 12 documents and trained a model of 3.1 million parameters on 5.73 million tokens" in text
+
+
+def test_every_part_of_the_run_is_told(page: tuple[str, Page]) -> None:
+    source, parsed = page
+    for said in (
+        "estimated 2 min 00 s", "Energy could not be measured", "12 clean documents of 15 (80 %)", "near duplicate 1",
+        "11 words, at least 50", "email 3, phone 1", "4,096", "One sentence as the model sees it: 20 tokens",
+        "It returns the greatest common divisor",
+        "Entries taught 185", "vocab_size: 4096", "luyen chat", "luyen run quickstart --budget 1h", "did not stop by itself", "+0.095",
+    ):  # fmt: skip
+        assert said in parsed.text, said
+    assert all(prompt in parsed.text for prompt in PROMPTS)
+    assert source.count("<svg") == 6 and len(source.encode()) < 400_000
+    assert not any(run in parsed.text for run in ("None", "nan", "Undefined"))
+
+
+def test_the_same_run_gives_the_same_bytes(finished_run: Path) -> None:
+    assert write(finished_run).read_bytes() == write(finished_run).read_bytes()
+
+
+def test_the_page_is_self_contained_and_accessible(page: tuple[str, Page]) -> None:
+    source, parsed = page
+    assert not [tag for tag, _ in parsed.elements if tag in ("script", "iframe", "object", "embed", "form", "base", "img")]
+    links = [
+        value for _, attributes in parsed.elements for name, value in attributes.items() if name in ("href", "src", "xlink:href", "action")
+    ]
+    assert all(link is not None and (link.startswith("#") or link == "data:,") for link in links)
+    ids = [attributes["id"] for _, attributes in parsed.elements if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    assert {link[1:] for link in links if link and link.startswith("#") and len(link) > 1} <= set(ids)
+    policy = next(a["content"] for tag, a in parsed.elements if tag == "meta" and a.get("http-equiv") == "Content-Security-Policy")
+    assert policy and "default-src 'none'" in policy and "script-src" not in policy
+    headings = [int(tag[1]) for tag, _ in parsed.elements if re.fullmatch(r"h[1-6]", tag)]
+    assert headings.count(1) == 1 and all(after - before <= 1 for before, after in zip(headings, headings[1:], strict=False))
+    assert all("aria-label" in attributes for tag, attributes in parsed.elements if attributes.get("role") == "img")
+    assert all(attributes.get("scope") for tag, attributes in parsed.elements if tag == "th")
+
+
+def test_hostile_text_stays_text(tmp_path: Path, page: tuple[str, Page]) -> None:
+    payload = " ".join(PAYLOADS)
+    source, parsed = read(build(tmp_path / "run", hostile=payload))
+    assert {tag for tag, _ in parsed.elements} == {tag for tag, _ in page[1].elements}
+    assert {name for _, attributes in parsed.elements for name in attributes} == {
+        name for _, attributes in page[1].elements for name in attributes
+    }
+    assert parsed.text.count(payload) > 20, "the text itself is shown, braces and all"
+    assert "root:x:0" not in source
+
+
+def test_control_characters_and_half_surrogates_do_not_break_the_page(tmp_path: Path) -> None:
+    run = build(tmp_path / "run")
+    write_jsonl(run / "chat" / "samples.jsonl", [{"step": 1, "prompt": "bad \x00\x1b[2J\ud800", "answer": "\u202eevil"}])
+    source, parsed = read(run)
+    assert "bad \ufffd\ufffd[2J\ufffd" in parsed.text and "\x00" not in source
+
+
+@pytest.mark.parametrize("stage", ["pages", "base", "chat", "before_after"])
+def test_an_interrupted_run_says_where_it_stands(tmp_path: Path, stage: str) -> None:
+    run = build(tmp_path / "run", until=stage)
+    _, parsed = read(run)
+    done = list(STAGES).index(stage)
+    assert f"Not finished: {done} of 7 stages done." in parsed.text
+    assert f"Stage {stage} was interrupted; the same command continues it." in parsed.text
+    assert "recipe.resolved.yaml --out" in parsed.text, "the command that continues it"
+
+
+def test_a_failed_stage_and_its_reason_are_told(tmp_path: Path) -> None:
+    run = build(tmp_path / "run", until="base")
+    events = [*read_jsonl(run / "events.jsonl")][:-1]
+    write_jsonl(
+        run / "events.jsonl", [*events, {"time": "2026-11-21T09:13:00+00:00", "event": "failed", "stage": "base", "error": "loss is nan"}]
+    )
+    _, parsed = read(run)
+    assert "Stage base failed: loss is nan." in parsed.text
+
+
+def test_damaged_files_are_named_and_the_rest_is_shown(tmp_path: Path) -> None:
+    run = build(tmp_path / "run")
+    (run / "corpus" / "funnel.json").write_text("{not json")
+    with open(run / "chat" / "metrics.jsonl", "ab") as file:
+        file.write(b'{"step": 801, "lo')
+    shard = next((run / "corpus").glob("dropped-*.zst"))
+    shard.write_bytes(shard.read_bytes()[:-20])
+    _, parsed = read(run)
+    for name in ("corpus/funnel.json", "chat/metrics.jsonl: line", "corpus/dropped-00000.jsonl.zst"):
+        assert name in parsed.text
+    assert "It answered 64 %" in parsed.text
+
+
+def test_a_stage_folder_of_an_earlier_recipe_is_shown_as_such(tmp_path: Path) -> None:
+    run = build(tmp_path / "run")
+    shutil.copytree(run / "chat", run / "older")
+    _, parsed = read(run)
+    assert "left from an earlier recipe" in parsed.text
+
+
+def test_not_a_run_folder(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="not a run folder"):
+        write(tmp_path)
+    with pytest.raises(DataError, match="no run folder"):
+        write(tmp_path / "absent")
+
+
+def test_only_a_recipe_is_enough(tmp_path: Path) -> None:
+    (tmp_path / "recipe.resolved.yaml").write_text("name: x\nstages: {base: {do: pretrain}}\n")
+    _, parsed = read(tmp_path)
+    assert "Not finished: 0 of 1 stage done." in parsed.text and (tmp_path / CARD).is_file()
+
+
+def test_the_page_stays_under_two_megabytes(tmp_path: Path) -> None:
+    run = build(tmp_path / "run", hostile='"<&' * 700, long=40)
+    source, parsed = read(run)
+    assert len(source.encode()) < 2_000_000
+    assert "(cut: " in parsed.text
+
+
+def test_examples_are_not_picked_by_hand(finished_run: Path) -> None:
+    limits = Limits(examples=2)
+    evaluation = next(build_section(open_run(finished_run), limits) for build_section in SECTIONS if build_section.__name__ == "evaluation")
+    taught = next(block for block in evaluation.blocks if isinstance(block, Group))
+    verdicts = [[quote.tone for quote in exchange.answers if quote.label == "chat"] for exchange in taught.exchanges]
+    assert verdicts == [["good"], ["good"], ["bad"], ["bad"]], "right ones and wrong ones, as many of each"
+
+
+def scramble(value: Any, noise: random.Random) -> Any:
+    """A JSON value with some parts replaced by values of other types."""
+    if noise.random() < 0.08:
+        return noise.choice([None, True, -1, 1e400, float("nan"), 10**400, "x", "", [], {}, [None], {"a": [1]}, {"": {}}])
+    if isinstance(value, dict):
+        return {key: scramble(item, noise) for key, item in value.items() if noise.random() > 0.03}
+    return [scramble(item, noise) for item in value] if isinstance(value, list) else value
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_values_of_any_type_anywhere_never_crash_it(tmp_path: Path, finished_run: Path, seed: int) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished_run, run, ignore=shutil.ignore_patterns(PAGE, CARD))
+    noise = random.Random(seed)
+    for path in sorted(run.rglob("*.json")):
+        path.write_text(json.dumps(scramble(json.loads(path.read_text()), noise)))
+    for path in sorted(run.rglob("*.jsonl")):
+        rows = [scramble(json.loads(line), noise) for line in path.read_text().splitlines()[:60]]
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    read(run)
+
+
+def test_headline_when_nothing_was_learned(tmp_path: Path) -> None:
+    run = build(tmp_path / "run")
+    path = run / "before_after" / "results.json"
+    results = json.loads(path.read_text())
+    for row in results["rows"]:
+        if "exact_match" in row:
+            row["exact_match"] = 0.041
+    path.write_text(json.dumps(results))
+    assert headline(open_run(run)).title.startswith("It learned little: it answered 4")
