@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import difflib
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 
 from luyen.core.errors import ConfigError, DataError, nearest
 from luyen.data import convert
 from luyen.data.convert import Convert, Row
 from luyen.data.turns import is_hash_text, is_transcript
+
+_NOT_CONTENT = frozenset({"id", "idx", "index", "url", "title", "language", "lang", "source", "meta", "metadata"})
+"""Columns that nobody misses when they are not used."""
 
 
 @dataclass(frozen=True)
@@ -32,11 +35,13 @@ class Form:
         """Whether a row has the columns, none of them null, and fits."""
         return all(row.get(column) is not None for column in self.columns) and self.fits(row)
 
-    def sentence(self, unused: Iterable[str] = ()) -> str:
-        """What was detected, for the user."""
-        left = sorted(unused)
+    def sentence(self, present: Collection[str]) -> str:
+        """What was detected, for the user: the columns used of those present, and those left unused."""
+        extra = [column for column in self.optional if column in present]
+        used = "/".join(self.columns) + (f" with {', '.join(extra)}" if extra else "")
+        left = sorted(set(present) - {*self.columns, *self.optional} - _NOT_CONTENT)
         more = f" and {len(left) - 8} more" if len(left) > 8 else ""
-        return f"{self.name}: {'/'.join(self.columns)} -> {self.makes}" + (f" (not used: {', '.join(left[:8])}{more})" if left else "")
+        return f"{self.name}: {used} -> {self.makes}" + (f" (not used: {', '.join(left[:8])}{more})" if left else "")
 
 
 _SYSTEM = ("system", "system_prompt", "tools")
@@ -108,7 +113,6 @@ SUMMARY = (
     "text; messages; conversations; instruction/input/output; question/answer; prompt/completion; question/context/answers; "
     "prompt/chosen/rejected; prompt/completion/label; text/label; premise/hypothesis/label; tokens/tags"
 )
-_NOT_CONTENT = frozenset({"id", "idx", "index", "url", "title", "language", "lang", "source", "meta", "metadata"})
 
 
 @dataclass(frozen=True)
@@ -152,10 +156,9 @@ def detect(rows: Sequence[Row], columns: Mapping[str, str | int] | None, where: 
                         expected=explain_nearest(changed[0] if changed else {}), fix=_HINT)  # fmt: skip
     best = max(votes, key=lambda index: (votes[index], -index))
     form = FORMS[best]
-    used = {*form.columns, *form.optional, *_NOT_CONTENT}
-    unused = {key for row in changed for key, value in row.items() if key not in used and value not in (None, "", [], {})}
-    given = ", ".join(f"{name} from column {key}" for key, name in sorted(renamed.items()) if name in used)
-    return Detection(form, renamed, form.sentence(unused) + (f" ({given})" if given else ""))
+    filled = {key for row in changed for key, value in row.items() if value not in (None, "", [], {})}
+    given = ", ".join(f"{name} from column {key}" for key, name in sorted(renamed.items()) if name in {*form.columns, *form.optional})
+    return Detection(form, renamed, form.sentence(filled) + (f" ({given})" if given else ""))
 
 
 _HINT = "Name your columns with columns: {prompt: ..., completion: ...}."
@@ -170,19 +173,21 @@ def _form_of(row: Row, wanted: Mapping[str, str]) -> int | None:
 
 def explain_nearest(row: Row) -> str:
     """The known form that shares most columns with a row and what is missing, or all forms when none is close."""
-    present = {key for key, value in row.items() if value is not None}
+    return _explain_nearest(frozenset(key for key, value in row.items() if value is not None))
 
-    def score(form: Form) -> tuple[float, int]:
-        shared = sum(column in present for column in form.columns)
-        return shared / len(form.columns), shared
 
-    best = max(FORMS, key=score)
+@lru_cache(maxsize=256)
+def _explain_nearest(present: frozenset[str]) -> str:
+    similar = {column: difflib.get_close_matches(column, sorted(present - KNOWN_COLUMNS), n=1, cutoff=0.6) for column in KNOWN_COLUMNS}
+
+    def score(form: Form) -> float:
+        return sum(1.0 if column in present else 0.5 if similar[column] else 0.0 for column in form.columns) / len(form.columns)
+
+    best = max((form for form in FORMS if form.name != "Anthropic HH"), key=score)  # its columns are those of any preference
     missing = [column for column in best.columns if column not in present]
-    if score(best)[0] == 0:
+    if score(best) == 0:
         return f"one of {SUMMARY}"
     if not missing:
         return f"{'/'.join(best.columns)} ({best.name})"
-    spare = sorted(present - {*best.columns, *best.optional} - _NOT_CONTENT)
-    close = {column: difflib.get_close_matches(column, spare, n=1, cutoff=0.6) for column in missing}
-    hints = [f"{column!r} is missing" + (f" ({found[0]!r} is close)" if found else "") for column, found in close.items()]
+    hints = [f"{column!r} is missing" + (f" ({similar[column][0]!r} is close)" if similar[column] else "") for column in missing]
     return f"the nearest form {'/'.join(best.columns)} ({best.name}); {', '.join(hints)}"

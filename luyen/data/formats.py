@@ -190,7 +190,7 @@ class _FileReader:
                 self._take(row)
                 continue
             first.append(row)
-            if len(first) == DETECTION_ROWS or (row.problem and not isinstance(row.raw, tuple)):
+            if len(first) == DETECTION_ROWS or row.streamed:
                 break
         return first
 

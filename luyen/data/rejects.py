@@ -55,7 +55,7 @@ class Rejects:
             self.first.append(problem)
         if self.path is not None:
             with storage_errors(self.path):
-                self._write(problem, _original(row.raw, encoding), streamed=not isinstance(row.raw, tuple))
+                self._write(problem, _original(row.raw, encoding), streamed=row.streamed)
 
     def _write(self, problem: Problem, pieces: Iterator[bytes], *, streamed: bool) -> None:
         assert self.path is not None

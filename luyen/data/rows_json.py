@@ -85,7 +85,7 @@ def json_lines(source: RowSource) -> Iterator[RawRow]:
     reader = JsonReader()
     for number, line, rest in physical_lines(source):
         if rest is not None:
-            yield RawRow(number, problem=too_long(source), raw=chain([line], rest))
+            yield RawRow(number, problem=too_long(source), raw=chain([line], rest), streamed=True)
             continue
         text, problem = clean_line(line, source)
         value = None
@@ -172,10 +172,10 @@ def json_document(source: RowSource) -> Iterator[RawRow]:
                 yield _row(text, reader)
         if text.peek():
             raise json.JSONDecodeError("text after the end of the list", text.text, text.position)
-    except json.JSONDecodeError as error:
-        yield RawRow(text.line_here(), problem=f"not JSON: {error.msg}; nothing from here to the end can be read", raw=text.rest())
-    except RecursionError:
-        yield RawRow(text.line_here(), problem="nested too deeply; nothing from here to the end can be read", raw=text.rest())
+    except (json.JSONDecodeError, RecursionError) as error:
+        reason = f"not JSON: {error.msg}" if isinstance(error, json.JSONDecodeError) else "nested too deeply"
+        problem = f"{reason}; nothing from here to the end can be read"
+        yield RawRow(text.line_here(), problem=problem, raw=text.rest(), streamed=True)
 
 
 def _elements(text: _Text, reader: JsonReader) -> Iterator[RawRow]:

@@ -125,7 +125,7 @@ def conll_rows(source: RowSource) -> Iterator[RawRow]:
     for number, line, rest in physical_lines(source):
         text, wrong = clean_line(line, source)
         if rest is not None:
-            yield RawRow(number, problem=too_long(source), raw=chain([line], rest))
+            yield RawRow(number, problem=too_long(source), raw=chain([line], rest), streamed=True)
             continue
         if wrong is None and not text.strip():
             if lines and (row := _sentence(lines, problem)):
@@ -171,7 +171,7 @@ def text_rows(source: RowSource, unit: TextUnit) -> Iterator[RawRow]:
     first, size = 1, 0
     for number, line, rest in physical_lines(source):
         if rest is not None:
-            yield RawRow(number, problem=too_long(source), raw=chain([line], rest))
+            yield RawRow(number, problem=too_long(source), raw=chain([line], rest), streamed=True)
             continue
         text, problem = clean_line(line, source)
         if problem:

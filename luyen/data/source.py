@@ -49,7 +49,9 @@ class RawRow:
     value: Any = None
     problem: str | None = None
     raw: Iterable[bytes] = field(default=(), repr=False)
-    """The row's bytes (recoded to UTF-8). A single-use iterator for a row too long to hold; read it before the next row."""
+    """The row's bytes (recoded to UTF-8)."""
+    streamed: bool = False
+    """The row is too long to hold: `raw` can be read once, and only before the next row is asked for."""
 
 
 @contextlib.contextmanager
