@@ -11,10 +11,10 @@ from collections.abc import Sequence
 
 from luyen.core import progress
 from luyen.core.records import Message
-from luyen.inference.chat import context_message
+from luyen.inference.config import SamplingConfig
 from luyen.inference.generate import generate
-from luyen.inference.sampling import SamplingConfig
 from luyen.models.transformer import Transformer
+from luyen.retrieval.context import context_message
 from luyen.retrieval.index import Index
 from luyen.tasks.question_answering import Answer, Example
 from luyen.tokenizer.chat import render_batch

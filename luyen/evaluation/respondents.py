@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path
 from typing import Protocol
 
 import torch
 
-from luyen.core.records import Document
+from luyen.core import interrupt, progress
+from luyen.core.records import Document, Message
 from luyen.evaluation.generative import PLAIN_NOTE, TEMPLATE_NOTE, answer
 from luyen.evaluation.perplexity import BitsPerByte, bits_per_byte
-from luyen.inference.sampling import SamplingConfig
+from luyen.inference.config import SamplingConfig
 from luyen.models import hf
+from luyen.models.ngram import NGram
 from luyen.models.transformer import Transformer
 from luyen.retrieval.index import Index
 from luyen.tasks.question_answering import Answer, Example
+from luyen.tokenizer.chat import render_batch
 from luyen.tokenizer.load import Tokenizer
+
+NGRAM_TOKENS = 400_000
+"""Tokens that an n-gram counts by default: about 4 s and 400 MB."""
 
 
 class Respondent(Protocol):
@@ -94,6 +101,70 @@ class RetrievalRespondent:
     def cost(self, documents: Sequence[Document]) -> BitsPerByte | None:
         """None: it has no probabilities."""
         return None
+
+
+@dataclass(frozen=True)
+class NGramRespondent:
+    """An n-gram over the same tokenizer's ids, counted over documents and training conversations; it continues the chat prompt."""
+
+    ngram: NGram
+    tokenizer: Tokenizer
+    max_new_tokens: int
+    tokens: int
+    """Tokens that were counted."""
+
+    @classmethod
+    def fit(
+        cls, tokenizer: Tokenizer, documents: Iterable[Document], conversations: Iterable[Sequence[Message]] = (), *,
+        order: int = 5, max_new_tokens: int = 64, most_tokens: int = NGRAM_TOKENS,
+    ) -> NGramRespondent:  # fmt: skip
+        """Count the conversations and then the documents in their order, until `most_tokens` are read. Raises DataError when there are none."""
+        end = [] if tokenizer.eos_id is None else [tokenizer.eos_id]
+        sequences: list[list[int]] = []
+        read = 0
+        for sequence in chain(_talks(tokenizer, conversations), (tokenizer.encode(document.text) + end for document in documents)):
+            if read >= most_tokens:
+                break
+            interrupt.check()
+            sequences.append(sequence[: most_tokens - read])
+            read += len(sequences[-1])
+        return cls(NGram(order, tokenizer.vocab_size).fit(sequences), tokenizer, max_new_tokens, read)
+
+    @property
+    def note(self) -> str:
+        """How it is asked, in words."""
+        return f"Kneser-Ney {self.ngram.order}-gram over {self.tokens} tokens of the same text, continuing the chat template"
+
+    def answers(self, examples: Sequence[Example], name: str) -> list[Answer]:
+        """The most likely continuation of every prompt."""
+        answers = []
+        rendered = render_batch(self.tokenizer, [example.messages for example in examples], add_generation_prompt=True)
+        with progress.task(name, len(examples), "questions") as task:
+            for row in rendered:
+                interrupt.check()
+                made = self.ngram.greedy(_without_bos(self.tokenizer, row.ids), self.max_new_tokens, self.tokenizer.stop_ids)
+                answers.append(Answer(self.tokenizer.decode(made).strip(), len(made) < self.max_new_tokens))
+                task.advance()
+        return answers
+
+    def cost(self, documents: Sequence[Document]) -> BitsPerByte | None:
+        """Bits per byte, each document in one window."""
+        texts = [document.text for document in documents if document.text]
+        encoded = self.tokenizer.encode_batch(texts)
+        nats = sum(self.ngram.score(ids) for ids in encoded)
+        return BitsPerByte(nats, sum(len(text.encode()) for text in texts), sum(map(len, encoded)))
+
+
+def _talks(tokenizer: Tokenizer, conversations: Iterable[Sequence[Message]]) -> Iterator[list[int]]:
+    iterator = iter(conversations)
+    while batch := list(islice(iterator, 256)):
+        for row in render_batch(tokenizer, batch):
+            yield _without_bos(tokenizer, row.ids)
+
+
+def _without_bos(tokenizer: Tokenizer, ids: Sequence[int]) -> list[int]:
+    """The n-gram has its own mark for the beginning."""
+    return list(ids[1:] if ids and ids[0] == tokenizer.bos_id else ids)
 
 
 def load_model(

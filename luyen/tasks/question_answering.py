@@ -13,11 +13,12 @@ import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy
+from numpy.typing import NDArray
 from sacrebleu.metrics.chrf import CHRF
 
 from luyen.core.errors import DataError
@@ -128,9 +129,7 @@ def estimate(values: Sequence[float], seed: int = 0) -> Estimate:
     if not values:
         raise DataError("no values to average", expected="at least one example")
     array = numpy.asarray(values, dtype=numpy.float64)
-    generator = numpy.random.default_rng(seed)
-    means = numpy.array([array[generator.integers(0, len(array), len(array))].mean() for _ in range(RESAMPLES)])
-    low, high = numpy.percentile(means, [2.5, 97.5])
+    low, high = numpy.percentile(array[_resamples(len(array), seed)].mean(axis=1), [2.5, 97.5])
     return Estimate(float(array.mean()), float(low), float(high))
 
 
@@ -158,6 +157,12 @@ def read_examples(path: Path) -> list[Example]:
     if not examples:
         raise DataError(f"{path} holds no questions")
     return examples
+
+
+@lru_cache(maxsize=4)
+def _resamples(count: int, seed: int) -> NDArray[numpy.int64]:
+    """1000 draws of `count` indices with replacement, the same for every measure of a set."""
+    return numpy.random.default_rng(seed).integers(0, count, (RESAMPLES, count))
 
 
 @cache
