@@ -192,7 +192,7 @@ def _check_ids(description: Mapping[str, Any], built: tokenizers.Tokenizer) -> N
 def _guard_forks() -> None:
     """Switch tokenizers' threads off in forked children, which inherit a thread pool without threads and would hang.
 
-    tokenizers warns on stderr when a process forks after threads were used, unless the variable is set at that moment.
+    tokenizers before 0.23 warns on stderr when a process forks after threads were used, unless the variable is set then.
     """
     if PARALLELISM in os.environ:
         return

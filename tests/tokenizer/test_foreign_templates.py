@@ -12,7 +12,9 @@ from luyen.core.errors import DataError, ModelError
 from luyen.core.records import Message
 from luyen.tokenizer import sandbox
 from luyen.tokenizer.chat import Rendered, render
+from luyen.tokenizer.folder import Facts
 from luyen.tokenizer.load import Tokenizer
+from luyen.tokenizer.templates import TEMPLATES, Names
 
 MakeFolder = Callable[..., Path]
 USER, ANSWER = Message("user", "What is it?"), Message("assistant", "A file.")
@@ -105,6 +107,30 @@ def test_a_content_may_stand_out_of_order(make_folder: MakeFolder) -> None:
     )
     assert trained_text(tokenizer, rendered) == " A file.</s>"
     assert same_as_transformers(folder, tokenizer, messages, prompt=True)
+
+
+def test_a_token_half_prompt_half_answer_is_trained(make_folder: MakeFolder) -> None:
+    jinja = "{% for m in messages %}{% if m.role == 'user' %}Q: {{ m.content }} A: {% else %}{{ m.content }}<|im_end|>{% endif %}"
+    jinja += "{% endfor %}"
+    folder = make_folder(IM, jinja)
+    tokenizer = Tokenizer.load(folder)
+    rendered = render(tokenizer, [Message("user", "read"), Message("assistant", "file")])
+    assert [tokenizer.token(index) for index in rendered.ids][-3:] == [":", "Ġfile", "<|im_end|>"]
+    assert rendered.trained[-3:] == [False, True, True]
+    assert rendered.message_index[-3:] == [1, 1, 1]
+
+
+def test_a_first_word_gets_its_space_only_at_the_beginning(added: Callable[..., dict[str, object]]) -> None:
+    vocabulary = {token: number for number, token in enumerate(["<s>", "</s>", "▁", *"[]/INSTqa"])}
+    model = {"type": "BPE", "vocab": {token: number for number, token in enumerate(vocabulary)}, "merges": []}
+    metaspace = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": False}
+    entries = [{**added(token), "id": number} for number, token in enumerate(["<s>", "</s>"])]
+    parsed = {"version": "1.0", "added_tokens": entries, "model": model, "pre_tokenizer": metaspace}
+    messages = [Message("user", "q"), Message("assistant", "a")]
+    for names, name in ((Names("<s>", "</s>"), "mistral"), (Names(None, "</s>"), "zephyr")):
+        tokenizer = Tokenizer(parsed, Facts(names=names, template=TEMPLATES[name]))
+        whole = tokenizer._whole.encode(TEMPLATES[name].text(messages, names), add_special_tokens=False)
+        assert render(tokenizer, messages).ids == whole.ids
 
 
 def test_typed_control_strings_stay_text_where_transformers_obeys_them(make_folder: MakeFolder) -> None:
