@@ -37,7 +37,7 @@ class Form:
 
     def sentence(self, present: Collection[str]) -> str:
         """What was detected, for the user: the columns used of those present, and those left unused."""
-        extra = [column for column in self.optional if column in present]
+        extra = [column for column in self.optional if column in present and column not in self.columns]
         used = "/".join(self.columns) + (f" with {', '.join(extra)}" if extra else "")
         left = sorted(set(present) - {*self.columns, *self.optional} - _NOT_CONTENT)
         more = f" and {len(left) - 8} more" if len(left) > 8 else ""
@@ -178,7 +178,7 @@ def explain_nearest(row: Row) -> str:
 
 @lru_cache(maxsize=256)
 def _explain_nearest(present: frozenset[str]) -> str:
-    similar = {column: difflib.get_close_matches(column, sorted(present - KNOWN_COLUMNS), n=1, cutoff=0.6) for column in KNOWN_COLUMNS}
+    similar = {column: difflib.get_close_matches(column, sorted(present - KNOWN_COLUMNS), n=1, cutoff=0.8) for column in KNOWN_COLUMNS}
 
     def score(form: Form) -> float:
         return sum(1.0 if column in present else 0.5 if similar[column] else 0.0 for column in form.columns) / len(form.columns)
