@@ -132,7 +132,7 @@ def packed_attention(query_THE: Tensor, key_TKE: Tensor, value_TKE: Tensor, layo
         grid = (layout.groups[0].rows, layout.groups[0].length)
         return causal_attention(*(_grid(tensor, *grid) for tensor in (query_THE, key_TKE, value_TKE))).flatten(0, 1)
     sizes = [group.rows * group.length for group in layout.groups]
-    parts = [pad(tensor, layout.gather_P, layout.scatter_T).split(sizes) for tensor in (query_THE, key_TKE, value_TKE)]
+    parts = [pad(tensor, layout.gather_P, layout.scatter_T).split_with_sizes(sizes) for tensor in (query_THE, key_TKE, value_TKE)]
     attended_groups = [
         causal_attention(*(_grid(part[index], group.rows, group.length) for part in parts)).flatten(0, 1)
         for index, group in enumerate(layout.groups)

@@ -186,12 +186,12 @@ class Transformer(nn.Module):
         sequences one after another. With a cache the tokens stand at `cache.positions_BT` and see what it holds.
         """
         if cache is not None:
-            positions_BT = cache.positions_BT
+            positions = cache.positions_BT
         elif layout is not None:
-            positions_BT = layout.positions_T[None]
+            positions = layout.positions_T[None]
         else:
-            positions_BT = torch.arange(tokens_BT.shape[1], device=tokens_BT.device)[None]
-        cosine, sine = rotation(positions_BT, self.config.head_dim, self.config.rope_theta, self.head_weight.dtype)
+            positions = torch.arange(tokens_BT.shape[1], device=tokens_BT.device)[None]
+        cosine, sine = rotation(positions, self.config.head_dim, self.config.rope_theta, self.head_weight.dtype)
         hidden_BTD: Tensor = self.model(tokens_BT, Context(cosine, sine, layout, cache))
         return hidden_BTD
 
