@@ -9,6 +9,7 @@ as `a | b`. Layout tables, as pydoc and Javadoc use them, lose their empty cells
 from __future__ import annotations
 
 import codecs
+import itertools
 import re
 from dataclasses import dataclass
 
@@ -32,11 +33,8 @@ _TITLE_CLASS = re.compile(r"class\s*=\s*[\"']?(?:[^\"'>]*[\s\"'-])?title(?:[\s\"
 _LANGUAGE = re.compile(r"(?:language-|lang-|highlight-source-|brush:\s*)([A-Za-z0-9+#]{1,20})")
 _INNER_CODE = re.compile(r"\s{0,100}<code\b([^<>]*)>", re.IGNORECASE)
 _FILE_LINK = re.compile(r"<a\b[^<>]*href\s*=\s*[\"']?file:[^<>]*>[^<>]{0,2000}</a>", re.IGNORECASE)
-_LINKS_BESIDE_TITLE = re.compile(
-    r"(<td\b[^<>]*class\s*=\s*[\"']?title\b[^<>]*>(?:(?!</td).){0,2000}</td>)\s*"
-    r"<td\b[^<>]*>(?:\s|&nbsp;|<br\s*/?>|<a\b[^<>]*>[^<>]{0,2000}</a>)+</td>",
-    re.IGNORECASE | re.DOTALL,
-)
+_TITLE_CELL = re.compile(r"<td\b[^<>]*class\s*=\s*[\"']?title\b[^<>]*>", re.IGNORECASE)
+_LINK_CELL = re.compile(r"\s*<td\b[^<>]*>(?:\s|&nbsp;|<br\s*/?>|<a\b[^<>]*>[^<>]{0,2000}</a>){1,50}</td>", re.IGNORECASE)
 _CHARSET = re.compile(r"charset\s*=\s*[\"']?([\w.:-]{1,40})", re.IGNORECASE)
 # resiliparse drops a text node of one three-byte character as if it were an icon, so the Vietnamese word "ở" between two links and
 # our own marks would go; a second character saves them.
@@ -103,8 +101,7 @@ def extract_html(html: str, charset_name: str = "utf-8") -> Extracted:
     html = _ANY_MARK.sub("", html)
     if "file:" in html:
         html = _FILE_LINK.sub("", html)
-    if "title" in html:
-        html = _LINKS_BESIDE_TITLE.sub(r"\1", html)
+    html = _without_links_beside_titles(html)
     html = _LONE_LETTER.sub(rf"\1{FILL}", html).replace("&nbsp;", SPACE + FILL).replace("\xa0", SPACE + FILL)
     tree = HTMLTree.parse(_Marker().mark(html))
     text = extract_plain_text(tree, main_content=True, preserve_formatting=True, skip_elements=_SKIP)
@@ -114,6 +111,18 @@ def extract_html(html: str, charset_name: str = "utf-8") -> Extracted:
         text = whole if len(whole) > 3 * len(text) else text
     title = " ".join(_ANY_MARK.sub("", (tree.title or "").replace(SPACE, " ")).split())
     return Extracted(_Writer().write(text), title, charset_name)
+
+
+def _without_links_beside_titles(html: str) -> str:
+    """Drop the cells of links that stand beside a title cell: index, source, reference."""
+    pieces, end = [], 0
+    for title in itertools.islice(_TITLE_CELL.finditer(html), 20):
+        close = html.find("</td>", title.end(), title.end() + 2000)
+        links = _LINK_CELL.match(html, close + 5) if close >= 0 else None
+        if links:
+            pieces.append(html[end : links.start()])
+            end = links.end()
+    return "".join([*pieces, html[end:]]) if pieces else html
 
 
 class _Marker:

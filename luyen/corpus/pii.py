@@ -45,7 +45,7 @@ def _is_email(text: str, context: str) -> bool:
 
 def _is_card(text: str, context: str) -> bool:
     digits = re.sub(r"\D", "", text)
-    return _ISSUER.fullmatch(digits) is not None and stdnum.luhn.is_valid(digits) and digits not in _POWERS and len(set(digits)) > 2
+    return _ISSUER.fullmatch(digits) is not None and stdnum.luhn.is_valid(digits) and digits not in _POWERS and len(set(digits)) > 1
 
 
 def is_snils(digits: str) -> bool:
@@ -108,7 +108,7 @@ def _alone(pattern: str, before: str = r"\w.,+/-", after: str = r"\w/-") -> re.P
 
 
 _EMAIL = _alone(r"[A-Za-z0-9][\w.+-]{0,63}@[A-Za-z0-9-]{1,63}(?:\.[A-Za-z0-9-]{1,63}){1,5}", r"\w.+/:-", r"\w@")
-_CARD = _alone(r"\d{4}([ -])\d{4}\2\d{4}\2\d{1,7}|3\d{3}([ -])\d{6}\3\d{4,5}|\d{13,19}", r"\w.,+-", r"\w-")
+_CARD = _alone(r"\d{4}([ -])\d{4}\2\d{4}\2\d{1,7}|3\d{3}([ -])\d{6}\3\d{4,5}|\d{13,19}", r"\w.,+/-", r"\w-")
 _IPV4 = re.compile(r"(?<![\w.,:/-])(\d{1,3}(?:\.\d{1,3}){3})(?![\w-]|\.\w)")
 _IPV6 = re.compile(r"(?<![\w.:])((?:[0-9A-Fa-f]{1,4}:{1,2}){3,7}[0-9A-Fa-f]{1,4})(?![\w:]|\.\d)")
 # National phone forms are tried only in their own language: ten digits in a row mean different things elsewhere.

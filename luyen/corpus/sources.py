@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Literal
+from typing import IO, Any, Literal
 
 from luyen.core.errors import DamagedFile, DataError
 from luyen.core.files import COMPRESSED, open_bytes
@@ -60,15 +60,16 @@ def list_files(source: Path) -> tuple[list[SourceFile], list[str]]:
         return [SourceFile(source, source.name, kind)], []
     if not source.is_dir():
         raise DataError(f"no file or folder {source}", fix="Check the path.")
-    pages = sorted(source.glob("pages-*.jsonl"))
+    promised = _promised(source)
+    pages = sorted({*source.glob("pages-*.jsonl"), *(source / name for name in promised if name.startswith("pages-"))})
     if pages:
         return [SourceFile(path, path.name, "page") for path in pages], []
     found, ignored = [], []
     splits = ("train-", "heldout-") if (source / "funnel.json").exists() else ("",)
-    for path in sorted(source.rglob("*")):
+    for path in sorted({*(path for path in source.rglob("*") if path.is_file()), *(source / name for name in promised)}):
         name = path.relative_to(source).as_posix()
         kind = _kind(path)
-        if path.is_file() and not any(part.startswith(".") for part in path.relative_to(source).parts):
+        if not any(part.startswith(".") for part in path.relative_to(source).parts):
             if kind is not None and path.name.startswith(splits):
                 found.append(SourceFile(path, name, kind))
             elif path.name != MANIFEST:
@@ -78,19 +79,24 @@ def list_files(source: Path) -> tuple[list[SourceFile], list[str]]:
     return found, ignored
 
 
+def _promised(source: Path) -> dict[str, dict[str, Any]]:
+    """The files that the folder's manifest lists, if it has one: also those that are gone."""
+    path = source / MANIFEST
+    entries = read_json(path).get("files", {}) if path.is_file() else {}
+    return dict(entries) if isinstance(entries, dict) else {}
+
+
 def _kind(path: Path) -> Kind | None:
     return SUFFIXES.get((Path(path.stem) if path.suffix in COMPRESSED else path).suffix.lower())
 
 
 def check(file: SourceFile, source: Path) -> None:
     """Raise DamagedFile when a file differs from the manifest of its folder, or is an archive that does not unpack to its end."""
-    manifest_path = Path(source) / MANIFEST
-    if manifest_path.is_file():
-        entry = read_json(manifest_path).get("files", {}).get(file.name)
-        if entry is not None and (not file.path.is_file() or sha256_file(file.path) != entry["sha256"]):
-            raise DamagedFile(file.path, "does not have the sha256 of its manifest")
     if not file.path.is_file():
         raise DamagedFile(file.path, "is missing")
+    entry = _promised(Path(source)).get(file.name)
+    if entry is not None and sha256_file(file.path) != entry["sha256"]:
+        raise DamagedFile(file.path, "does not have the sha256 of its manifest")
     if file.path.suffix in COMPRESSED:
         with open_bytes(file.path) as stream:
             while stream.read(_STEP):

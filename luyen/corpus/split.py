@@ -93,7 +93,9 @@ def held_out(hashes: list[str], fraction: float, seed: int) -> set[int]:
     chosen = {index for index, value in enumerate(draws) if value < fraction}
     if not chosen and len(hashes) >= AT_LEAST_ONE_FROM:
         chosen = {min(range(len(draws)), key=lambda index: (draws[index], hashes[index]))}
-    return chosen if len(chosen) < len(hashes) else set()
+    if len(chosen) == len(hashes):
+        chosen.remove(max(chosen, key=lambda index: (draws[index], hashes[index])))
+    return chosen
 
 
 def held_out_sections(hashes: list[str], allowed: list[bool], bands: Hashes, fraction: float, seed: int) -> set[int]:

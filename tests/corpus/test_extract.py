@@ -117,9 +117,9 @@ def test_plain_text_is_not_parsed() -> None:
 
 @pytest.mark.parametrize("piece", ["<dt", "<td class='title'>", "<dl>", "<script>", "<!--", "<pre>", "</dl>", "<a href='file:", "&nbsp;", "<table>"])
 def test_hostile_repetition_costs_linear_time(piece: str) -> None:
-    started = time.perf_counter()
-    extract_html(page(piece * (200_000 // len(piece))))
-    assert time.perf_counter() - started < 8
+    started = time.process_time()
+    extract_html(page(piece * (60_000 // len(piece))))
+    assert time.process_time() - started < 4
 
 
 def test_damaged_html_does_not_raise() -> None:
