@@ -78,8 +78,10 @@ def links(body: bytes, base_url: str, content_type: str = "", charset: str | Non
     element = document.query_selector("base[href]")
     if element is not None:
         base = _join(base, str(element.getattr("href"))) or base
-    for element in document.query_selector_all("a[href], area[href]"):
-        joined = _join(base, str(element.getattr("href")))
+    # [:] because stepping through resiliparse's own list builds all of it anew at every step
+    hrefs = [str(element.getattr("href")) for element in document.query_selector_all("a[href], area[href]")[:]]
+    for href in dict.fromkeys(hrefs):
+        joined = _join(base, href)
         if joined is not None:
             yield canonical(joined)
 

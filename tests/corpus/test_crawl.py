@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -267,6 +268,10 @@ def test_links_of_hostile_pages() -> None:
     """2.16: a page of one long line, deep nesting, bytes of no encoding: no exception, bounded time."""
     long_line = b"<p>" + b"x" * 2_000_000 + b'<a href="/end">'
     assert list(links(long_line, "http://e.org/")) == ["http://e.org/end"]
+    many = b"".join(b"<a href=/%d><a href=/same>" % number for number in range(5000))
+    started = time.monotonic()
+    assert len(list(links(many, "http://e.org/"))) == 5001
+    assert time.monotonic() - started < 10
     assert list(links(b"<div>" * 100_000 + b'<a href="/deep">', "http://e.org/")) == ["http://e.org/deep"]
     assert list(links(b'\xff\xfe<\x00a\x00\xd8 href="', "http://e.org/", charset="no-such-charset")) == []
     assert list(links(b'<a href="/x">', "http://e.org/", "text/plain")) == []
