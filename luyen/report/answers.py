@@ -49,14 +49,17 @@ class Result:
 
 def results(run: Run, stage: Stage) -> list[Result]:
     """Rows of an evaluation stage, from results.json or else its metrics."""
-    value = mapping(run.value(stage.folder / "results.json")) or stage.metrics
+    value = _facts(run, stage)
     return [Result(text(row.get("model")) or "–", text(row.get("set")) or "–", row) for row in mappings(value.get("rows"))]
 
 
 def forgetting(run: Run, stage: Stage) -> list[Row]:
     """Rows of the forgetting table."""
-    value = mapping(run.value(stage.folder / "results.json")) or stage.metrics
-    return mappings(value.get("forgetting"))
+    return mappings(_facts(run, stage).get("forgetting"))
+
+
+def _facts(run: Run, stage: Stage) -> Row:
+    return mapping(run.value(stage.folder / "results.json")) or stage.metrics
 
 
 def trained_models(run: Run, stage: Stage, found: Sequence[Result]) -> list[str]:
@@ -72,7 +75,8 @@ def evaluation(run: Run, limits: Limits) -> Section:
     section = Section(
         "results", "Before and after",
         "The same questions to every model and to simple baselines. A model that only looks good on questions it was trained on "
-        "has learned by heart; one that answers for names that do not exist makes things up.",
+        "has learned by heart; one that answers for names that do not exist makes things up. “Exactly right” disregards capitals and "
+        "punctuation; small figures below a share are its 95 % interval.",
     )  # fmt: skip
     done = run.finished("evaluation")
     if not done:
@@ -96,29 +100,48 @@ def set_name(name: str) -> str:
 def _tables(run: Run, stage: Stage, found: list[Result], limits: Limits) -> Iterator[Block]:
     learned = trained_models(run, stage, found)
     for name in list(dict.fromkeys(row.set for row in found))[: limits.groups]:
-        rows = [row for row in found if row.set == name][: limits.rows]
-        named = {key for row in rows for key in row.values if key != "examples" and row.number(key) is not None}
-        measures = [key for key in ORDER if key in named] + sorted(named - set(ORDER))[:6]
-        columns = ["Model", "Asked"] + [_measure_name(key) for key in measures]
-        cells: list[list[Cell | str]] = []
-        for row in rows:
-            remark = "" if row.model in learned else "baseline"
-            cells.append(
-                [Cell(row.model, remark, "strong"), whole(row.number("examples")), *(_value(key, row.number(key)) for key in measures)]
-            )
-        yield Table(set_name(name), columns, cells, tuple(range(1, len(columns))))
+        yield _table(set_name(name), [row for row in found if row.set == name][: limits.rows], learned)
+    facts = _facts(run, stage)
+    kinds = [Result(set_name(text(row.get("set"))), text(row.get("source")), row) for row in mappings(facts.get("by_source"))
+             if learned and row.get("model") == learned[-1]]  # fmt: skip
+    if len({row.set for row in kinds}) > 1:
+        yield _table(f"The answers of {learned[-1]} by kind of question", kinds[: limits.rows], [], ("Questions", "About"))
+    asked = [[clip(name, 80), clip(text(note), 300)] for name, note in mapping(facts.get("asked")).items()]
+    if asked:
+        yield Table("How each of them was asked", ["Model", "How"], asked[: limits.rows])
+
+
+def _table(caption: str, rows: list[Result], learned: list[str], first: tuple[str, ...] = ("Model",)) -> Table:
+    """One row a result: who (and about what), how many questions, and every measure with its 95 % interval where there is one."""
+    named = {key for row in rows for key in row.values if key != "examples" and row.number(key) is not None}
+    measures = [key for key in ORDER if key in named] + sorted(named - set(ORDER))[:6]
+    cells: list[list[Cell | str]] = []
+    for row in rows:
+        baseline = learned and not any(row.model == name or row.model.startswith(f"{name} ") for name in learned)
+        head = [Cell(clip(row.model, 80), "baseline" if baseline else "", "strong")] + [Cell(clip(row.set, 80).replace("_", " "))] * (
+            len(first) - 1
+        )
+        cells.append([*head, whole(row.number("examples")), *(_value(key, row) for key in measures)])
+    columns = [*first, "Asked", *map(_measure_name, measures)]
+    return Table(caption, columns, cells, tuple(range(len(first), len(columns))))
 
 
 def _measure_name(key: str) -> str:
     return SHARES.get(key) or ("Similar letters (chrF)" if key == "chrf" else clip(key.replace("_", " "), 40))
 
 
-def _value(key: str, value: float | None) -> Cell:
+def _value(key: str, row: Result) -> Cell:
+    value = row.number(key)
     if value is None:
         return Cell("–", tone="soft")
+    interval = mapping(row.values.get("intervals")).get(key)
+    low, high = (number(interval[0]), number(interval[1])) if isinstance(interval, list) and len(interval) == 2 else (None, None)
+    certain = low is None or high is None
     if key in SHARES and 0 <= value <= 1:
-        return Cell(share(value), share=value, tone="bad" if key == "invented" and value > 0.5 else "")
-    return Cell(decimal(value, 1) if key == "chrf" else decimal(value, 3))
+        note = "" if certain else f"{decimal(100 * (low or 0), 1)} to {decimal(100 * (high or 0), 1)}"
+        return Cell(share(value), note, "bad" if key == "invented" and value > 0.5 else "", value)
+    digits = 1 if key == "chrf" else 3
+    return Cell(decimal(value, digits), "" if certain else f"{decimal(low, digits)} to {decimal(high, digits)}")
 
 
 def _forgotten(run: Run, stage: Stage, limits: Limits) -> Iterator[Block]:
@@ -151,17 +174,16 @@ def _side_by_side(run: Run, stage: Stage, models: list[str], limits: Limits) -> 
         return
     yield Heading(
         "Answers side by side",
-        f"For each set, up to {limits.examples} questions that {judge} answered exactly and up to {limits.examples} that it did not, "
-        "taken in the order of the sha256 of their ids, so nobody chose them. The tables above give the shares.",
+        f"For each set, up to {limits.examples} questions that {judge} answered well and up to {limits.examples} that it did not, taken in "
+        "the order of the sha256 of their ids, so nobody chose them. The tables above give the shares.",
     )
     for index, name in enumerate(list(dict.fromkeys(key[0] for key in asked))[: limits.groups]):
         ordered = sorted((key for key in asked if key[0] == name), key=lambda key: _hash(key[1]))
-        right = [key for key in ordered if _correct(asked[key].get(judge))]
-        wrong = [key for key in ordered if not _correct(asked[key].get(judge))]
-        chosen = right[: limits.examples] + wrong[: limits.examples]
-        summary = f"{set_name(name)}: {len(chosen)} of {counted(len(ordered), 'question')}, of which {len(right)} were answered exactly"
-        if not any(text(row.get("expected")) for key in ordered for row in asked[key].values()):
-            summary = f"{set_name(name)}: {len(chosen)} of {counted(len(ordered), 'question')}"
+        well = [key for key in ordered if verdict(asked[key].get(judge, {}))[0] == "good"]
+        badly = [key for key in ordered if key not in set(well)]
+        chosen = well[: limits.examples] + badly[: limits.examples]
+        word = "answered exactly" if any(text(row.get("expected")) for row in asked[ordered[0]].values()) else "admitted not to know"
+        summary = f"{set_name(name)}: {len(chosen)} of {counted(len(ordered), 'question')}; {judge} {word} {len(well)}"
         yield Group(summary, [_exchange(asked[key], models, limits) for key in chosen], opened=index == 0)
 
 
@@ -180,23 +202,24 @@ def _asked(run: Run, stage: Stage) -> dict[tuple[str, str], dict[str, Row]]:
     return asked
 
 
-def _correct(row: Row | None) -> bool:
-    if row is None:
-        return False
-    value = row.get("exact", row.get("exact_match"))
-    return value is True or number(value) == 1.0
+def verdict(row: Row) -> tuple[str, str]:
+    """(tone, word) on an answer; to a question without an answer only an admission is good."""
+    if text(row.get("expected")):
+        exact = pick(row, "exact_match") == 1.0
+        return ("good", "exact") if exact else ("bad", "not exact")
+    if pick(row, "said_unknown") == 1.0:
+        return "good", "admitted"
+    return ("bad", "invented") if pick(row, "invented") == 1.0 else ("", "")
 
 
 def _exchange(rows: Mapping[str, Row], models: list[str], limits: Limits) -> Exchange:
     first = next(iter(rows.values()))
-    quotes = []
     expected = text(first.get("expected"))
-    if expected:
-        quotes.append(Quote("the page says", clip(expected, limits.characters), "soft"))
+    quotes = [Quote("the page says", clip(expected, limits.characters), "soft")] if expected else []
     for name in models + [name for name in rows if name not in models]:
         row = rows.get(name)
         if row is not None:
-            label = name if row.get("stopped") is not False else f"{name} (did not stop by itself)"
-            tone = "good" if _correct(row) else "bad"
-            quotes.append(Quote(label, clip(text(row.get("answer")) or "(nothing)", limits.characters), tone if expected else ""))
+            stopped = pick(row, "stopped") != 0.0 and row.get("stopped") is not False
+            label = clip(name, 80) if stopped else f"{clip(name, 80)} (did not stop by itself)"
+            quotes.append(Quote(label, clip(text(row.get("answer")) or "(nothing)", limits.characters), *verdict(row)))
     return Exchange(clip(text(first.get("question")), limits.characters), quotes, "Question")

@@ -85,6 +85,9 @@ class Quote:
     label: str
     text: str
     tone: str = ""
+    """good | bad | soft"""
+    verdict: str = ""
+    """A word of ours on it."""
 
 
 @dataclass(frozen=True)

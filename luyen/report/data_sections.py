@@ -246,7 +246,7 @@ COUNTS = {
     "train": ("Training rows by kind of question", "Question about"),
     "evaluation": ("Test questions by set and kind of question", "Set / question about"),
     "left_out": ("Left out, and why", "Reason"),
-    "entries": ("Entries found in the documents; what is neither kept nor whole is counted by reason", "Entries"),
+    "entries": ("Entries in the documents: found, kept, and why not", "Entries"),
 }
 """Tables of the account of questions: caption, and what the first column names."""
 

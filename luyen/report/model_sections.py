@@ -102,7 +102,7 @@ def _figures(run: Run, stage: Stage, curves: Curves) -> Facts:
     first, last = (curves.of("loss")[1][0], final_loss(run, stage)) if steps else (None, None)
     bits, best = curves.last("heldout_bits_per_byte"), decimal(curves.lowest("heldout_bits_per_byte"))
     candidates = [
-        ("Parameters", weights_of(stage), whole, "numbers that were trained"),
+        ("Parameters", weights_of(stage), whole, "trained"),
         ("Steps", steps[-1] if steps else None, whole, f"of {whole(target)} planned" if target and steps and steps[-1] < target else ""),
         ("Loss", last, lambda value: decimal(value, 3), f"from {decimal(first, 3)} at the first step" if first is not None else ""),
         ("Held-out text", bits, lambda value: f"{decimal(value, 3)} bits/byte", f"best {best}"),

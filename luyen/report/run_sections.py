@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 from luyen.core.manifest import content_fingerprint
+from luyen.report.answers import results
 from luyen.report.blocks import Block, Cell, Code, Limits, Note, Section, Table
 from luyen.report.model_sections import final_loss, tokens_of, weights_of
 from luyen.report.reading import ENVIRONMENT, RECIPE, Run, Stage, documents, mapping, number, pick, text
@@ -88,7 +89,7 @@ def outcome(run: Run, stage: Stage) -> str:
             return f"{'a chat model' if stage.verb == 'sft' else 'a base model'} of {counted(weights, 'parameter')}"
         case "questions" if (pairs := stage.number("train.rows", "train", "rows")) is not None:
             return f"{counted(pairs, 'training conversation')}"
-        case "evaluation" if (asked := stage.number("answers", "examples", "questions")) is not None:
+        case "evaluation" if (asked := sum(row.number("examples") or 0 for row in results(run, stage))) > 0:
             return f"{counted(asked, 'answer')} graded"
     return text(stage.metrics.get("summary")) or (f"{stage.kind or 'result'} written")
 

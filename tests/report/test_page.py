@@ -87,6 +87,7 @@ def test_every_part_of_the_run_is_told(page: tuple[str, Page]) -> None:
         "11 words, at least 50", "email 3, phone 1", "4,096", "One sentence as the model sees it: 20 tokens",
         "It returns the greatest common divisor",
         "Entries taught 185", "vocab_size: 4096", "luyen chat", "luyen run quickstart --budget 1h", "did not stop by itself", "+0.095",
+        "57.3 to 71.3", "by kind of question", "asked in the chat template", "admitted not to know",
     ):  # fmt: skip
         assert said in parsed.text, said
     assert all(prompt in parsed.text for prompt in PROMPTS)

@@ -280,6 +280,7 @@ def _results(hostile: str) -> Iterable[dict[str, Any]]:
                 row["invented"] = {"base": 1.0, "chat": 0.9, "retrieval": 1.0}[model]
             else:
                 row |= {"exact_match": exact, "f1": min(1.0, exact + 0.12), "chrf": 100 * min(1.0, exact + 0.2)}
+                row["intervals"] = {"exact_match": [max(0.0, exact - 0.07), min(1.0, exact + 0.07)]}
             yield row
     if hostile:
         yield {"model": hostile, "set": hostile, "examples": 3, "exact_match": 0.5, hostile: 0.1}
@@ -290,7 +291,13 @@ def _evaluation(folder: Path, hostile: str, long: int) -> Made:
         {"model": "base", "heldout_bits_per_byte": 1.305, "difference": 0.0},
         {"model": "chat", "heldout_bits_per_byte": 1.4, "difference": 0.095},
     ]
-    results = {"rows": list(_results(hostile)), "forgetting": forgetting}
+    results = {
+        "rows": list(_results(hostile)), "forgetting": forgetting,
+        "asked": {"base": "asked in the chat template", "retrieval": f"the description in the best passage{hostile}"},
+        "by_source": [
+            {"model": "chat", "set": "taught", "source": source, "examples": 90, "exact_match": 0.6} for source in ("meaning", "reverse")
+        ],
+    }  # fmt: skip
     write_json(folder / "results.json", results)
     answers = []
     for index in range(40 * long):
@@ -300,7 +307,8 @@ def _evaluation(folder: Path, hostile: str, long: int) -> Made:
         for model in ("base", "chat", "retrieval"):
             exact = model == "chat" and index % 3 == 0 and bool(expected)
             answer = expected if exact else f"{model} says: Return the {'value ' * (index % 7)}of the function.{hostile}"
+            score = {"exact_match": float(exact)} if expected else {"invented": float(index % 8 > 2), "said_unknown": float(index % 8 == 2)}
             answers.append({"model": model, "set": name, "id": f"{name}-{index}", "question": question, "expected": expected,
-                            "answer": answer, "exact": exact, "stopped": model != "base"})  # fmt: skip
+                            "answer": answer, **score, "stopped": model != "base"})  # fmt: skip
     write_jsonl(folder / "answers.jsonl", answers)
     return {"answers": 365, "rows": results["rows"]}, {"seconds": 31.0, "joules": None, "peak_bytes": 500_000_000}
