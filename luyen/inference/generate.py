@@ -99,8 +99,8 @@ class _Decoding:
                 end += 1
             flat = [token for prompt in self.prompts[first:end] for token in prompt]
             layout = Layout.packed([len(prompt) for prompt in self.prompts[first:end]], self.device)
-            hidden_BTD = self.model(torch.tensor([flat], device=self.device), cache=PromptCache(self.cache, first, layout))
-            scores.append(self.model.logits(hidden_BTD[0, layout.last_S]))
+            hidden_1TD = self.model(torch.tensor([flat], device=self.device), cache=PromptCache(self.cache, first, layout))
+            scores.append(self.model.logits(hidden_1TD[0, layout.last_S]))
             first = end
         logits_BV = torch.cat(scores)
         if not torch.isfinite(logits_BV).all():

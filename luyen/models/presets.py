@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from luyen.core import config as configs
 from luyen.core.errors import ConfigError, nearest
-from luyen.models.transformer import TransformerConfig
+from luyen.models.config import TransformerConfig
 
 
 class Size(NamedTuple):
