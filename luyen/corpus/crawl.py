@@ -226,6 +226,9 @@ class _Crawl:
             "skipped": dict(sorted(skipped.items())), "links": dict(sorted(frontier.counts.items())), "left": len(frontier),
             "requests": sum(entry.attempts for entry in entries),
         }  # fmt: skip
+        reasons = ", ".join(f"{reason} {count}" for reason, count in skipped.most_common())
+        told = f"; skipped: {reasons} (skipped.jsonl)" if reasons else ""
+        progress.say(f"  {result['pages']} pages, {result['bytes'] / 1e6:.1f} MB{told}")
         return result
 
     def visit_all(self, batch: list[Target], task: progress.Task) -> list[Visit]:

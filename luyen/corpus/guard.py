@@ -177,9 +177,10 @@ class Guard:
             why = forbidden(address)
             if why:
                 names = "" if address == host else f" for {host}"
+                written = f"'[{host}]:{port}'" if ":" in host else f"{host}:{port}"
                 raise Refused(
                     "address refused", found=f"{address}{names} ({why})", expected="a public address",
-                    fix=f"If you mean it, set allow_private: [{host}:{port}].",
+                    fix=f"If you mean it, set allow_private: [{written}].",
                 )  # fmt: skip
 
 

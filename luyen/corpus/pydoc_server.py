@@ -114,8 +114,12 @@ def is_error(body: bytes) -> bool:
 
 def settle(body: bytes) -> bytes:
     """The page without what differs between two processes or machines: memory addresses, the folder that Python is installed
-    in (often a person's home) and the kernel's version."""
+    in, the person's home and the kernel's version."""
     body = _ADDRESS.sub(rb"\g<1>0", body)
-    for folder, shown in ((sysconfig.get_path("stdlib"), b"/python"), (sys.base_prefix, b"/python"), (sys.prefix, b"/python")):
-        body = body.replace(os.fsencode(folder), shown)
+    for folder in (sysconfig.get_path("stdlib"), sys.base_prefix, sys.prefix):
+        if len(Path(folder).parts) > 3:  # /usr and /usr/local are everybody's, and stand in many texts
+            body = body.replace(os.fsencode(folder), b"/python")
+    home = os.fsencode(os.path.expanduser("~"))
+    if len(home) > 1:  # not / and not an unknown home
+        body = body.replace(home + b"/", b"~/")
     return body.replace(platform.platform(terse=False).encode(), sys.platform.encode())

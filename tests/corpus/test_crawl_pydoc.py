@@ -124,6 +124,14 @@ def test_memory_addresses_are_taken_out(raw: bytes, settled: bytes) -> None:
     assert pydoc_server.settle(raw) == settled
 
 
+def test_folders_of_the_person_are_taken_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/somebody")
+    monkeypatch.setattr(sys, "base_prefix", "/home/somebody/pythons/3.11")
+    monkeypatch.setattr(sys, "prefix", "/usr")
+    raw = b"/home/somebody/pythons/3.11/lib/x.py, '/home/somebody/pyth..., /usr/bin/env, /home/somebodyelse"
+    assert pydoc_server.settle(raw) == b"/python/lib/x.py, '~/pyth..., /usr/bin/env, /home/somebodyelse"
+
+
 @pytest.mark.slow
 def test_whole_library_twice_the_same(tmp_path: Path) -> None:
     counts = run(tmp_path / "a", modules="all")
