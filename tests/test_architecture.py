@@ -55,7 +55,10 @@ def test_no_import_cycles_between_modules() -> None:
     graph: dict[str, set[str]] = {}
     names = {".".join(("luyen", *path.relative_to(ROOT).with_suffix("").parts)).removesuffix(".__init__"): path for path in FILES}
     for name, path in names.items():
-        graph[name] = {target for _, full in own_imports(TREES[path]) for target in (full, full.rpartition(".")[0]) if target in names} - {name, "luyen"}
+        graph[name] = {target for _, full in own_imports(TREES[path]) for target in (full, full.rpartition(".")[0]) if target in names} - {
+            name,
+            "luyen",
+        }
     done: set[str] = set()
 
     def visit(name: str, way: tuple[str, ...]) -> None:
@@ -101,7 +104,8 @@ def test_config_sections_stay_small() -> None:
                     if isinstance(item, ast.AnnAssign):
                         after = node.body[position + 1] if position + 1 < len(node.body) else None
                         documented = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
-                        assert documented, f"{path}: {node.name}.{ast.unparse(item.target)} has no docstring"
+                        section = ast.unparse(item.annotation).endswith("Config")
+                        assert documented or section, f"{path}: {node.name}.{ast.unparse(item.target)} has no docstring"
 
 
 def test_every_module_imports_without_side_effects() -> None:

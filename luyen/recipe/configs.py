@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from typing import Literal
 
+from pydantic import model_validator
+
 from luyen.core.config import Config, Input
+from luyen.core.errors import nearest
 from luyen.corpus.curate import CurateConfig
 from luyen.engine.config import TrainConfig
 from luyen.inference.config import SamplingConfig
+from luyen.models.presets import PRESETS
 from luyen.synthesis.question_answer import SynthConfig
 from luyen.tokenizer.train import TokenizerConfig
 
@@ -30,7 +34,7 @@ class ModelSection(Config):
     """The model to build. Everything left out comes from the preset."""
 
     preset: str = "llama-3m"
-    """Size by name; `luyen pretrain model.preset=?` lists them."""
+    """Size by name, from llama-1m to llama-2-70b; a wrong name lists them."""
     context_length: int = 512
     """Longest sequence in tokens."""
     tied: bool | None = None
@@ -39,6 +43,12 @@ class ModelSection(Config):
     """Blocks; empty: as the preset says."""
     hidden_size: int | None = None
     """Width; empty: as the preset says."""
+
+    @model_validator(mode="after")
+    def _check(self) -> ModelSection:
+        if self.preset not in PRESETS:
+            raise ValueError(f"unknown preset {self.preset!r}. {nearest(self.preset, PRESETS)}")
+        return self
 
 
 class BatchSection(Config):

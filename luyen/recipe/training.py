@@ -14,6 +14,7 @@ from luyen.core.records import Document, Message
 from luyen.core.seed import derive
 from luyen.engine.algorithm import Algorithm, Hooks, TrainResult
 from luyen.engine.config import TrainConfig
+from luyen.engine.estimate import Estimate
 from luyen.engine.trainer import fit
 from luyen.evaluation.perplexity import bits_per_byte
 from luyen.inference.config import SamplingConfig
@@ -21,6 +22,7 @@ from luyen.inference.generate import generate
 from luyen.models import hf
 from luyen.models.transformer import Transformer
 from luyen.recipe.environment import versions
+from luyen.recipe.estimate import training_rate
 from luyen.recipe.stage import Stage
 from luyen.tokenizer.chat import render
 from luyen.tokenizer.load import Tokenizer
@@ -48,7 +50,7 @@ def heldout_hook(
     """Measures bits per byte of held-out text; None when there is no such text."""
     if not documents:
         return None
-    return lambda: {"heldout_bits_per_byte": bits_per_byte(model, tokenizer, documents, length).bits_per_byte}
+    return lambda: {"heldout_bits_per_byte": bits_per_byte(model, tokenizer, documents, length).value}
 
 
 def continue_texts(model: Transformer, tokenizer: Tokenizer, prompts: Sequence[str]) -> list[dict[str, str]]:
@@ -70,8 +72,11 @@ def _written(model: Transformer, tokenizer: Tokenizer, prompts: Sequence[str], i
     return [{"prompt": prompt, "answer": tokenizer.decode(answer.ids)} for prompt, answer in zip(prompts, answers, strict=True)]
 
 
-def train_stage(algorithm: Algorithm, config: TrainConfig, stage: Stage, hooks: Hooks) -> TrainResult:
-    """Run the loop in the stage's folder, continuing what is there, and record what it did."""
+def train_stage(
+    algorithm: Algorithm, config: TrainConfig, stage: Stage, hooks: Hooks, estimate: Estimate
+) -> TrainResult:  # fmt: skip
+    """Run the loop in the stage's folder, continuing what is there, and record what it did beside what was estimated."""
+    stage.facts["estimate"] = {"seconds": round(estimate.seconds(training_rate(config)), 1), "bytes": estimate.bytes}
     seed_everything(derive(stage.seed, "loop"))
     result = fit(algorithm, config, stage.folder, seed=stage.seed, hooks=hooks)
     stage.metrics.update(dataclasses.asdict(result))

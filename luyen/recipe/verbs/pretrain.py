@@ -9,19 +9,15 @@ from luyen.core.seed import derive
 from luyen.data.loader import PackedStream
 from luyen.data.samples import text_samples
 from luyen.engine.algorithm import Hooks
-from luyen.models.presets import count_parameters, preset
-from luyen.models.transformer import Transformer, TransformerConfig
-from luyen.recipe.configs import ModelSection, PretrainConfig
+from luyen.models.presets import count_parameters
+from luyen.models.transformer import Transformer
+from luyen.recipe.configs import PretrainConfig
 from luyen.recipe.documents import read_texts
+from luyen.recipe.estimate import of_stage
+from luyen.recipe.sizes import model_config
 from luyen.recipe.stage import Stage
 from luyen.recipe.training import continue_texts, heldout_hook, some_text, train_stage, write_model
 from luyen.tokenizer.load import Tokenizer
-
-
-def model_config(section: ModelSection, vocab_size: int) -> TransformerConfig:
-    """The preset with what the section changes."""
-    changes = {key: value for key, value in configs.dump(section).items() if key != "preset" and value is not None}
-    return preset(section.preset, vocab_size, **changes)
 
 
 def run(config: PretrainConfig, stage: Stage) -> None:
@@ -39,6 +35,6 @@ def run(config: PretrainConfig, stage: Stage) -> None:
         samples=lambda: continue_texts(model, tokenizer, config.prompts),
     )
     stage.metrics.update(parameters=count_parameters(size), model=configs.dump(size), data=account.as_dict())
-    result = train_stage(Pretrain(model, stream), config.train, stage, hooks)
+    result = train_stage(Pretrain(model, stream), config.train, stage, hooks, of_stage(config.train, config.batch, model.config))
     stage.metrics["epochs"] = round(result.tokens / max(account.tokens, 1), 2)
     write_model(model, tokenizer, stage, {"algorithm": "pretrain", "tokens": result.tokens, "seed": stage.seed})

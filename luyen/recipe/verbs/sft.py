@@ -18,6 +18,7 @@ from luyen.models import hf
 from luyen.models.presets import count_parameters
 from luyen.recipe.configs import SFTConfig
 from luyen.recipe.documents import read_texts
+from luyen.recipe.estimate import of_stage
 from luyen.recipe.stage import Stage
 from luyen.recipe.training import answer_questions, heldout_hook, some_text, train_stage, write_model
 from luyen.tokenizer.load import Tokenizer
@@ -42,7 +43,7 @@ def run(config: SFTConfig, stage: Stage) -> None:
         samples=lambda: answer_questions(model, tokenizer, config.prompts),
     )
     stage.metrics.update(parameters=count_parameters(model.config))
-    result = train_stage(SFT(model, stream), config.train, stage, hooks)
+    result = train_stage(SFT(model, stream), config.train, stage, hooks, of_stage(config.train, config.batch, model.config))
     lineage = {"algorithm": "sft", "base": Path(folder).name, "tokens": result.tokens, "targets": result.targets, "seed": stage.seed}
     write_model(model, tokenizer, stage, lineage)
 

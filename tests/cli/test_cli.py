@@ -1,0 +1,144 @@
+"""The command as a person meets it: help at once, mistakes in one line with exit code 2, odd places and small terminals."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "recipe"))
+
+from toy import write_pages, write_recipe  # noqa: E402
+
+from luyen.cli.main import COMMANDS  # noqa: E402
+from luyen.recipe.table import VERBS  # noqa: E402
+
+
+def luyen(*words: str, cwd: Path | None = None, stdin: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "luyen.cli.main", *words], cwd=cwd, input=stdin, capture_output=True, text=True, timeout=110,
+        env={**os.environ, "OMP_NUM_THREADS": "2", **environment},
+    )  # fmt: skip
+
+
+def test_help_lists_every_command_and_loads_nothing_heavy() -> None:
+    result = luyen("--help")
+    assert result.returncode == 0
+    assert all(name in result.stdout for name in COMMANDS)
+    code = "import sys, luyen.cli.main; print(sorted({'torch', 'pydantic', 'numpy', 'httpx2'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
+
+
+def test_every_verb_is_a_command_with_the_same_words() -> None:
+    for verb, row in VERBS.items():
+        assert COMMANDS[verb][1] == row.help
+
+
+@pytest.mark.parametrize("verb", ["sft", "curate"])
+def test_help_of_a_verb_shows_every_field(verb: str) -> None:
+    result = luyen(verb, "--help", COLUMNS="80", LINES="24")
+    schema = json.loads(luyen("schema", verb).stdout)
+    assert result.returncode == 0
+    for name in schema["properties"]:
+        assert f"\n    {name}" in result.stdout, name
+
+
+MISTAKES = [
+    (("run", "quickstrat"), "Did you mean 'quickstart'?"),
+    (("run", "quickstart", "base.train.stepz=3"), "Did you mean 'steps'?"),
+    (("run", "quickstart", "base.train.steps=three"), "found 'three'"),
+    (("run", "quickstart", "--budget", "3m"), "has no budget '3m'. It has: 5m, 1h, 8h"),
+    (("run", "quickstart", "bse.train.steps=3"), "Did you mean 'base'?"),
+    (("pretrian",), "Did you mean 'pretrain'?"),
+    (("pretrain", "data=x"), "key 'tokenizer' is missing"),
+    (("sft", "model=nowhere", "data=nothing.jsonl"), "no model 'nowhere'"),
+    (("sft", "model=nowhere", "data"), "cannot read 'data'"),
+    (("inspect", "nothing.jsonl"), "nothing.jsonl"),
+    (("report", "nowhere"), "no run folder nowhere"),
+    (("chat", "nowhere"), "no run or model 'nowhere'"),
+    (("chat", "temperatur=1"), "Did you mean 'temperature'?"),
+    (("import", "a.bin", "tokenizer=b.bin", "--out", "x"), "no file a.bin"),
+    (("schema", "dopo"), "no verb 'dopo'"),
+    (("curate", "source=nowhere"), "no such file or folder 'nowhere'"),
+    (("crawl", "start=[http://127.0.0.1:1/]"), "127.0.0.1"),
+]
+
+
+@pytest.mark.parametrize(("words", "message"), MISTAKES, ids=[" ".join(words) for words, _ in MISTAKES])
+def test_mistakes_cost_one_line_and_exit_code_2(words: tuple[str, ...], message: str, tmp_path: Path) -> None:
+    result = luyen(*words, cwd=tmp_path)
+    assert result.returncode == 2, result.stderr
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
+    assert len([line for line in result.stderr.splitlines() if not line.startswith(("Usage", "Try"))]) <= 2
+
+
+def test_data_mistakes_name_file_and_line(tmp_path: Path) -> None:
+    data = tmp_path / "dữ liệu.jsonl"
+    data.write_text(
+        '{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}\n{"messages": [\n', encoding="utf-8"
+    )
+    result = luyen("inspect", str(data), LANG="C", LC_ALL="C")
+    assert result.returncode == 0, result.stderr
+    assert ":2" in result.stdout and "1 accepted, 1 rejected" in result.stdout
+    assert luyen("inspect", str(data), "strict=true").returncode == 2
+    (tmp_path / "empty.jsonl").write_text("")
+    empty = luyen("inspect", str(tmp_path / "empty.jsonl"))
+    assert empty.returncode == 2 and "empty" in empty.stderr
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A toy run made by the command itself, in a folder with spaces and Cyrillic letters, under LANG=C."""
+    folder = tmp_path_factory.mktemp("мой прогон")
+    write_recipe(folder)
+    result = luyen("run", "toy.yaml", cwd=folder, LANG="C", LC_ALL="C")
+    assert result.returncode == 0, result.stderr + result.stdout
+    assert "\r" not in result.stdout, "a log file has no carriage returns"
+    assert (folder / "runs" / "toy" / "report.html").is_file() and (folder / "runs" / "toy" / "README.md").is_file()
+    assert "report: " in result.stdout and "talk to it: luyen chat" in result.stdout
+    return folder
+
+
+def test_chat_answers_from_a_pipe_with_and_without_retrieval(run_folder: Path) -> None:
+    with_pages = luyen("chat", "max_new_tokens=8", cwd=run_folder, stdin="What does sum_words do?\n/clear\nHello!\n")
+    assert with_pages.returncode == 0, with_pages.stderr
+    assert "from " in with_pages.stdout
+    alone = luyen("chat", "runs/toy", "max_new_tokens=8", "--no-retrieval", cwd=run_folder, stdin="What does sum_words do?\n")
+    assert alone.returncode == 0 and "    from " not in alone.stdout
+
+
+def test_inspect_shows_tokens_and_fails_on_rows_that_teach_nothing(run_folder: Path) -> None:
+    good = luyen("inspect", "runs/toy/questions/train.jsonl", "model=runs/toy/chat", cwd=run_folder)
+    assert good.returncode == 0, good.stderr
+    assert "{+" in good.stdout and "answer tokens" in good.stdout
+    short = luyen("inspect", "runs/toy/questions/train.jsonl", "model=runs/toy/chat", "length=6", "truncation=truncate", cwd=run_folder)
+    assert short.returncode == 2 and "teach nothing or not how to stop" in short.stderr
+
+
+def test_report_can_be_written_again(run_folder: Path) -> None:
+    page = run_folder / "runs" / "toy" / "report.html"
+    page.unlink()
+    result = luyen("report", cwd=run_folder)
+    assert result.returncode == 0 and page.is_file()
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root can write everywhere")
+def test_a_read_only_folder_is_ordinary_for_a_user(tmp_path: Path) -> None:
+    write_recipe(tmp_path)
+    tmp_path.chmod(0o555)
+    try:
+        result = luyen("run", "toy.yaml", "--dry-run", cwd=tmp_path, XDG_DATA_HOME=str(tmp_path / "home"))
+    finally:
+        tmp_path.chmod(0o755)
+    assert result.returncode == 0 and "read-only" in result.stdout
+
+
+def test_one_verb_alone_continues_and_says_where_its_result_is(tmp_path: Path) -> None:
+    write_pages(tmp_path / "pages")
+    words = ("curate", "source=pages", "quality=none", "--out", "out")
+    first, second = luyen(*words, cwd=tmp_path), luyen(*words, cwd=tmp_path)
+    assert first.returncode == second.returncode == 0, first.stderr
+    assert "out/curate" in first.stdout and "up to date" in second.stdout

@@ -1,0 +1,121 @@
+"""A whole toy run: what is up to date is skipped, what changed is done again, damage is noticed, lineage is recorded."""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from toy import write_recipe  # noqa: E402
+
+from luyen.core import manifest  # noqa: E402
+from luyen.core.config import parse_overrides  # noqa: E402
+from luyen.core.errors import LuyenError, UserError  # noqa: E402
+from luyen.recipe.graph import plan  # noqa: E402
+from luyen.recipe.run import _lock, run  # noqa: E402
+
+STAGES = ("corpus", "tokenizer", "base", "questions", "chat", "before_after")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with recipe, pages and a finished run; tests that change it work on a copy."""
+    folder = tmp_path_factory.mktemp("thư mục với dấu cách и буквы")
+    run(plan(write_recipe(folder), {}), folder / "run")
+    return folder
+
+
+@pytest.fixture
+def copied(finished: Path, tmp_path: Path) -> Path:
+    shutil.copytree(finished / "run", tmp_path / "run")
+    return tmp_path / "run"
+
+
+def events(folder: Path) -> list[tuple[str, str]]:
+    rows = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
+    return [(row["stage"], row["event"]) for row in rows]
+
+
+def again(finished: Path, folder: Path, *overrides: str) -> dict[str, str]:
+    """Run again; what happened to each stage."""
+    before = len(events(folder))
+    run(plan(finished / "toy.yaml", parse_overrides(overrides)), folder)
+    return {stage: event for stage, event in events(folder)[before:] if event != "finished"}
+
+
+def test_every_stage_leaves_a_manifest_with_its_lineage(finished: Path) -> None:
+    folder = finished / "run"
+    manifests = {name: manifest.verify(folder / name) for name in STAGES}
+    assert [manifests[name]["kind"] for name in STAGES] == ["corpus", "tokenizer", "model", "questions", "model", "evaluation"]
+    for found in manifests.values():
+        assert found["seconds"] > 0 and found["versions"]["luyen"] and isinstance(found["seed"], int)
+    assert manifests["base"]["inputs"]["corpus"] == manifest.content_fingerprint(manifests["corpus"])
+    assert manifests["chat"]["inputs"]["base"] == manifest.content_fingerprint(manifests["base"])
+    assert manifests["chat"]["metrics"]["steps"] == 4
+    for name in ("base", "chat"):
+        manifest.verify(folder / name / "model")
+        rows = [json.loads(line) for line in (folder / name / "metrics.jsonl").read_text().splitlines()]
+        assert [row["step"] for row in rows if "loss" in row] == [1, 2, 3, 4]
+        assert [row["step"] for row in rows if "heldout_bits_per_byte" in row] == [0, 2, 4]
+        assert (folder / name / "samples.jsonl").read_text()
+    assert {row["model"] for row in manifests["before_after"]["metrics"]["rows"]} >= {"base", "chat", "retrieval", "n-gram"}
+    assert json.loads((folder / "environment.json").read_text())["versions"]["torch"]
+
+
+def test_nothing_is_done_twice(finished: Path, copied: Path) -> None:
+    assert again(finished, copied) == dict.fromkeys(STAGES, "skipped")
+
+
+def test_a_change_redoes_its_stage_and_what_depends_on_it(finished: Path, copied: Path) -> None:
+    done = again(finished, copied, "chat.train.steps=3")
+    assert done == {**dict.fromkeys(STAGES, "skipped"), "chat": "started", "before_after": "started"}
+
+
+def test_a_damaged_result_is_noticed_and_made_again_to_the_same_bits(finished: Path, copied: Path) -> None:
+    weights = copied / "base" / "model" / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-5] ^= 1
+    weights.write_bytes(content)
+    done = again(finished, copied)
+    assert done["base"] == "started" and done["corpus"] == "skipped"
+    assert done["chat"] == "skipped", "the same bits again, so nothing that follows has to be done"
+    assert manifest.sha256_file(weights) == manifest.sha256_file(finished / "run" / "base" / "model" / "model.safetensors")
+
+
+def test_changed_pages_are_noticed(finished: Path, copied: Path, tmp_path: Path) -> None:
+    pages = finished / "pages"
+    page = next(iter(sorted(pages.iterdir())))
+    original = page.read_text()
+    try:
+        page.write_text(original.replace("Sum", "Total"))
+        with pytest.raises(LuyenError):
+            again(finished, copied, "tokenizer.vocab_size=3")  # stops after the corpus
+    finally:
+        page.write_text(original)
+    assert events(copied)[-1] == ("tokenizer", "failed") and ("corpus", "started") in events(copied)
+
+
+def test_two_runs_in_one_folder_are_refused(finished: Path, copied: Path) -> None:
+    with _lock(copied), pytest.raises(UserError, match="another luyen works in"):
+        again(finished, copied)
+
+
+def test_the_result_loads_in_transformers_with_equal_logits(finished: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from luyen.models import hf
+    from luyen.tokenizer.load import Tokenizer
+
+    folder = finished / "run" / "chat" / "model"
+    text = "What does sum_rows do?\n"
+    ours, tokenizer = hf.load(folder), Tokenizer.load(folder)
+    theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    ids = tokenizer.encode(text)
+    assert AutoTokenizer.from_pretrained(folder)(text, add_special_tokens=False)["input_ids"] == ids
+    tokens_BT = torch.tensor([ids])
+    with torch.no_grad():
+        torch.testing.assert_close(ours.logits(ours(tokens_BT)), theirs(tokens_BT).logits, rtol=1.3e-6, atol=1e-5)
