@@ -197,9 +197,10 @@ def tokenizer(run: Run, limits: Limits) -> Section:
 def _fertility(run: Run, stage: Stage, limits: Limits) -> Iterator[Block]:
     value = run.value(stage.folder / "fertility.json")
     rows = mappings(value) or mappings(mapping(value).get("rows")) or mappings(stage.metrics.get("fertility"))
+    measured = text(stage.metrics.get("measured_on"))
     if rows:
         yield Table(
-            "Fertility: how many tokens the text of each language needs",
+            "Fertility: how many tokens the text of each language needs" + (f", measured on {clip(measured, 80)}" if measured else ""),
             ["Language", "Documents", "Text", "Words", "Tokens", "Tokens per word", "Bytes per token"],
             [
                 [text(row.get("language")) or "–", whole(pick(row, "documents")), size(pick(row, "bytes")), whole(pick(row, "words")),

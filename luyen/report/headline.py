@@ -38,7 +38,11 @@ def _standing(run: Run, unfinished: list[Stage]) -> tuple[str, list[str]]:
     done, everything = len(run.stages) - len(unfinished), len(run.stages)
     failed = [stage for stage in unfinished if stage.state == "failed"]
     sentences = [f"Stage {stage.name} failed{': ' + clip(stage.error, 300) if stage.error else ''}." for stage in failed]
-    sentences += [f"Stage {stage.name} was interrupted; the same command continues it." for stage in unfinished if stage.state == "stopped"]
+    sentences += [
+        f"Stage {stage.name} was begun and is not finished; the same command continues it."
+        for stage in unfinished
+        if stage.state == "stopped"
+    ]
     waiting = [stage.name for stage in unfinished if stage.state == "waiting"]
     if waiting:
         sentences.append(f"Not begun: {joined(waiting)}.")

@@ -217,4 +217,9 @@ def _chosen(stage: Stage, answers: list[tuple[float, str]], limits: Limits) -> l
     """First, middle and last answer of a stage."""
     answers = sorted(answers, key=lambda pair: pair[0])
     picked = sorted({0, len(answers) // 2, len(answers) - 1}) if limits.examples >= 3 else [len(answers) - 1]
-    return [Quote(f"{stage.name}, step {short(answers[i][0])}", clip(answers[i][1], limits.characters)) for i in picked]
+    quotes = []
+    for step, answer in (answers[index] for index in picked):
+        before = text(stage.config.get("model")) if step == 0 and stage.verb == "sft" else ""
+        label = f"{stage.name}, step {short(step)}" + (f" (still {clip(before, 80)})" if before else "")
+        quotes.append(Quote(label, clip(answer, limits.characters) if answer.strip() else "(nothing)"))
+    return quotes

@@ -87,7 +87,8 @@ def test_every_part_of_the_run_is_told(page: tuple[str, Page]) -> None:
         "11 words, at least 50", "email 3, phone 1", "4,096", "One sentence as the model sees it: 20 tokens",
         "It returns the greatest common divisor",
         "Entries taught 185", "vocab_size: 4096", "luyen chat", "luyen run quickstart --budget 1h", "did not stop by itself", "+0.095",
-        "57.3 to 71.3", "by kind of question", "asked in the chat template", "admitted not to know",
+        "57.3 to 71.3", "by kind of question", "asked in the chat template",
+        "chat, step 0 (still base)", "measured on held-out documents", "admitted not to know",
     ):  # fmt: skip
         assert said in parsed.text, said
     assert all(prompt in parsed.text for prompt in PROMPTS)
@@ -141,7 +142,7 @@ def test_an_interrupted_run_says_where_it_stands(tmp_path: Path, stage: str) -> 
     _, parsed = read(run)
     done = list(STAGES).index(stage)
     assert f"Not finished: {done} of 7 stages done." in parsed.text
-    assert f"Stage {stage} was interrupted; the same command continues it." in parsed.text
+    assert f"Stage {stage} was begun and is not finished; the same command continues it." in parsed.text
     assert "recipe.resolved.yaml --out" in parsed.text, "the command that continues it"
 
 
