@@ -148,8 +148,9 @@ def split(documents: Iterable[Document], max_characters: int = 800) -> Iterator[
                 yield Passage(f"{document.id}#{number}", full_title, "\n\n".join(pending), document.url)
                 number += 1
                 pending = []
-            if found:
+            if found and paragraph is not None:
                 heading = found[1].strip()
+                paragraph = paragraph.strip().partition("\n")[2]
             if paragraph is not None and paragraph.strip():
                 pending.append(paragraph.strip("\n"))
 

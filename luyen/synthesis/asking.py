@@ -116,7 +116,7 @@ class Asker:
 
     def invented_rows(self, names: Sequence[str]) -> list[dict[str, Any]]:
         """Held-out phrasings about names that do not exist; the answer is empty because there is none."""
-        group = self.template.unknown.group
+        group = self.template.main_group
         phrasings = _with_name_only(self.template.questions[group].held_out)
         return [
             Turn(name, group, fill(phrasings[number % len(phrasings)], {"name": name}), "").evaluation_row("invented", number)
@@ -126,7 +126,7 @@ class Asker:
     def unknown_rows(self, names: Sequence[str]) -> list[dict[str, Any]]:
         """Training rows that admit not to know `names`, one phrasing for each."""
         unknown = self.template.unknown
-        phrasings = _with_name_only(self.template.questions[unknown.group].ask)
+        phrasings = _with_name_only(self.template.questions[self.template.main_group].ask)
         turns = [
             Turn(name, "unknown", fill(phrasings[i % len(phrasings)], {"name": name}), fill(unknown.answer, {"name": name}))
             for i, name in enumerate(names)

@@ -180,7 +180,7 @@ def _held_out(entries: Sequence[Entry], config: SynthConfig) -> set[str]:
 
 
 def _made_up(documents: Sequence[Document], usable: Sequence[Entry], config: SynthConfig, template: Template) -> list[str]:
-    kinds = template.questions[template.unknown.group].of
+    kinds = template.questions[template.main_group].of
     alike = [entry for entry in usable if entry.kind in kinds] or usable
     count = config.invented + (template.unknown.count if template.unknown.enabled else 0)
     return invented_names(documents, alike, count, derive(config.seed, "invented"))

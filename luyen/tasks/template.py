@@ -116,8 +116,8 @@ class Unknown(Config):
 
     enabled: bool = False
     """Add such rows to the training data."""
-    group: str = "description"
-    """Group whose phrasings are asked."""
+    group: str = ""
+    """Group whose phrasings ask about made-up names, here and in the evaluation; empty: the first group."""
     count: int = 50
     """Number of made-up names; none of them is used for evaluation."""
     answer: str = "I do not know {name}: it is not in the pages that I learnt from."
@@ -146,6 +146,11 @@ class Template(Config):
     admissions: list[str] = []
     """Regular expressions; an answer that matches one of them admits that it does not know."""
 
+    @property
+    def main_group(self) -> str:
+        """The group whose phrasings ask about names that do not exist."""
+        return self.unknown.group or next(iter(self.questions))
+
     @model_validator(mode="after")
     def _check(self) -> Template:
         _check_patterns(self)
@@ -158,7 +163,9 @@ class Template(Config):
                     raise ValueError(f"entries.{index} names the field {name!r}, which nothing sets. {nearest(name, known_here)}")
         for name, group in self.questions.items():
             _check_group(name, group, known)
-        if self.unknown.group not in self.questions:
+        if not self.questions:
+            raise ValueError("questions is empty; nothing would be asked")
+        if self.main_group not in self.questions:
             raise ValueError(f"unknown.group is {self.unknown.group!r}. {nearest(self.unknown.group, self.questions)}")
         _check_fields(self.unknown.answer, {"name"}, "unknown.answer")
         return self
