@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from luyen.models.attention import Layout, packed_attention
-from luyen.models.transformer import TransformerConfig
+from luyen.models.config import TransformerConfig
 
 
 class KeyValueCache:

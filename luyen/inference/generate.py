@@ -21,7 +21,8 @@ from luyen.core import interrupt
 from luyen.core.errors import DataError, NonFinite
 from luyen.core.seed import derive
 from luyen.inference.cache import KeyValueCache, PromptCache
-from luyen.inference.sampling import SamplingConfig, choose
+from luyen.inference.config import SamplingConfig
+from luyen.inference.sampling import choose
 from luyen.models.attention import Layout
 from luyen.models.transformer import Transformer
 

@@ -20,7 +20,8 @@ from torch import Tensor
 from luyen.core import config as configs
 from luyen.core import manifest
 from luyen.core.errors import ConfigError, ModelError, nearest
-from luyen.models.transformer import Transformer, TransformerConfig
+from luyen.models.config import TransformerConfig
+from luyen.models.transformer import Transformer
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"

@@ -25,7 +25,8 @@ from luyen.core import config as configs
 from luyen.core import manifest
 from luyen.core.errors import ConfigError, ModelError
 from luyen.models import hf
-from luyen.models.transformer import Transformer, TransformerConfig
+from luyen.models.config import TransformerConfig
+from luyen.models.transformer import Transformer
 
 BOS, EOS = 1, 2
 SPECIAL = ("<unk>", "<s>", "</s>")

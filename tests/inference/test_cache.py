@@ -4,7 +4,8 @@ import torch
 
 from luyen.inference.cache import KeyValueCache, PromptCache
 from luyen.models.attention import Layout
-from luyen.models.transformer import Transformer, TransformerConfig
+from luyen.models.config import TransformerConfig
+from luyen.models.transformer import Transformer
 
 
 def test_every_step_gives_the_hidden_states_of_a_whole_pass() -> None:

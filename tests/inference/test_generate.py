@@ -8,9 +8,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from luyen.core.errors import DataError, NonFinite
 from luyen.inference import generate as module
+from luyen.inference.config import SamplingConfig
 from luyen.inference.generate import generate, stream
-from luyen.inference.sampling import SamplingConfig
-from luyen.models.transformer import Transformer, TransformerConfig
+from luyen.models.config import TransformerConfig
+from luyen.models.transformer import Transformer
 
 VOCABULARY = 60
 GREEDY = SamplingConfig(max_new_tokens=12)

@@ -5,7 +5,8 @@ import torch
 
 from luyen.core import config as configs
 from luyen.core.errors import ConfigError
-from luyen.inference.sampling import SamplingConfig, choose, draw, penalise, probabilities
+from luyen.inference.config import SamplingConfig
+from luyen.inference.sampling import choose, draw, penalise, probabilities
 
 # Probabilities 0.5, 0.3, 0.15, 0.05 of the ids 2, 0, 3, 1.
 CHANCES = torch.tensor([[0.3, 0.05, 0.5, 0.15]])

@@ -10,7 +10,8 @@ from toys import IDS, SMALL, toy, twin
 from luyen.core import config as configs
 from luyen.core.errors import ConfigError
 from luyen.models.attention import Layout
-from luyen.models.transformer import Transformer, TransformerConfig
+from luyen.models.config import TransformerConfig
+from luyen.models.transformer import Transformer
 
 SHAPES = {
     "multi-head": {},

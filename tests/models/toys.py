@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from luyen.models.transformer import Transformer, TransformerConfig
+from luyen.models.config import TransformerConfig
+from luyen.models.transformer import Transformer
 
 # LitGPT's parity size for Llama: vocabulary 10000, 2 layers, 8 heads, width 32, feed-forward 86.
 SMALL: dict[str, Any] = {"vocab_size": 10000, "hidden_size": 32, "intermediate_size": 86, "num_layers": 2, "num_heads": 8}
