@@ -180,7 +180,7 @@ def test_a_row_over_the_limit_is_kept_without_being_held(tmp_path: Path, name: s
         "a.csv": lambda big: b"text\none\n" + big + b"\ntwo\n",
         "a.conll": lambda big: b"one O\n\n" + big + b"\n\ntwo O\n",
     }[name]
-    big = b"z" * 300_001
+    big = b"z" * 2_000_001
     (tmp_path / name).write_bytes(content(big))
     dataset = read(tmp_path / name, rejected=tmp_path / "rejected.jsonl", max_row_bytes=100_000)
     ((facts, kept),) = rejected_rows(tmp_path / "rejected.jsonl")
@@ -227,6 +227,12 @@ def test_a_list_that_breaks_off_keeps_the_rest(tmp_path: Path) -> None:
     assert [raw for _, raw in rejected_rows(tmp_path / "rejected.jsonl")] == [b'{"text": "\xff"}', b'{"text": z}, {"text": "w"}]']
     (tmp_path / "a.json").write_bytes(b'[{"text": "x"}] {"text": "y"}')
     assert read(tmp_path / "a.json").account.rejected == 1
+
+
+def test_a_number_at_the_border_of_two_reads_is_one_row(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_bytes(b'[{"text": "x"},' + b" " * ((1 << 16) - 20) + b"1234567890]")
+    read(tmp_path / "a.json", rejected=tmp_path / "rejected.jsonl")
+    assert [raw for _, raw in rejected_rows(tmp_path / "rejected.jsonl")] == [b"1234567890"]
 
 
 def test_a_bad_line_of_text_leaves_the_text_around_it(tmp_path: Path) -> None:
