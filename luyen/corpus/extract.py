@@ -28,7 +28,11 @@ DEEPEST = 8
 _ANY_MARK = re.compile("[\ue000-\ue01f]")
 
 # `[^<>]*` and not `[^>]*`, so that a page of unclosed "<td" costs linear time.
-_TAG = re.compile(r"<!--|-->|<(/?)(h[1-6]|d[lt]|dd|ul|li|pre|table|t[dh]|script|style|textarea|title)\b([^<>]*)>", re.IGNORECASE)
+# Spelt out instead of IGNORECASE, so that the search can jump from "<" to "<".
+_TAG = re.compile(
+    r"<(?:(!--)|(/?)([hH][1-6]|[dD][lLtTdD]|[uU][lL]|[lL][iI]|[pP][rR][eE]|[tT][dDhH]|[tT][aA][bB][lL][eE]|[tT][iI][tT][lL][eE]"
+    r"|[sS][cC][rR][iI][pP][tT]|[sS][tT][yY][lL][eE]|[tT][eE][xX][tT][aA][rR][eE][aA])\b([^<>]*)>)"
+)
 _TITLE_CLASS = re.compile(r"class\s*=\s*[\"']?(?:[^\"'>]*[\s\"'-])?title(?:[\s\"']|$)", re.IGNORECASE)
 _LANGUAGE = re.compile(r"(?:language-|lang-|highlight-source-|brush:\s*)([A-Za-z0-9+#]{1,20})")
 _INNER_CODE = re.compile(r"\s{0,100}<code\b([^<>]*)>", re.IGNORECASE)
@@ -132,6 +136,7 @@ class _Marker:
         self.tables = 0
         self.titles = 0
         self.skipping = ""
+        self.comment_end = 0
         self.renamed: list[bool] = []  # one per open ul
 
     def mark(self, html: str) -> str:
@@ -139,20 +144,25 @@ class _Marker:
 
     def _tag(self, match: re.Match[str]) -> str:
         whole = match[0]
-        tag = (match[2] or whole).lower()
-        closing = match[1] == "/"
+        if match.start() < self.comment_end:
+            return whole
+        if match[1]:
+            if not self.skipping:
+                end = match.string.find("-->", match.end())
+                self.comment_end = end if end >= 0 else len(match.string)
+            return whole
+        tag, closing = match[3].lower(), match[2] == "/"
         if self.skipping:
-            if tag == self.skipping and (closing or tag == "-->"):
+            if closing and tag == self.skipping:
                 self.skipping = ""
             return whole
-        if tag in ("<!--", "script", "style", "textarea", "title"):
-            if not closing:
-                self.skipping = "-->" if tag == "<!--" else tag
+        if tag in ("script", "style", "textarea", "title"):
+            self.skipping = "" if closing else tag
             return whole
         return self._closing(tag, whole) if closing else self._opening(tag, match)
 
     def _opening(self, tag: str, match: re.Match[str]) -> str:
-        whole, attributes = match[0], match[3]
+        whole, attributes = match[0], match[4]
         if tag[0] == "h" and tag[1:].isdigit():
             return whole + _HEADING[int(tag[1:])] + FILL
         match tag:
@@ -217,7 +227,10 @@ class _Writer:
         return "\n".join(self.lines).strip("\n")
 
     def _line(self, line: str) -> None:
-        line = self._structure(line)
+        if _ANY_MARK.search(line):
+            line = self._structure(line)
+        else:
+            self.indent = self._indentation()
         if "\t\t" in line:
             cells = [cell for cell in line.split("\t\t") if cell.strip()]
             line = cells[0] if len(cells) == 1 else " | ".join(cell.strip() for cell in cells)
@@ -228,13 +241,13 @@ class _Writer:
             self.lines += ["#" * HEADINGS[self.heading] + " " + " ".join(line.replace(ITEM, "").split()), ""]
             self.heading = ""
         else:
-            self._put(_BULLET.sub(r"\1- ", line.rstrip()).replace(ITEM, ""))
+            if "•" in line or ITEM in line:
+                line = _BULLET.sub(r"\1- ", line).replace(ITEM, "")
+            self._put(line.rstrip())
 
     def _structure(self, line: str) -> str:
         """Take the marks out of a line, remember what they ask for and set the indentation that holds where the line's text begins."""
         self.indent = self._indentation()
-        if not _ANY_MARK.search(line):
-            return line
         kept: list[str] = []
         for character in line:
             if character in HEADINGS:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -88,6 +88,10 @@ def _digits(check: Callable[[str], bool]) -> Callable[[str, str], bool]:
     return lambda text, context: check(re.sub(r"\D", "", text))
 
 
+def _is_mst(text: str, context: str) -> bool:
+    return bool(stdnum.vn.mst.is_valid(text))
+
+
 def _always(text: str, context: str) -> bool:
     return True
 
@@ -95,8 +99,8 @@ def _always(text: str, context: str) -> bool:
 @dataclass(frozen=True)
 class _Finder:
     kind: Kind
-    hint: str
-    """A sign that the text must hold for the pattern to be worth trying; a digit is always needed but for e-mail."""
+    hints: tuple[str, ...]
+    """Of these (lower case) the text must hold one for the pattern to be worth trying."""
     pattern: re.Pattern[str]
     check: Callable[[str, str], bool]
     languages: tuple[str, ...] = ()
@@ -107,55 +111,73 @@ def _alone(pattern: str, before: str = r"\w.,+/-", after: str = r"\w/-") -> re.P
     return re.compile(rf"(?<![{before}])({pattern})(?![{after}]|[.,]\d)")
 
 
+_PASSPORT = ("паспорт", "passport", "серия")
+_CITIZEN = ("cccd", "căn cước", "định danh", "cmnd", "cmtnd", "chứng minh")
 _EMAIL = _alone(r"[A-Za-z0-9][\w.+-]{0,63}@[A-Za-z0-9-]{1,63}(?:\.[A-Za-z0-9-]{1,63}){1,5}", r"\w.+/:-", r"\w@")
 _CARD = _alone(r"\d{4}([ -])\d{4}\2\d{4}\2\d{1,7}|3\d{3}([ -])\d{6}\3\d{4,5}|\d{13,19}", r"\w.,+/-", r"\w-")
 _IPV4 = re.compile(r"(?<![\w.,:/-])(\d{1,3}(?:\.\d{1,3}){3})(?![\w-]|\.\w)")
 _IPV6 = re.compile(r"(?<![\w.:])((?:[0-9A-Fa-f]{1,4}:{1,2}){3,7}[0-9A-Fa-f]{1,4})(?![\w:]|\.\d)")
-# National phone forms are tried only in their own language: ten digits in a row mean different things elsewhere.
 _FINDERS: tuple[_Finder, ...] = (
-    _Finder("email", "@", _EMAIL, _is_email),
-    _Finder("snils", "-", _alone(r"\d{3}-\d{3}-\d{3}[ -]\d{2}", r"\w.-", r"\w-"), _digits(is_snils)),
-    _Finder("snils", "", _near("СНИЛС|SNILS", r"(\d{11})"), _digits(is_snils)),
-    _Finder("inn", "", _near(r"\bИНН|\bINN", r"(\d{12}|\d{10})"), _digits(stdnum.ru.inn.is_valid)),
-    _Finder("passport", "", _near(r"паспорт|passport|серия", r"(\d{2} ?\d{2} ?(?:№|номер|N)? ?\d{6})"), _always),
-    _Finder("passport", "", _near(r"hộ chiếu|passport", r"([A-Z]\d{7,8})"), _always),
-    _Finder("cccd", "", _near(r"CCCD|căn cước|định danh|CMND|chứng minh", r"(\d{12}|\d{3} \d{3} \d{3} \d{3})"), _digits(is_cccd)),
-    _Finder("cmnd", "", _near(r"CMND|CMTND|chứng minh", r"(\d{9}|\d{3} \d{3} \d{3})"), _always),
-    _Finder("mst", "", _near(r"\bMST\b|mã số thuế", r"(\d{10}(?:-\d{3})?)"), lambda text, context: bool(stdnum.vn.mst.is_valid(text))),
-    _Finder("card", "", _CARD, _is_card),
-    _Finder("phone", "+", _alone(r"\+\d(?:[ .()-]{0,2}\d){7,14}", r"\w.+", r"\w-"), _is_phone),
-    _Finder("phone", "", _alone(r"0\d{9}|0\d{2,3}([ .-])\d{3}\2\d{3,4}"), _is_phone, ("vi",)),
-    _Finder("phone", "", _alone(r"8[ -]?\(?\d{3}\)?[ -]?\d{3}[ -]?\d{2}[ -]?\d{2}"), _is_phone, ("ru",)),
-    _Finder("phone", "", _alone(r"\(\d{3}\) ?\d{3}-\d{4}|\d{3}([.-])\d{3}\2\d{4}"), _is_phone, ("en",)),
-    _Finder("ip", ".", _IPV4, _is_ip),
-    _Finder("ip", ":", _IPV6, _is_ip),
+    _Finder("email", ("@",), _EMAIL, _is_email),
+    _Finder("snils", ("снилс", "snils"), _near("СНИЛС|SNILS", r"(\d{11})"), _digits(is_snils)),
+    _Finder("inn", ("инн", "inn"), _near(r"\bИНН|\bINN", r"(\d{12}|\d{10})"), _digits(stdnum.ru.inn.is_valid)),
+    _Finder("passport", _PASSPORT, _near("|".join(_PASSPORT), r"(\d{2} ?\d{2} ?(?:№|номер|N)? ?\d{6})"), _always),
+    _Finder("passport", ("hộ chiếu", "passport"), _near(r"hộ chiếu|passport", r"([A-Z]\d{7,8})"), _always),
+    _Finder("cccd", _CITIZEN, _near("|".join(_CITIZEN), r"(\d{12}|\d{3} \d{3} \d{3} \d{3})"), _digits(is_cccd)),
+    _Finder("cmnd", _CITIZEN, _near(r"CMND|CMTND|chứng minh", r"(\d{9}|\d{3} \d{3} \d{3})"), _always),
+    _Finder("mst", ("mst", "mã số thuế"), _near(r"\bMST\b|mã số thuế", r"(\d{10}(?:-\d{3})?)"), _is_mst),
 )
-_DIGIT = re.compile(r"\d")
+# Tried in this order where a number begins. National phone forms only in their own language: ten digits mean other things elsewhere.
+_NUMBERS: tuple[_Finder, ...] = (
+    _Finder("snils", (), _alone(r"\d{3}-\d{3}-\d{3}[ -]\d{2}", r"\w.-", r"\w-"), _digits(is_snils)),
+    _Finder("card", (), _CARD, _is_card),
+    _Finder("phone", (), _alone(r"\+\d(?:[ .()-]{0,2}\d){7,14}", r"\w.+", r"\w-"), _is_phone),
+    _Finder("phone", (), _alone(r"0\d{9}|0\d{2,3}([ .-])\d{3}\2\d{3,4}|0\d{2} \d{4} \d{4}"), _is_phone, ("vi",)),
+    _Finder("phone", (), _alone(r"8[ -]?\(?\d{3}\)?[ -]?\d{3}[ -]?\d{2}[ -]?\d{2}"), _is_phone, ("ru",)),
+    _Finder("phone", (), _alone(r"\(\d{3}\) ?\d{3}-\d{4}|\d{3}([.-])\d{3}\2\d{4}"), _is_phone, ("en",)),
+    _Finder("ip", (), _IPV4, _is_ip),
+    _Finder("ip", (), _IPV6, _is_ip),
+)
+# Where a number of five or more digits, or an IPv6 address, can begin.
+_START = re.compile(r"(?<![\w.+])(?:[+(]?\d(?:[ .()-]{0,2}\d){4}|[0-9A-Fa-f]{1,4}:[0-9A-Fa-f:]{2})")
 _VERSION = re.compile(r"(?:\bv|\bver|versions?|phiên bản|версия|версии|release)[ .:=]*\Z", re.IGNORECASE)
 
 
 def mask(text: str, language: str = "", kinds: Iterable[Kind] = KINDS) -> tuple[str, dict[str, int]]:
-    """The text with personal data replaced by `<kind>`, and how many of each kind were replaced."""
+    """The text with personal data replaced by `<kind>`, and how many of each kind were replaced.
+
+    `language` (ISO 639-1) decides which national phone numbers are looked for; those written with + are found in every language.
+    """
     chosen = frozenset(kinds)
     counts: dict[str, int] = {}
-    if not chosen or ("@" not in text and not _DIGIT.search(text)):
-        return text, counts
+    lower = text.lower() if chosen else ""
     for finder in _FINDERS:
-        if finder.kind not in chosen or finder.hint not in text or (finder.languages and language not in finder.languages):
-            continue
-        text, found = _replace(text, finder, language)
-        if found:
-            counts[finder.kind] = counts.get(finder.kind, 0) + found
+        if finder.kind in chosen and any(hint in lower for hint in finder.hints):
+            text = _replace(text, ((finder, match) for match in finder.pattern.finditer(text)), language, counts)
+    numbers = [finder for finder in _NUMBERS if finder.kind in chosen and (not finder.languages or language in finder.languages)]
+    if numbers:
+        text = _replace(text, _numbers(text, numbers, language), language, counts)
     return text, counts
 
 
-def _replace(text: str, finder: _Finder, language: str) -> tuple[str, int]:
-    pieces, end, found = [], 0, 0
-    for match in finder.pattern.finditer(text):
+def _numbers(text: str, finders: list[_Finder], language: str) -> Iterator[tuple[_Finder, re.Match[str]]]:
+    for start in _START.finditer(text):
+        for finder in finders:
+            match = finder.pattern.match(text, start.start())
+            if match and finder.check(match[1], language):
+                yield finder, match
+                break
+
+
+def _replace(text: str, found: Iterable[tuple[_Finder, re.Match[str]]], language: str, counts: dict[str, int]) -> str:
+    pieces, end = [], 0
+    for finder, match in found:
         start, stop = match.span(1)
-        value = match[1]
-        if not finder.check(value, language) or (finder.kind in ("ip", "phone") and _VERSION.search(text, max(0, start - 20), start)):
+        if start < end or not finder.check(match[1], language):
+            continue
+        if finder.kind in ("ip", "phone") and _VERSION.search(text, max(0, start - 20), start):
             continue
         pieces += [text[end:start], f"<{finder.kind}>"]
-        end, found = stop, found + 1
-    return ("".join([*pieces, text[end:]]), found) if found else (text, 0)
+        end = stop
+        counts[finder.kind] = counts.get(finder.kind, 0) + 1
+    return "".join([*pieces, text[end:]]) if pieces else text

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from luyen.corpus.words import Words, ngrams
+from luyen.corpus.words import Words
 
 
 def duplicates(items: Iterable[str]) -> tuple[int, int]:
@@ -38,30 +38,28 @@ def duplicate_character_share(items: Sequence[str], characters: int) -> float:
 
 def top_ngram_share(words: Words, size: int) -> float:
     """Characters within the most frequent n-gram of words (the earliest on a tie), words joined by one space."""
-    hashes = ngrams(words.hashes, size)
-    if not len(hashes):
+    if len(words.codes) < size:
         return 0.0
-    _, first, counts = np.unique(hashes, return_index=True, return_counts=True)
-    most = counts.max()
-    start = int(first[counts == most].min())
+    positions, keys = words.repeated(size)
+    start, most = 0, 1
+    if len(positions):
+        counts = np.bincount(keys)[keys]
+        most = int(counts.max())
+        start = int(positions[counts == most].min())
     length = int(words.lengths[start : start + size].sum()) + size - 1
-    return float(length * most / words.characters)
+    return length * most / words.characters
 
 
 def duplicate_ngram_share(words: Words, size: int) -> float:
     """Characters within n-grams of words that occurred before."""
-    hashes = ngrams(words.hashes, size)
-    if not len(hashes):
-        return 0.0
-    _, inverse, counts = np.unique(hashes, return_inverse=True, return_counts=True)
-    repeated = counts[inverse] > 1
-    if not repeated.any():
+    positions, keys = words.repeated(size)
+    if not len(positions):
         return 0.0
     ends = np.concatenate([np.zeros(1, np.int64), np.cumsum(words.lengths)])
     seen: set[int] = set()
     characters = 0
     following = 0  # the first position not inside an n-gram already counted
-    for position, key in zip(np.flatnonzero(repeated).tolist(), inverse[repeated].tolist(), strict=True):
+    for position, key in zip(positions.tolist(), keys.tolist(), strict=True):
         if position < following:
             continue
         if key in seen:

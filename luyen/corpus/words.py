@@ -44,6 +44,7 @@ class Words:
         self.text = text
         self.language = language
         self.characters = max(1, len(text))
+        self._repeated: dict[int, tuple[Integers, Integers]] = {}
 
     @cached_property
     def words(self) -> list[str]:
@@ -98,3 +99,17 @@ class Words:
     def hashes(self) -> Hashes:
         """One hash a word, different for different words of this text."""
         return mix((np.arange(1, len(self.distinct) + 1, dtype=np.uint64)) * np.uint64(0x9E3779B97F4A7C15))[self.codes]
+
+    def repeated(self, size: int) -> tuple[Integers, Integers]:
+        """Where the n-grams of words begin that occur more than once, in order, and a number for each, equal for equal ones.
+
+        An n-gram can repeat only where its first n-1 words do, so each size looks only at what the size below left.
+        """
+        if size not in self._repeated:
+            positions = np.arange(len(self.codes)) if size <= 2 else self.repeated(size - 1)[0]
+            positions = positions[positions <= len(self.codes) - size]
+            hashes = ngrams(self.hashes, size)[positions]
+            _, keys, counts = np.unique(hashes, return_inverse=True, return_counts=True)
+            more = counts[keys] > 1
+            self._repeated[size] = positions[more], keys[more]
+        return self._repeated[size]

@@ -69,7 +69,8 @@ f()</code></pre><table><tr><td>a</td><td>b</td></tr><tr><td></td><td>d</td></tr>
 def test_term_lists_nest_and_close_by_themselves() -> None:
     html = "<dl><dt>outer<dd>text<dl><dt>inner</dt><dd>deep<br>second</dd></dl><dt>next<dd><pre>x = 1\n  y</pre></dl><p>after</p>"
     assert tail(html) == [
-        "outer", "    text", "", "    inner", "        deep", "        second", "", "next", "", "    ```", "    x = 1", "      y", "    ```", "", "after",
+        "outer", "    text", "", "    inner", "        deep", "        second", "", "next", "",
+        "    ```", "    x = 1", "      y", "    ```", "", "after",
     ]  # fmt: skip
 
 
@@ -115,7 +116,9 @@ def test_plain_text_is_not_parsed() -> None:
     assert extract(b"a < b\n  <dt>", "text/plain").text == "a < b\n  <dt>"
 
 
-@pytest.mark.parametrize("piece", ["<dt", "<td class='title'>", "<dl>", "<script>", "<!--", "<pre>", "</dl>", "<a href='file:", "&nbsp;", "<table>"])
+@pytest.mark.parametrize(
+    "piece", ["<dt", "<td class='title'>", "<dl>", "<script>", "<!--", "<pre>", "</dl>", "<a href='file:", "&nbsp;", "<table>"]
+)
 def test_hostile_repetition_costs_linear_time(piece: str) -> None:
     started = time.process_time()
     extract_html(page(piece * (60_000 // len(piece))))

@@ -48,7 +48,8 @@ def test_tcvn3_table_against_an_independent_codec() -> None:
     if shutil.which("iconv") is None:
         pytest.skip("no iconv on this machine")
     for old, new in legacy_vietnamese._TCVN3.items():
-        result = subprocess.run(["iconv", "-f", "TCVN5712-1", "-t", "UTF-8"], input=b"x" + old.encode("latin-1") + b"x", capture_output=True)
+        command = ["iconv", "-f", "TCVN5712-1", "-t", "UTF-8"]
+        result = subprocess.run(command, input=b"x" + old.encode("latin-1") + b"x", capture_output=True, check=False)
         if result.returncode:
             pytest.skip("this iconv does not know TCVN5712-1")
         assert result.stdout.decode() == f"x{new}x"

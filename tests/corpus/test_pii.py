@@ -26,7 +26,7 @@ from luyen.corpus.pii import is_snils, mask
         ("CCCD 999203004567", "vi", "CCCD 999203004567"),
         ("CMND số 123456789 do công an cấp", "vi", "CMND số <cmnd> do công an cấp"),
         ("Mã số thuế 0100233488", "vi", "Mã số thuế <mst>"),
-        ("Gọi 0912345678 hoặc 024 3825 4000.", "vi", "Gọi <phone> hoặc 024 3825 4000."),
+        ("Gọi 0912345678 hoặc 024 3825 4000.", "vi", "Gọi <phone> hoặc <phone>."),
         ("Звоните 8 (912) 345-67-89", "ru", "Звоните <phone>"),
         ("Call (415) 555-2671 or 415-555-2671.", "en", "Call <phone> or <phone>."),
         ("+84 912 345 678, +7 912 345-67-89 and +1 415 555 2671", "fr", "<phone>, <phone> and <phone>"),

@@ -12,10 +12,10 @@ from luyen.corpus.quality import BY_NAME, RULES, judge, thresholds
 from luyen.corpus.repetition import duplicate_ngram_share, duplicates, top_ngram_share
 from luyen.corpus.words import Words
 
-PROSE = """The committee met in the morning to discuss the plan for the new library, and it was agreed that the building would be open to all.
+PROSE = """The committee met in the morning to discuss the plan for the new library, and it was agreed that it would be open to all.
 Two members asked whether the costs had been checked with care, because the last estimate did not include the heating of the hall.
 After a long debate they have decided to wait for the engineer, who will visit the site with her team before the end of the month.
-Nobody doubted that a library is of use; the question is only how large it must be, and who is going to pay for the books. They will meet again."""
+Nobody doubted that a library is of use; the question is only how large it must be, and who is going to pay. They will meet again."""
 
 
 def measure(rule: str, text: str, language: str = "en") -> float:

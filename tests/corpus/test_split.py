@@ -38,7 +38,10 @@ def test_sections_begin_at_headings_and_entries_only() -> None:
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.lists(st.sampled_from(["# h", "text", "    indented", "```", "f(x)\n    doc", "a\nb"]), min_size=1, max_size=20), st.integers(1, 60))
+@given(
+    st.lists(st.sampled_from(["# h", "text", "    indented", "```", "f(x)\n    doc", "a\nb"]), min_size=1, max_size=20),
+    st.integers(1, 60),
+)
 def test_sections_joined_are_the_text(blocks: list[str], characters: int) -> None:
     text = "\n\n".join(blocks)
     assert "\n\n".join(section.text for section in sections(text, characters)) == text
