@@ -33,8 +33,8 @@ from luyen.tasks.template import Template, load_template
 
 TEMPLATES = Path(__file__).parent / "templates"
 TRAINING_SAMPLE = 100
-PASSAGE_CHARACTERS = 500
-"""Longest passage: about 150 tokens, so that it fits before a question into a small model's context."""
+PASSAGE_CHARACTERS = 400
+"""Longest passage: about 130 tokens, so that it fits before a question into 256 positions."""
 
 
 class SynthConfig(Config):

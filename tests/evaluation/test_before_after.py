@@ -17,6 +17,7 @@ from luyen.evaluation.perplexity import BitsPerByte
 from luyen.evaluation.respondents import ModelRespondent, NGramRespondent, RetrievalRespondent, load_model
 from luyen.inference.config import SamplingConfig
 from luyen.models import hf
+from luyen.models.attention import Layout
 from luyen.models.transformer import Transformer
 from luyen.retrieval.index import Index, Passage
 from luyen.tasks.question_answering import Answer, Example
@@ -100,13 +101,14 @@ def test_models_baselines_and_held_out_text(model: Transformer, tokenizer: Token
 
 def teach(model: Transformer, tokenizer: Tokenizer, rows: list[tuple[str, str]]) -> None:
     """Overfit the model to a few conversations."""
-    rendered = [render(tokenizer, [Message("user", question), Message("assistant", text)]).ids for question, text in rows]
-    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
-    for _ in range(60):
+    talks = [render(tokenizer, [Message("user", question), Message("assistant", text)]).ids for question, text in rows]
+    tokens = torch.tensor([[token for ids in talks for token in ids[:-1]]])
+    targets = torch.tensor([token for ids in talks for token in ids[1:]])
+    layout = Layout.packed([len(ids) - 1 for ids in talks])
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
+    for _ in range(30):
         optimizer.zero_grad()
-        for ids in rendered:
-            tokens = torch.tensor([ids])
-            torch.nn.functional.cross_entropy(model.logits(model(tokens[:, :-1]))[0], tokens[0, 1:]).backward()
+        torch.nn.functional.cross_entropy(model.logits(model(tokens, layout=layout))[0], targets).backward()
         optimizer.step()
 
 
@@ -120,7 +122,9 @@ def test_a_model_that_was_taught_answers_and_stops(model: Transformer, tokenizer
     assert not short[0].stopped and "Return the sine of x.".startswith(short[0].text)
 
 
-def test_passages_stand_before_the_question_only_where_they_fit(model: Transformer, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_passages_stand_before_the_question_only_where_they_fit(
+    model: Transformer, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     seen: list[list[int]] = []
 
     def record(model: Transformer, prompts: list[list[int]], *rest: object, **more: object) -> list[object]:

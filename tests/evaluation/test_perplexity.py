@@ -46,7 +46,9 @@ def test_a_uniform_model_costs_the_logarithm_of_the_vocabulary(model: Transforme
     assert cost.value == pytest.approx(cost.tokens * math.log2(tokenizer.vocab_size) / cost.bytes, rel=1e-5)
 
 
-def test_order_and_passes_do_not_matter_and_the_mode_stays(model: Transformer, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_order_and_passes_do_not_matter_and_the_mode_stays(
+    model: Transformer, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model.train()
     first = bits_per_byte(model, tokenizer, DOCUMENTS)
     monkeypatch.setattr("luyen.evaluation.perplexity.TOKENS_PER_PASS", 10)

@@ -102,6 +102,6 @@ def test_split_keeps_every_paragraph_under_its_heading() -> None:
     text = "Before.\n\n# First\n\nOne.\n\nTwo.\n\n## Second\n" + "Long. " * 30 + "\n\nAfter."
     passages = list(split([Document("d", text, "http://x", "Page")], max_characters=40))
     assert [(passage.title, passage.text) for passage in passages] == [
-        ("Page", "Before."), ("Page: First", "One.\n\nTwo."), ("Page: Second", "Long. " * 30), ("Page: Second", "After."),
+        ("Page", "Before."), ("Page: First", "One.\n\nTwo."), ("Page: Second", ("Long. " * 30).strip()), ("Page: Second", "After."),
     ]  # fmt: skip
     assert [passage.id for passage in passages] == ["d#0", "d#1", "d#2", "d#3"] and passages[0].url == "http://x"

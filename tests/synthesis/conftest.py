@@ -13,9 +13,18 @@ document: [{name: module, source: url, pattern: '(\\w+)\\.html$'}]
 entries:
   - {kind: function, pattern: '^(?P<bare>\\w+)(?P<arguments>\\(.*\\))$', name: '{module}.{bare}'}
 questions:
-  what: {of: [function], ask: ['What is {name}?', 'Explain {name}.', '{name}?'], held_out: ['Describe {name}.', 'And {name}?'], answer: '{description}'}
+  what:
+    of: [function]
+    ask: ['What is {name}?', 'Explain {name}.', '{name}?']
+    held_out: ['Describe {name}.', 'And {name}?']
+    answer: '{description}'
   reverse: {of: [function], unique: description, ask: ['Which does this: {topic}?'], held_out: ['Name it: {topic}.'], answer: '{name}'}
-  call: {of: [function], ask: ['Call {name}.'], held_out: ['How to call {name}?'], answer: '{name}{arguments}', follow_up: ['How do I call it?']}
+  call:
+    of: [function]
+    ask: ['Call {name}.']
+    held_out: ['How to call {name}?']
+    answer: '{name}{arguments}'
+    follow_up: ['How do I call it?']
 conversation: [{ask: ['Hello!'], answer: 'Good day.'}]
 unknown: {enabled: false, count: 3, answer: 'I do not know {name}.'}
 admissions: ['do not know']
