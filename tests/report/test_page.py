@@ -16,7 +16,7 @@ from luyen.core.errors import DataError
 from luyen.core.files import read_jsonl, write_jsonl
 from luyen.report.blocks import Group, Limits
 from luyen.report.headline import headline
-from luyen.report.page import CARD, PAGE, SECTIONS, write
+from luyen.report.page import CARD, PAGE, SECTIONS, render, write
 from luyen.report.reading import open_run
 
 from .toy_run import PROMPTS, STAGES, build
@@ -194,6 +194,14 @@ def test_the_page_stays_under_two_megabytes(tmp_path: Path) -> None:
     source, parsed = read(run)
     assert len(source.encode()) < 2_000_000
     assert "(cut: " in parsed.text
+
+
+def test_a_page_that_would_be_too_large_shows_less(finished_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    full = len(render(open_run(finished_run)).encode())
+    monkeypatch.setattr("luyen.report.page.MOST_BYTES", full - 20_000)
+    smaller = render(open_run(finished_run))
+    assert len(smaller.encode()) <= full - 20_000
+    assert "left out" in Page(smaller).text and "It answered 64 %" in Page(smaller).text
 
 
 def test_examples_are_not_picked_by_hand(finished_run: Path) -> None:
