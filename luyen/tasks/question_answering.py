@@ -1,8 +1,8 @@
 """Questions with one right answer, and how close another answer comes to it.
 
-Before `exact_match` and `token_f1` compare, both texts are normalised: Unicode NFC, case folded, punctuation (Unicode category P)
-removed, white space collapsed. That is SQuAD's rule (Rajpurkar et al., 2016, arXiv:1606.05250, section 6.1) without its removal of
-English articles, and stricter about symbols: `+`, `<` and `=` stay. `chrf` is Popović's character n-gram F-score (2015) as
+Before `exact_match` and `token_f1` compare, both texts are normalised: Unicode NFC, case folded, punctuation (Unicode category P but
+`KEPT`) removed, white space collapsed. That is SQuAD's rule (Rajpurkar et al., 2016, arXiv:1606.05250, section 6.1) made stricter:
+English articles stay, and so do the signs that carry meaning in code, without which `a / b` would equal `a % b`. `chrf` is Popović's character n-gram F-score (2015) as
 sacrebleu computes it with its defaults (six characters, no words, beta 2), from 0 to 100, on the texts as they are.
 """
 
@@ -25,6 +25,8 @@ from luyen.core.errors import DataError
 from luyen.core.files import read_jsonl
 from luyen.core.records import Message
 
+KEPT = frozenset("%&*/@#\\-_[]{}")
+"""Punctuation that is never removed. Unicode counts `+ < = > | ~ ^ $` as symbols, which stay anyway."""
 RESAMPLES = 1000
 
 
@@ -92,7 +94,8 @@ class QuestionAnswering:
 def normalise(text: str) -> str:
     """The text as exact_match and token_f1 compare it."""
     text = unicodedata.normalize("NFC", text).casefold()
-    return " ".join("".join(character for character in text if not unicodedata.category(character).startswith("P")).split())
+    kept = (character for character in text if character in KEPT or not unicodedata.category(character).startswith("P"))
+    return " ".join("".join(kept).split())
 
 
 def exact_match(prediction: str, reference: str) -> float:

@@ -38,6 +38,8 @@ def test_exact_match() -> None:
     assert exact_match("Return the cosine of x.", "Return the sine of x.") == 0.0
     assert exact_match("return x + y", "Return x - y.") == 0.0
     assert exact_match("", "") == 1.0
+    signs = ["a / b", "a // b", "a % b", "a & b", "a * b", "a @ b", "a[b]", "a b", "-a", "~a", "a == b", "a != b"]
+    assert [(x, y) for x in signs for y in signs if x != y and exact_match(f"Same as {x}.", f"Same as {y}.")] == []
 
 
 def test_token_f1_by_hand() -> None:
