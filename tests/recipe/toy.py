@@ -16,11 +16,12 @@ def write_pages(folder: Path, count: int = 6) -> Path:
     for page in range(count):
         thing = THINGS[page % len(THINGS)]
         entries = "".join(
-            f"<dl><dt><strong>{verb}_{thing}</strong>(values, /)</dt>"
-            f"<dd><span class='code'>{verb.capitalize()} the {thing} of page {page} and return the result in order {place}.</span></dd></dl>"
+            f"<dl><dt><strong>{verb}_{thing}</strong>(values, /)</dt><dd><span class='code'>"
+            f"{verb.capitalize()} the {thing} of page {page} and return the result in order {place}.</span></dd></dl>"
             for place, verb in enumerate(VERBS)
         )
-        text = f"<html><head><title>{thing}</title></head><body><h1>{thing}</h1><p>Tools for {thing}.</p><h2>Functions</h2>{entries}</body></html>"
+        head = f"<html><head><title>{thing}</title></head><body><h1>{thing}</h1><p>Tools for {thing}.</p><h2>Functions</h2>"
+        text = f"{head}{entries}</body></html>"
         (folder / f"{thing}.html").write_text(text, encoding="utf-8")
     return folder
 
@@ -28,25 +29,19 @@ def write_pages(folder: Path, count: int = 6) -> Path:
 def recipe(pages: Path, *, steps: int = 4, every: int = 2) -> dict[str, object]:
     """The toy recipe as plain values."""
     train = {"steps": steps, "evaluate_every": every, "checkpoint": {"every_steps": every}, "device": "cpu"}
-    batch = {"rows": 2, "length": 64}
+    loop = {"batch": {"rows": 2, "length": 64}, "train": train}
     model = {"preset": "llama-1m", "num_layers": 1, "context_length": 128}
-    return {
-        "version": 1,
-        "name": "toy",
-        "about": "a toy",
-        "stages": {
-            "corpus": {"do": "curate", "source": str(pages), "quality": "none", "heldout_unit": "section", "heldout_fraction": 0.2},
-            "tokenizer": {"do": "tokenizer", "data": "corpus", "vocab_size": 400},
-            "base": {"do": "pretrain", "data": "corpus", "tokenizer": "tokenizer", "model": model, "batch": batch, "train": train, "prompts": ["The"]},
-            "questions": {"do": "synth", "source": "corpus", "max_entries": 12, "invented": 3},
-            "chat": {"do": "sft", "model": "base", "data": "questions", "heldout": "corpus", "batch": batch, "train": train, "prompts": ["Hello!"]},
-            "before_after": {
-                "do": "evaluate", "models": {"base": "base", "chat": "chat"}, "questions": "questions", "heldout": "corpus",
-                "examples": 4, "sampling": {"max_new_tokens": 8},
-            },
-        },
-        "budgets": {"small": {}, "larger": {"base.train.steps": steps + 2}},
-    }  # fmt: skip
+    judged = {"questions": "questions", "heldout": "corpus", "examples": 4, "sampling": {"max_new_tokens": 8}}
+    stages: dict[str, dict[str, object]] = {
+        "corpus": {"do": "curate", "source": str(pages), "quality": "none", "heldout_unit": "section", "heldout_fraction": 0.2},
+        "tokenizer": {"do": "tokenizer", "data": "corpus", "vocab_size": 400},
+        "base": {"do": "pretrain", "data": "corpus", "tokenizer": "tokenizer", "model": model, **loop, "prompts": ["The"]},
+        "questions": {"do": "synth", "source": "corpus", "max_entries": 12, "invented": 3},
+        "chat": {"do": "sft", "model": "base", "data": "questions", "heldout": "corpus", **loop, "prompts": ["Hello!"]},
+        "before_after": {"do": "evaluate", "models": {"base": "base", "chat": "chat"}, **judged},
+    }
+    budgets: dict[str, dict[str, object]] = {"small": {}, "larger": {"base.train.steps": steps + 2}}
+    return {"version": 1, "name": "toy", "about": "a toy", "stages": stages, "budgets": budgets}
 
 
 def write_recipe(folder: Path, **changes: int) -> Path:
