@@ -55,8 +55,6 @@ def _show(data: str, config: InspectConfig) -> None:
 
     console = Console(highlight=False)
     dataset = read(data, strict=config.strict, rejected=Path(config.rejected) if config.rejected else None)
-    for line in dataset.report():
-        print(line)
     if not dataset.records:
         raise DataError(f"{data} holds no usable row", fix="Look at what was rejected above.")
     if config.model is None:

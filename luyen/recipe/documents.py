@@ -5,11 +5,10 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from luyen.core import progress
-from luyen.core.errors import DataError
+from luyen.core.errors import DamagedFile, DataError
 from luyen.core.records import Document, Plain
 from luyen.corpus.curate import read_documents
-from luyen.data.formats import read
+from luyen.data.formats import Dataset, read
 
 HELD_OUT_ONE_IN = 20
 
@@ -17,6 +16,15 @@ HELD_OUT_ONE_IN = 20
 def is_corpus(path: Path) -> bool:
     """Whether `path` is the folder of a curation."""
     return (path / "funnel.json").is_file()
+
+
+def read_whole(path: Path, *, strict: bool = False, rejected: Path | None = None) -> Dataset:
+    """Every record of a data file or folder; DamagedFile when a file breaks off, so that no part of it is missed silently."""
+    dataset = read(path, strict=strict, rejected=rejected)
+    if not dataset.account.complete:
+        name, reason = next(iter(dataset.account.damaged.items()))
+        raise DamagedFile(name, f"{reason}. Mend it or take it out of the folder")
+    return dataset
 
 
 def read_texts(path: Path, split: str) -> list[Document]:
@@ -29,12 +37,10 @@ def read_texts(path: Path, split: str) -> list[Document]:
         if not documents and split == "train":
             raise DataError(f"{path} holds no documents", fix="Look at funnel.json there: it says which rule dropped them.")
         return documents
-    dataset = read(path)
+    dataset = read_whole(path)
     texts = [record.text for record in dataset.records if isinstance(record, Plain)]
     if not texts:
         raise DataError(f"{path} holds no plain text", found=dataset.format, expected="text", fix="Give documents, not conversations.")
-    if split == "train":
-        progress.say(f"  {path}: {dataset.format}, {len(texts)} documents")
     held_out = [len(texts) >= HELD_OUT_ONE_IN and _bucket(text) == 0 for text in texts]
     wanted = split == "heldout"
     return [

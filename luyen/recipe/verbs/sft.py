@@ -9,7 +9,6 @@ from luyen.algorithms.sft import SFT
 from luyen.core import progress
 from luyen.core.errors import ConfigError, ModelError
 from luyen.core.seed import derive
-from luyen.data.formats import read
 from luyen.data.loader import PackedStream
 from luyen.data.mixture import Mixture
 from luyen.data.samples import Sample, chat_samples
@@ -17,7 +16,7 @@ from luyen.engine.algorithm import Hooks
 from luyen.models import hf
 from luyen.models.presets import count_parameters
 from luyen.recipe.configs import SFTConfig
-from luyen.recipe.documents import read_texts
+from luyen.recipe.documents import read_texts, read_whole
 from luyen.recipe.estimate import of_stage
 from luyen.recipe.stage import Stage
 from luyen.recipe.training import answer_questions, heldout_hook, some_text, train_stage, write_model
@@ -56,14 +55,14 @@ def _mixture(config: SFTConfig, stage: Stage, tokenizer: Tokenizer) -> Mixture:
     sources: dict[str, Sequence[Sample]] = {}
     accounts = {}
     for number, value in enumerate(values):
-        dataset = read(stage.data(value), strict=config.strict, rejected=stage.folder / f"rejected-{number}.jsonl")
+        dataset = read_whole(stage.data(value), strict=config.strict, rejected=stage.folder / f"rejected-{number}.jsonl")
         name = value if value not in sources else f"{value} ({number})"
         samples, account = chat_samples(dataset.records, tokenizer, config.batch.length, config.truncation, name=name)
         sources[name] = samples
         accounts[name] = {"format": dataset.format, "rows": dataset.account.as_dict(), "tokens": account.as_dict()}
         progress.say(
-            f"  {name}: {dataset.format}; {account.samples} rows used, {account.num_dropped} dropped, "
-            f"{dataset.account.rejected} malformed; {account.trained} answer tokens trained, {account.lost} lost"
+            f"  {name}: {account.samples:,} rows used, {account.num_dropped:,} dropped; "
+            f"{account.trained:,} answer tokens trained, {account.lost:,} lost"
         )
     weights = dict(zip(sources, config.weights, strict=True)) if config.weights else None
     stage.metrics["data"] = accounts
