@@ -14,6 +14,7 @@ from luyen.tokenizer import sandbox
 from luyen.tokenizer.chat import Rendered, render
 from luyen.tokenizer.folder import Facts
 from luyen.tokenizer.load import Tokenizer
+from luyen.tokenizer.markup import split_control
 from luyen.tokenizer.templates import TEMPLATES, Names
 
 MakeFolder = Callable[..., Path]
@@ -107,6 +108,13 @@ def test_a_content_may_stand_out_of_order(make_folder: MakeFolder) -> None:
     )
     assert trained_text(tokenizer, rendered) == " A file.</s>"
     assert same_as_transformers(folder, tokenizer, messages, prompt=True)
+
+
+def test_the_longest_of_overlapping_control_tokens_is_taken() -> None:
+    control = {"<s": 1, "<s>": 2, "s>x": 3}
+    assert split_control("a<s>x<sy", control) == [("a", None), ("<s>", 2), ("x", None), ("<s", 1), ("y", None)]
+    assert split_control("abc", {}) == [("abc", None)]
+    assert split_control("", control) == split_control("", {}) == []
 
 
 def test_a_token_half_prompt_half_answer_is_trained(make_folder: MakeFolder) -> None:

@@ -106,7 +106,7 @@ def test_saving_somebody_elses_tokenizer_keeps_ids_and_drops_code(make_folder: M
     assert not (tmp_path / "saved" / "chat_template.jinja").exists()
 
 
-def test_padding_and_truncation_in_the_file_do_not_touch_ids(make_folder: MakeFolder) -> None:
+def test_padding_and_truncation_in_the_file_do_not_touch_ids(make_folder: MakeFolder, tmp_path: Path) -> None:
     folder = make_folder(["<pad>"])
     path = folder / "tokenizer.json"
     parsed = json.loads(path.read_text())
@@ -116,7 +116,11 @@ def test_padding_and_truncation_in_the_file_do_not_touch_ids(make_folder: MakeFo
     }  # fmt: skip
     plain = Tokenizer.load(folder).encode("functions that read")
     path.write_text(json.dumps(parsed))
-    assert Tokenizer.load(folder).encode("functions that read") == plain
+    tokenizer = Tokenizer.load(folder)
+    assert tokenizer.encode("functions that read") == plain
+    tokenizer.save(tmp_path / "saved")
+    saved = json.loads((tmp_path / "saved" / "tokenizer.json").read_text(encoding="utf-8"))
+    assert saved["truncation"] is saved["padding"] is None
 
 
 def test_folders_that_cannot_be_read_are_named(tmp_path: Path, make_folder: MakeFolder) -> None:
