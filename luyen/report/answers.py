@@ -99,21 +99,30 @@ def set_name(name: str) -> str:
 
 def _tables(run: Run, stage: Stage, found: list[Result], limits: Limits) -> Iterator[Block]:
     learned = trained_models(run, stage, found)
+    folded: list[Table] = []
     for name in list(dict.fromkeys(row.set for row in found))[: limits.groups]:
-        yield _table(set_name(name), [row for row in found if row.set == name][: limits.rows], learned)
+        made = _table(set_name(name), [row for row in found if row.set == name][: limits.rows], learned)
+        if name == "training":
+            folded.append(made)
+        else:
+            yield made
     facts = _facts(run, stage)
     kinds = [Result(set_name(text(row.get("set"))), text(row.get("source")), row) for row in mappings(facts.get("by_source"))
              if learned and row.get("model") == learned[-1]]  # fmt: skip
     if len({row.set for row in kinds}) > 1:
-        yield _table(f"The answers of {learned[-1]} by kind of question", kinds[: limits.rows], [], ("Questions", "About"))
+        folded.append(_table(f"The answers of {learned[-1]} by kind of question", kinds[: limits.rows], [], ("Questions", "About")))
     asked = [[clip(name, 80), clip(text(note), 300)] for name, note in mapping(facts.get("asked")).items()]
     if asked:
-        yield Table("How each of them was asked", ["Model", "How"], asked[: limits.rows])
+        folded.append(Table("How each of them was asked", ["Model", "How"], asked[: limits.rows]))
+    if folded:
+        yield Group("More tables: questions from the training data, kinds of question, how each was asked", folded)
 
 
 def _table(caption: str, rows: list[Result], learned: list[str], first: tuple[str, ...] = ("Model",)) -> Table:
     """One row a result: who (and about what), how many questions, and every measure with its 95 % interval where there is one."""
     named = {key for row in rows for key in row.values if key != "examples" and row.number(key) is not None}
+    if "invented" not in named and not any(row.number("said_unknown") for row in rows):
+        named.discard("said_unknown")
     measures = [key for key in ORDER if key in named] + sorted(named - set(ORDER))[:6]
     cells: list[list[Cell | str]] = []
     for row in rows:
@@ -136,7 +145,7 @@ def _value(key: str, row: Result) -> Cell:
         return Cell("–", tone="soft")
     interval = mapping(row.values.get("intervals")).get(key)
     low, high = (number(interval[0]), number(interval[1])) if isinstance(interval, list) and len(interval) == 2 else (None, None)
-    certain = low is None or high is None
+    certain = low is None or high is None or low == high
     if key in SHARES and 0 <= value <= 1:
         note = "" if certain else f"{decimal(100 * (low or 0), 1)} to {decimal(100 * (high or 0), 1)}"
         return Cell(share(value), note, "bad" if key == "invented" and value > 0.5 else "", value)

@@ -111,11 +111,11 @@ class Exchange:
 
 @dataclass(frozen=True)
 class Group:
-    """Exchanges behind a summary line, the first ones open."""
+    """Other blocks behind a summary line."""
 
     kind: ClassVar[str] = "group"
     summary: str
-    exchanges: Sequence[Exchange]
+    blocks: Sequence[Exchange | Table | Note]
     opened: bool = False
 
 

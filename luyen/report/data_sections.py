@@ -83,7 +83,7 @@ def _funnel(stage: Stage, steps: list[Row], limits: Limits) -> Block:
             Cell(whole(documents)),
             Cell(whole(lost), tone="soft" if not lost else ""),
             Cell(whole(left), share=left / first_documents if left is not None and first_documents else None),
-            Cell(size(out), f"{share(out / first_bytes, 0)} of the first step's" if out is not None and first_bytes else ""),
+            Cell(size(out), f"{share(out / first_bytes, 0)} of what came in" if out is not None and first_bytes else ""),
             Cell(why or "nothing dropped", tone="" if why else "soft"),
         ])  # fmt: skip
     columns = ["Step", "In", "Dropped", "Out", "Text out", "Dropped because"]

@@ -76,12 +76,15 @@ def _verdict(run: Run, stage: Stage, rows: list[Result]) -> tuple[str, list[str]
     words = ", though asked in words it had not seen" if taught.set == "taught" else ""
     title = f"It answered {share(exact, 0)} of {what} exactly{words}."
     if exact < 0.2:
-        title = f"It learned little: it answered {share(exact, 0)} of {what} exactly{words}."
+        title = f"It learned little: it answered {share(exact, 0)} of {what} exactly."
     sentences = []
     same = [row for row in rows if row.set == taught.set and row.number("exact_match") is not None]
     compared = [f"{row.model} {_asked(row, 'exact_match')}" for row in same]
     if len(compared) > 1:
         sentences.append(f"Exactly right on those questions: {joined(compared)}.")
+    better = [row.model for row in same if row.model not in learned and (row.number("exact_match") or 0) > exact]
+    if better:
+        sentences.append(f"{joined(better)} {'does' if len(better) == 1 else 'do'} better than the model alone.")
     sentences += _honesty(rows, last)
     return title, sentences
 

@@ -14,7 +14,7 @@ import pytest
 
 from luyen.core.errors import DataError
 from luyen.core.files import read_jsonl, write_jsonl
-from luyen.report.blocks import Group, Limits
+from luyen.report.blocks import Exchange, Group, Limits
 from luyen.report.headline import headline
 from luyen.report.page import CARD, PAGE, SECTIONS, render, write
 from luyen.report.reading import open_run
@@ -207,8 +207,10 @@ def test_a_page_that_would_be_too_large_shows_less(finished_run: Path, monkeypat
 def test_examples_are_not_picked_by_hand(finished_run: Path) -> None:
     limits = Limits(examples=2)
     evaluation = next(build_section(open_run(finished_run), limits) for build_section in SECTIONS if build_section.__name__ == "evaluation")
-    taught = next(block for block in evaluation.blocks if isinstance(block, Group))
-    verdicts = [[quote.tone for quote in exchange.answers if quote.label == "chat"] for exchange in taught.exchanges]
+    taught = next(block for block in evaluation.blocks if isinstance(block, Group) and block.opened)
+    verdicts = [
+        [quote.tone for quote in exchange.answers if quote.label == "chat"] for exchange in taught.blocks if isinstance(exchange, Exchange)
+    ]
     assert verdicts == [["good"], ["good"], ["bad"], ["bad"]], "right ones and wrong ones, as many of each"
 
 
