@@ -6,9 +6,9 @@ import pytest
 import torch
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="module")
 def one_thread() -> Iterator[None]:
-    """One thread during the test."""
+    """One thread during the module's tests."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

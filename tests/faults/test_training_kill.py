@@ -26,49 +26,31 @@ def faults(count: int, seed: int) -> list[dict[str, object]]:
     return drawn
 
 
-def sweep(folder, count, seed, config):
-    """`count` runs that are killed once each, and some that are killed again and again, against one that is not."""
-    drawn = faults(count, seed)
-    plan = [{"folder": str(folder / "plain"), "attempts": [None], "config": config}]
-    plan += [{"folder": str(folder / f"killed-{index}"), "attempts": [fault, None], "config": config} for index, fault in enumerate(drawn)]
-    plan += [
-        {"folder": str(folder / f"often-{index}"), "attempts": [*drawn[index : index + 5], None], "config": config}
-        for index in range(0, count // 2, 4)
-    ]
+def every_point_of_one_save() -> list[dict[str, object]]:
+    """The second save, at its system calls: before, after and in the middle."""
+    points = [("save_file", 4, "middle"), ("save_file", 5, "before"), ("save_file", 6, "after"), ("os.replace", 5, "after")]
+    points += [("os.fsync", 25, "before"), ("os.fsync", 33, "before"), ("os.rename", 2, "before"), ("os.rename", 2, "after")]
+    points += [("retain", 2, "before"), ("retain", 2, "after")]
+    return [{"point": point, "nth": nth, "when": when, "do": "kill"} for point, nth, when in points]
+
+
+def sweep(folder, kills, config):
+    """Runs that are killed once each, and some that are killed again and again, against one that is not."""
+    runs = {"plain": [None]} | {f"killed-{index}": [kill, None] for index, kill in enumerate(kills)}
+    runs |= {f"often-{index}": [*kills[index : index + 5], None] for index in range(0, len(kills) // 2, 4)}
+    plan = [{"folder": str(folder / name), "attempts": attempts, "config": config} for name, attempts in runs.items()]
     statuses = run_plan(folder, plan)
     expected = outcome(folder / "plain")
-    for run, ended in zip(plan, statuses, strict=True):
-        assert ended[-1] == 0 and set(ended) <= {0, -9}, (run, ended)
-        assert outcome(type(folder)(run["folder"])) == expected, run
+    for (name, attempts), ended in zip(runs.items(), statuses, strict=True):
+        assert ended[-1] == 0 and set(ended) <= {0, -9}, (attempts, ended)
+        assert outcome(folder / name) == expected, attempts
     return sum(status == -9 for ended in statuses for status in ended)
 
 
 def test_kill_minus_nine_sample(tmp_path):
-    assert sweep(tmp_path, count=8, seed=1, config=CONFIG) >= 10
-
-
-def test_kill_at_every_point_of_one_save(tmp_path):
-    """The second save, at each of its system calls: before, after and in the middle."""
-    attempts = [
-        {"point": point, "nth": nth, "when": when, "do": "kill"}
-        for point, nths, whens in [
-            ("save_file", (4, 5, 6), ("before", "middle", "after")),
-            ("os.rename", (2,), ("before", "after")),
-            ("os.replace", (5,), ("after",)),
-            ("os.fsync", (20, 30), ("before",)),
-            ("retain", (2,), ("before", "after")),
-        ]
-        for nth in nths
-        for when in whens
-    ]
-    config = {"steps": 12, "checkpoint": {"every_steps": 4, "keep_last": 1}}
-    plan = [{"folder": str(tmp_path / str(index)), "attempts": [fault, None], "config": config} for index, fault in enumerate(attempts)]
-    plan.append({"folder": str(tmp_path / "plain"), "attempts": [None], "config": config})
-    statuses = run_plan(tmp_path, plan)
-    assert statuses == [[-9, 0]] * len(attempts) + [[0]]
-    expected = outcome(tmp_path / "plain")
-    for index, fault in enumerate(attempts):
-        assert outcome(tmp_path / str(index)) == expected, fault
+    short = {**CONFIG, "steps": 15, "checkpoint": {"every_steps": 4, "keep_last": 1}}
+    kills = every_point_of_one_save()
+    assert sweep(tmp_path, [*kills, *faults(4, seed=1)], short) >= len(kills)
 
 
 @pytest.mark.slow
@@ -83,4 +65,4 @@ def test_kill_at_every_point_of_one_save(tmp_path):
     ],
 )
 def test_kill_minus_nine_sweep(tmp_path, changes):
-    assert sweep(tmp_path, count=40, seed=2, config={**CONFIG, **changes}) >= 40
+    assert sweep(tmp_path, faults(40, seed=2), {**CONFIG, **changes}) >= 40
