@@ -95,7 +95,8 @@ def test_funnel_adds_up(source: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("unit", ["document", "section"])
-def test_order_of_the_input_does_not_matter(tmp_path: Path, unit: str) -> None:
+def test_order_of_the_input_does_not_matter(tmp_path: Path, unit: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sources, "CHUNK_ITEMS", 3)
     config = load(CurateConfig, {"quality": "reference", "heldout_fraction": 0.2, "heldout_unit": unit})
     results = []
     for seed in range(3):
@@ -192,6 +193,16 @@ def test_damaged_shard_is_reported_and_the_others_are_done(source: Path, tmp_pat
     assert list((tmp_path / "out" / "parts").glob("*.json"))
     funnel = run(source, tmp_path / "out", SMALL.model_copy(update={"damaged": "skip"}))
     assert funnel["documents"] == 25 and funnel["files_damaged"][0].startswith("b.jsonl.zst")
+
+
+def test_changed_plain_shard_is_told_by_its_manifest(tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    write_jsonl(folder / "a.jsonl", rows())
+    seal(folder, "texts")
+    (folder / "a.jsonl").write_bytes((folder / "a.jsonl").read_bytes().replace(b"river", b"rifer", 1))
+    with pytest.raises(DamagedFile, match="sha256 of its manifest"):
+        run(folder, tmp_path / "out")
 
 
 @pytest.mark.parametrize("suffix", [".gz", ".bz2", ".xz", ".zst"])
