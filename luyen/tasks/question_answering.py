@@ -2,8 +2,9 @@
 
 Before `exact_match` and `token_f1` compare, both texts are normalised: Unicode NFC, case folded, punctuation (Unicode category P but
 `KEPT`) removed, white space collapsed. That is SQuAD's rule (Rajpurkar et al., 2016, arXiv:1606.05250, section 6.1) made stricter:
-English articles stay, and so do the signs that carry meaning in code, without which `a / b` would equal `a % b`. `chrf` is Popović's character n-gram F-score (2015) as
-sacrebleu computes it with its defaults (six characters, no words, beta 2), from 0 to 100, on the texts as they are.
+English articles stay, and so do the signs that carry meaning in code, without which `a / b` would equal `a % b`. `chrf` is Popović's
+character n-gram F-score (2015) as sacrebleu computes it with its defaults (six characters, no words, beta 2), from 0 to 100, on the
+texts as they are.
 """
 
 from __future__ import annotations
