@@ -1,4 +1,4 @@
-"""Memory and time: what a run will need, estimated from sizes, and what it took, measured."""
+"""Memory that a run took, measured."""
 
 from __future__ import annotations
 

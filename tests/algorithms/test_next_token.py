@@ -1,0 +1,112 @@
+"""Pretraining and SFT: the first loss, packing against padding, what is trained on, and that one batch can be learnt by heart."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional
+from training_toys import VOCABULARY, toy_algorithm, toy_config, toy_model, toy_samples
+
+from luyen.algorithms.pretrain import Pretrain
+from luyen.algorithms.sft import SFT
+from luyen.data.loader import PackedStream, collate
+from luyen.data.samples import Sample
+from luyen.engine.trainer import fit
+from luyen.models.presets import preset
+from luyen.models.transformer import Transformer
+
+ALGORITHMS = [Pretrain, SFT]
+
+
+def gradients(model):
+    return {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+
+
+def padded_loss(model, samples):
+    """The same samples as rows padded on the right, by plain attention and torch's cross entropy, summed."""
+    width = max(len(sample.tokens) for sample in samples)
+    tokens_BT, targets_BT = torch.zeros(len(samples), width, dtype=torch.int64), torch.full((len(samples), width), -100)
+    for row, sample in enumerate(samples):
+        tokens_BT[row, : len(sample.tokens)] = torch.from_numpy(sample.tokens.astype(np.int64))
+        targets_BT[row, : len(sample.tokens)] = torch.from_numpy(sample.targets.astype(np.int64))
+    logits_BTV = model.logits(model(tokens_BT))
+    return functional.cross_entropy(logits_BTV.flatten(0, 1), targets_BT.flatten(), reduction="sum")
+
+
+@pytest.mark.parametrize("algorithm_class", ALGORITHMS)
+@pytest.mark.parametrize("tied", [True, False])
+def test_packed_is_padded(algorithm_class, tied):
+    samples = toy_samples(7)
+    model = toy_model(tied=tied)
+    loss = algorithm_class(model, None).loss(collate(samples))
+    loss.total.backward()
+    packed = gradients(model)
+    model.zero_grad()
+    reference = padded_loss(model, samples)
+    reference.backward()
+    assert loss.count == sum(sample.num_targets for sample in samples)
+    assert loss.total.item() == pytest.approx(reference.item(), rel=1e-6)
+    for name, gradient in gradients(model).items():
+        torch.testing.assert_close(packed[name], gradient, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("algorithm_class", ALGORITHMS)
+def test_a_batch_is_the_sum_of_its_samples(algorithm_class):
+    samples, model = toy_samples(6), toy_model()
+    algorithm = algorithm_class(model, None)
+    together = algorithm.loss(collate(samples)).total.item()
+    assert together == pytest.approx(sum(algorithm.loss(collate([sample])).total.item() for sample in samples), rel=1e-6)
+    assert together == pytest.approx(algorithm.loss(collate(samples[::-1])).total.item(), rel=1e-6)
+
+
+def test_an_answer_alone_is_trained_and_the_prompt_still_read():
+    """Changing a prompt's targets changes nothing; changing its tokens changes the loss of the answer."""
+    tokens, targets = np.arange(1, 9, dtype=np.int32), np.arange(2, 10, dtype=np.int32)
+    masked = np.where(np.arange(8) < 5, -100, targets).astype(np.int32)
+    algorithm = SFT(toy_model(), None)
+
+    def loss(ids):
+        return algorithm.loss(collate([Sample("s", ids, masked)]))
+
+    other = tokens.copy()
+    other[0] = 40
+    assert loss(tokens).count == 3
+    assert loss(tokens).total.item() != loss(other).total.item()
+    full = algorithm.loss(collate([Sample("s", tokens, targets)])).total.item()
+    prompt = np.where(np.arange(8) < 5, targets, -100).astype(np.int32)
+    assert loss(tokens).total.item() == pytest.approx(full - algorithm.loss(collate([Sample("s", tokens, prompt)])).total.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["llama-1m", "llama-3m"])
+def test_the_first_loss_is_ln_of_the_vocabulary(name):
+    """A model that knows nothing gives every token the same chance."""
+    torch.manual_seed(0)
+    vocabulary = 4096
+    model = Transformer(preset(name, vocabulary))
+    generator = np.random.default_rng(0)
+    ids = generator.integers(vocabulary, size=(4, 65)).astype(np.int32)
+    batch = collate([Sample(str(row), ids[row, :-1], ids[row, 1:]) for row in range(4)])
+    with torch.no_grad():
+        loss = Pretrain(model, None).loss(batch)
+    assert loss.total.item() / loss.count == pytest.approx(math.log(vocabulary), abs=0.1)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_one_batch_is_learnt_by_heart(tmp_path, optimizer):
+    """Loss below 0.01 on four samples within 300 steps."""
+    generator = np.random.default_rng(1)
+    ids = generator.permuted(np.tile(np.arange(VOCABULARY), (4, 1)), axis=1)[:, :17].astype(np.int32)
+    ids[:, 0] = np.arange(4)  # otherwise the first target would be a guess
+    samples = [Sample(str(row), ids[row, :-1], ids[row, 1:]) for row in range(4)]
+    algorithm = Pretrain(toy_model(hidden_size=32), PackedStream(samples, capacity=16, rows=4, seed=0))
+    values = {"name": optimizer, "learning_rate": 1e-2, "weight_decay": 0.0}
+    result = fit(algorithm, toy_config(steps=300, optimizer=values, checkpoint={"every_steps": 300}), tmp_path)
+    assert result.loss < 0.01
+
+
+def test_sft_continues_pretraining_with_the_same_sum():
+    """Equal targets give equal losses: what differs between the two is the data."""
+    batch = next(toy_algorithm().batches(None))[0]
+    model = toy_model()
+    assert torch.equal(Pretrain(model, None).loss(batch).total, SFT(model, None).loss(batch).total)
