@@ -16,15 +16,31 @@ import pytest
 from luyen.core.errors import FetchError
 from luyen.corpus import pydoc_server
 from luyen.corpus.crawl import MODULES, CrawlConfig, crawl, read_pages
+from luyen.corpus.pages import Journal
 
 
 def run(folder: Path, **fields: Any) -> dict[str, Any]:
     return crawl(CrawlConfig(**fields), folder)
 
 
-def test_pages_of_some_modules_twice_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def killed(*_: Any) -> None:
+    raise RuntimeError("killed")
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs; one that has ended but that nobody waited for does not."""
+    status = Path(f"/proc/{pid}/stat")
+    if status.exists():
+        return status.read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    try:
+        os.kill(pid, 0)
+    except OSError:
+        return False
+    return True
+
+
+def test_pages_of_some_modules_twice_the_same(tmp_path: Path) -> None:
     """Names, order and bytes; difflib's page shows memory addresses, collections' depends on what was imported before."""
-    monkeypatch.setenv("LUYEN_TEST_SECRET", "hf_SECRET")
     modules = ("os", "json", "collections", "difflib", "no_such_module")
     counts = run(tmp_path / "a", modules=modules)
     assert (counts["pages"], counts["skipped"]) == (4, {"not on this system": 1})
@@ -32,11 +48,14 @@ def test_pages_of_some_modules_twice_the_same(tmp_path: Path, monkeypatch: pytes
     pages = list(read_pages(tmp_path / "a"))
     assert [page.url for page in pages] == [f"http://pydoc.localhost/{name}.html" for name in ("collections", "difflib", "json", "os")]
     assert b"Serialize" in pages[2].body
-    assert b"hf_SECRET" not in b"".join(page.body for page in pages)
     assert str(Path(os.__file__).parent).encode() not in b"".join(page.body for page in pages)
 
-    (tmp_path / "b").mkdir()  # as a killed crawl leaves it: another process's page in the journal
-    (tmp_path / "b" / "journal.jsonl").write_text('{"settings": "x"}\n{"url": "http://pydoc.localhost/json.html", "kind": "page"}\n')
+    with pytest.MonkeyPatch.context() as patch:  # killed at the last moment, and continued by another server
+        patch.setattr(Journal, "publish", killed)
+        with pytest.raises(RuntimeError, match="killed"):
+            run(tmp_path / "b", modules=modules)
+    journal = tmp_path / "b" / "journal.jsonl"
+    journal.write_bytes(journal.read_bytes().replace(b"Serialize", b"OTHERWISE"))
     run(tmp_path / "b", modules=modules)
     for name in ("pages-00000.jsonl", "skipped.jsonl"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
@@ -75,11 +94,16 @@ def test_the_server_ends_with_the_block_even_after_threading_was_shown() -> None
 
 
 PARENT = """
-import sys, time, urllib.request
+import subprocess, sys, time, urllib.request
 from luyen.corpus import pydoc_server
+class Popen(subprocess.Popen):
+    def __init__(self, *arguments, **more):
+        super().__init__(*arguments, **more)
+        print(self.pid, flush=True)
+subprocess.Popen = Popen
 with pydoc_server.serving() as port:
     urllib.request.urlopen(f"http://127.0.0.1:{port}/threading.html").read()
-    print(port, flush=True)
+    print("ready", flush=True)
     time.sleep(60)
 """
 
@@ -88,16 +112,21 @@ with pydoc_server.serving() as port:
 def test_the_server_ends_when_this_process_is_killed(number: signal.Signals) -> None:
     with subprocess.Popen([sys.executable, "-c", PARENT], stdout=subprocess.PIPE) as parent:
         assert parent.stdout is not None
-        url = f"http://127.0.0.1:{int(parent.stdout.readline())}/"
+        pid = int(parent.stdout.readline())
+        assert parent.stdout.readline() == b"ready\n" and alive(pid)
         parent.send_signal(number)
     end = time.monotonic() + 10
-    while time.monotonic() < end:
-        try:
-            urllib.request.urlopen(url, timeout=2).read()
-        except OSError:
-            return
+    while alive(pid) and time.monotonic() < end:
         time.sleep(0.05)
-    pytest.fail("the documentation server still answers")
+    assert not alive(pid)
+
+
+def test_the_server_gets_no_variable_of_the_person(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LUYEN_TEST_SECRET", "hf_SECRET")
+    monkeypatch.setattr(pydoc_server, "_LAUNCHER", "import os; raise SystemExit(repr(dict(os.environ)))")
+    with pytest.raises(FetchError, match="PYTHONHASHSEED") as error, pydoc_server.serving():
+        pass
+    assert "SECRET" not in str(error.value)
 
 
 def test_a_server_that_does_not_start_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
