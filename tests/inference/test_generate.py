@@ -159,3 +159,9 @@ def test_generation_leaves_the_model_trainable_and_the_threads_alone(model) -> N
     model.zero_grad()
     model.logits(model(torch.tensor([[1, 2]]))).sum().backward()
     assert model.head_weight.grad is not None
+
+
+def test_draws_differ_by_prompt_by_copy_and_by_seed() -> None:
+    other = SAMPLED.model_copy(update={"seed": 4})
+    draws = [module._uniform(*arguments) for arguments in ((SAMPLED, [1], 0), (SAMPLED, [2], 0), (SAMPLED, [1], 1), (other, [1], 0))]
+    assert len({tuple(draw.tolist()) for draw in draws}) == 4

@@ -1,10 +1,12 @@
 """The decoder against transformers' Llama: logits and the gradient of every parameter; and what must not change them."""
 
+import functools
 import math
 
 import pytest
 import torch
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 from toys import IDS, SMALL, toy, twin
 
 from luyen.core import config as configs
@@ -138,3 +140,16 @@ def test_zeros_in_the_config_are_filled_in() -> None:
     config = TransformerConfig(**SMALL)
     assert (config.num_kv_heads, config.head_dim) == (8, 4)
     assert TransformerConfig(**configs.dump(config)) == config
+
+
+def test_checkpointed_blocks_give_the_same_gradients() -> None:
+    model = toy(num_kv_heads=2, vocab_size=50)
+    tokens, layout = torch.arange(20)[None], Layout.packed([5, 12, 3])
+    model(tokens, layout).square().sum().backward()
+    gradients = [parameter.grad.clone() for parameter in model.parameters()]
+    model.zero_grad()
+    for layer in model.model.layers:
+        layer.forward = functools.partial(checkpoint, layer.forward, use_reentrant=False)
+    model(tokens, layout).square().sum().backward()
+    for gradient, parameter in zip(gradients, model.parameters(), strict=True):
+        torch.testing.assert_close(gradient, parameter.grad, rtol=0, atol=0)
