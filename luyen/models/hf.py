@@ -216,7 +216,7 @@ def _read_weights(folder: Path, device: torch.device | str, dtype: torch.dtype) 
             raise ModelError(f"{index} names a file outside its folder", found=files)
     else:
         pickled = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in folder.glob(pattern))
-        fix = "Weights in pickle files can run code and are never read: convert them to safetensors first." if pickled else ""
+        fix = "Such files can run code and are never read: convert them to safetensors first." if pickled else ""
         raise ModelError(f"{folder} has no {WEIGHTS}", found=", ".join(pickled) or "no weights", expected=f"{WEIGHTS} or {INDEX}", fix=fix)
     tensors: dict[str, Tensor] = {}
     for name in files:
