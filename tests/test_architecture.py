@@ -3,7 +3,6 @@
 import ast
 import importlib
 import pkgutil
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -133,13 +132,23 @@ def test_checking_a_config_needs_no_torch(module: str) -> None:
     assert result.stdout.split() == ["False"] * 3
 
 
-def test_nothing_unsafe_in_the_package() -> None:
-    forbidden = re.compile(r"\b(pickle|torch\.load|trust_remote_code|NotImplementedError|allow_pickle=True)\b|\beval\(|\bexec\(")
-    for path in FILES:
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-            code = line.split("#")[0]
-            if forbidden.search(code) and not code.lstrip().startswith(('"', "'")) and ".eval()" not in code:
-                assert False, f"{path}:{number}: {line.strip()}"  # noqa: B011
+UNSAFE = {"pickle", "dill", "joblib", "marshal", "shelve", "eval", "exec", "trust_remote_code", "NotImplementedError"}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_nothing_unsafe_in_the_package(path: Path) -> None:
+    """No pickle in any form, no code from data, no remote code, nothing unfinished. `model.eval()` is an attribute and fine."""
+    for node in ast.walk(TREES[path]):
+        names: set[str] = set()
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            names = {alias.name.split(".")[0] for alias in node.names} | {(getattr(node, "module", None) or "").split(".")[0]}
+        elif isinstance(node, ast.Name):
+            names = {node.id}
+        elif isinstance(node, ast.keyword) and node.arg in ("trust_remote_code", "allow_pickle", "weights_only"):
+            names = {"pickle"} if not (isinstance(node.value, ast.Constant) and node.value.value is False) else set()
+        elif isinstance(node, ast.Attribute) and node.attr == "load" and isinstance(node.value, ast.Name) and node.value.id == "torch":
+            names = {"pickle"}
+        assert not names & UNSAFE, f"{path}:{getattr(node, 'lineno', 0)}: {names & UNSAFE}"
 
 
 def test_all_modules_are_found() -> None:
