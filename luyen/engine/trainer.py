@@ -15,6 +15,7 @@ from luyen.core import interrupt, progress
 from luyen.engine.activations import recomputed
 from luyen.engine.algorithm import Algorithm, Batch, Hooks, TrainResult
 from luyen.engine.config import TrainConfig
+from luyen.engine.memory import freed_memory_kept
 from luyen.engine.run import Run
 
 __all__ = ["Algorithm", "Batch", "Hooks", "TrainConfig", "TrainResult", "fit"]
@@ -28,6 +29,7 @@ def fit(algorithm: Algorithm, config: TrainConfig, folder: Path, *, seed: int = 
     ConfigError when the folder's checkpoints are of another config.
     """
     with (
+        freed_memory_kept(),
         recomputed(algorithm.model, config.activations),
         contextlib.closing(Run(algorithm, config, folder, seed, hooks or Hooks())) as run,
         progress.task("training", config.steps, "steps") as task,

@@ -1,6 +1,8 @@
 """The small parts of the engine: logs, loss scale, recomputed activations, energy."""
 
 import json
+import resource
+import sys
 
 import pytest
 import torch
@@ -132,3 +134,18 @@ def test_the_peak_sees_a_large_allocation():
     before = memory.peak_bytes(CPU)
     held = torch.ones(16_000_000)
     assert held.numel() * 4 * 0.9 < memory.peak_bytes(CPU) - before < held.numel() * 4 * 1.5
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts page faults of glibc's allocator")
+def test_freed_memory_is_taken_again_without_new_pages():
+    def faults():
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        for _ in range(5):
+            torch.ones(8_000_000)
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+    with memory.freed_memory_kept():
+        torch.ones(8_000_000)
+        assert faults() < 100  # 5 x 7,812 pages otherwise
+    torch.ones(8_000_000)
+    assert memory.peak_bytes(CPU) > 32e6
