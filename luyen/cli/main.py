@@ -64,6 +64,8 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    # Threads that wait for each other must not spin: on a machine that others use too, a training step took three times as long.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:
         app(prog_name="luyen")
     except LuyenError as error:
