@@ -76,12 +76,12 @@ def newest_valid(root: Path) -> Checkpoint | None:
 def open_checkpoint(folder: Path) -> Checkpoint:
     """A checkpoint after checking every file against the manifest. Raises DamagedFile naming the first bad one."""
     try:
-        found = manifest.verify(folder)
-        kind, names = found["kind"], set(found["files"])
+        found = manifest.read_json(folder / manifest.MANIFEST)
+        if found["kind"] != KIND or set(found["files"]) != FILES:  # before a name in it is opened
+            raise DamagedFile(folder / manifest.MANIFEST, "is not that of a checkpoint")
+        manifest.verify(folder)
     except (KeyError, TypeError, AttributeError) as error:
         raise DamagedFile(folder / manifest.MANIFEST, f"is not a manifest ({error!r})") from error
-    if kind != KIND or names != FILES:
-        raise DamagedFile(folder / manifest.MANIFEST, "is not that of a checkpoint")
     return Checkpoint(folder, manifest.read_json(folder / "state.json"), manifest.read_json(folder / "timing.json"))
 
 

@@ -54,6 +54,7 @@ def test_kill_minus_nine_sample(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize(
     "changes",
     [

@@ -43,6 +43,7 @@ def test_no_space_in_a_save_or_in_the_log(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_no_space_at_every_system_call(tmp_path):
     points = [("os.fsync", 52, "before"), ("os.replace", 10, "before"), ("save_file", 10, "middle"), ("os.rename", 4, "before")]
     attempts = [fault(point, nth, when) for point, end, when in points for nth in range(1, end)]
