@@ -1,6 +1,6 @@
 """Seconds until `luyen --help` has printed, beside a bare Python and, where installed, transformers' own command; medians.
 
-    python bench/startup.py [--rounds 7]
+python bench/startup.py [--rounds 7]
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from luyen.cli.arguments import field_help, last_run, one_word, plain_command, split_words
+from luyen.cli.arguments import field_help, last_run, one_word, plain_command, split_words, warn
 from luyen.core import manifest
 from luyen.core.config import load, read_yaml
 from luyen.core.errors import ConfigError, UserError
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 
 HELP = """Talk to a model. Without an argument, to the assistant of the last run; else to a run's or a model's folder or a hub name.
 
-Each question is looked up in the run's pages and the best passages are given to the model; --no-retrieval asks the model alone.
+Each question is looked up in the run's pages; a passage that fits is given to the model and shown below its answer.
+--no-retrieval asks the model alone.
 Ctrl-C stops an answer, Ctrl-D ends, /clear forgets the conversation. Questions can also come line by line from a pipe.
 
 How answers are written, as key=value:"""
-PASSAGES = 1
 
 
 def command(name: str) -> click.Command:
@@ -40,7 +40,7 @@ def command(name: str) -> click.Command:
 def _chat(words: tuple[str, ...], retrieval: bool, system: str | None) -> None:
     plain, settings = split_words(words)
     sampling = load(SamplingConfig, settings, "luyen chat")
-    place = one_word(plain, "run or model") if plain else str(last_run())
+    place = one_word(plain, "run or model") if plain else str(last_run("*/model/config.json"))
     run, model = _find(place)
     session = _session(model, run if retrieval else None, sampling)
     if system:
@@ -66,7 +66,10 @@ def _loop(session: ChatSession) -> None:
         elif question in ("/exit", "/quit"):
             return
         elif question:
-            _answer(session, question)
+            try:
+                _answer(session, question)
+            except UserError as error:
+                warn(str(error))
 
 
 def _answer(session: ChatSession, question: str) -> None:
@@ -79,7 +82,8 @@ def _answer(session: ChatSession, question: str) -> None:
         print(" [stopped]", end="")
     print()
     for source in session.sources:
-        print(f"    from {source.title}" + (f" ({source.url})" if source.url else ""))
+        said = f": {source.answer}" if source.answer else ""
+        print(f"    the pages, {source.title}{said}" + (f" ({source.url})" if source.url else ""))
     if session.forgotten:
         print(f"    ({session.forgotten} earlier messages no longer fit and were left out)")
 
@@ -129,4 +133,9 @@ def _retrieval(run: Path) -> Any:
     if not found:
         return None
     index = Index.from_file(found[0])
-    return lambda question: [Source(hit.passage.title, hit.passage.text, hit.passage.url) for hit in index.search(question, PASSAGES)]
+
+    def retrieve(question: str) -> list[Source]:
+        hit = index.relevant(question)
+        return [Source(hit.passage.title, hit.passage.text, hit.passage.url, hit.passage.answer)] if hit else []
+
+    return retrieve

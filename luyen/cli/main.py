@@ -67,16 +67,24 @@ def main() -> None:
     # Threads that wait for each other must not spin: on a machine that others use too, a training step took three times as long.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:
-        app(prog_name="luyen")
+        sys.exit(app(prog_name="luyen", standalone_mode=False))
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
     except LuyenError as error:
         print(f"luyen: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, click.Abort):
         print("luyen: stopped", file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        print(f"luyen: {error.filename}: {error.strerror}", file=sys.stderr)
+        sys.exit(2)
 
 
 if __name__ == "__main__":

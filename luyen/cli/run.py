@@ -8,7 +8,7 @@ import click
 
 from luyen.cli.arguments import one_word, plain_command, runs_folder, split_words, warn, working
 from luyen.core import progress
-from luyen.core.errors import LuyenError
+from luyen.core.errors import Interrupted, LuyenError, NonFinite
 from luyen.recipe.graph import Plan, find_recipe, plan
 
 HELP = """Run a recipe: stages that are up to date are skipped, an interrupted one continues, and a report is written.
@@ -52,8 +52,10 @@ def _run_plan(made: Plan, folder: Path, dry_run: bool) -> None:
 
     try:
         run(made, folder)
-    finally:
-        page = _report(folder)
+    except (Interrupted, KeyboardInterrupt, NonFinite):
+        _report(folder)  # also of a run that stopped
+        raise
+    page = _report(folder)
     progress.say(f"report: {page}")
     progress.say(f"talk to it: luyen chat {folder}" if out_is_unusual(folder) else "talk to it: luyen chat")
 
@@ -64,7 +66,7 @@ def out_is_unusual(folder: Path) -> bool:
 
 
 def _report(folder: Path) -> Path | None:
-    """Write the report also of a run that stopped; its own failure must not hide the run's."""
+    """Write the report; its own failure is told and must not hide the run's."""
     from luyen.report.page import write
 
     try:

@@ -68,8 +68,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
         value = parse_yaml(Path(path).read_text(encoding="utf-8"), str(path))
     except FileNotFoundError as error:
         raise ConfigError(f"no file {path}", fix="Check the path.") from error
-    except (UnicodeDecodeError, IsADirectoryError) as error:
-        raise ConfigError(f"{path} is not a text file", fix="Give a YAML file.") from error
+    except (UnicodeDecodeError, OSError) as error:
+        raise ConfigError(f"{path} cannot be read as text", found=error, fix="Give a YAML file.") from error
     if not isinstance(value, dict):
         raise ConfigError(f"{path} holds no mapping", found=type(value).__name__, expected="key: value lines")
     return value

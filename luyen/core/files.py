@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 from luyen.core.errors import DamagedFile
+from luyen.core.manifest import storage_errors
 
 COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
 
@@ -51,6 +52,7 @@ def write_lines(path: Path, lines: Iterable[bytes]) -> int:
     path = Path(path)
     count = 0
     with contextlib.ExitStack() as stack:
+        stack.enter_context(storage_errors(path))
         raw = stack.enter_context(open(path, "wb"))
         out: Any
         match path.suffix:

@@ -95,9 +95,7 @@ class Journal:
         return end
 
     def _index(self, row: Mapping[str, Any], offset: int) -> None:
-        self.entries[row["url"]] = Entry(
-            offset, row["kind"], row.get("attempts", 0), row.get("not_modified", False), row.get("reason", "")
-        )
+        self.entries[row["url"]] = Entry(offset, row["kind"], row.get("attempts", 0), row.get("not_modified", False), row.get("reason", ""))
 
     def _write(self, row: Mapping[str, Any]) -> None:
         line = json.dumps(row, ensure_ascii=False, allow_nan=False).encode("utf-8", "surrogatepass") + b"\n"

@@ -234,5 +234,3 @@ def tagged(row: Row, column: str) -> list[Record]:
     if not all(isinstance(word, str) and word for word in words):
         raise BadRow("a token is empty or not text")
     return [Tagged(tuple(words), tuple(str(tag) for tag in tags))]
-
-

@@ -155,9 +155,7 @@ def _finish(dataset: Dataset, rejects: Rejects, forms: Mapping[str, None], path:
 class _FileReader:
     """One file's rows into the dataset: detect on the first ones, then convert each."""
 
-    def __init__(
-        self, found: Found, file: Path, columns: Mapping[str, str | int] | None, rejects: Rejects, dataset: Dataset
-    ) -> None:
+    def __init__(self, found: Found, file: Path, columns: Mapping[str, str | int] | None, rejects: Rejects, dataset: Dataset) -> None:
         self.found, self.name, self.columns = found, found.name(file), columns
         self.rejects, self.dataset = rejects, dataset
         self.detection: Detection | None = None

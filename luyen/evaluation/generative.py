@@ -28,7 +28,7 @@ def answer(
     model: Transformer, tokenizer: Tokenizer, examples: Sequence[Example], sampling: SamplingConfig, *,
     batch_size: int = 64, index: Index | None = None, name: str = "answers",
 ) -> list[Answer]:  # fmt: skip
-    """The model's answer to every example, in order. With an index the best passage stands before the question where it fits.
+    """The model's answer to every example, in order. With an index the best relevant passage stands before the question where it fits.
 
     The model is left in the mode it was in. Raises DataError when a question is longer than the model's context.
     """
@@ -66,8 +66,8 @@ def _prompts(
     if index is None:
         return plain
     room = model.config.context_length - min(sampling.max_new_tokens, model.config.context_length // 2)
-    found = [index.search(example.question, 1) for example in examples]
-    talks = [[*([context_message([hits[0].passage.text])] if hits else []), *e.messages] for hits, e in zip(found, examples, strict=True)]
+    found = [index.relevant(example.question) for example in examples]
+    talks = [[*([context_message([hit.passage.text])] if hit else []), *e.messages] for hit, e in zip(found, examples, strict=True)]
     grounded = [row.ids for row in render_batch(tokenizer, talks, add_generation_prompt=True)]
     return [long if len(long) <= room else short for long, short in zip(grounded, plain, strict=True)]
 

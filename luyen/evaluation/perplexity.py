@@ -45,9 +45,7 @@ class BitsPerByte:
         return self.nats / math.log(2) / self.bytes
 
 
-def bits_per_byte(
-    model: Transformer, tokenizer: Tokenizer, documents: Iterable[Document], length: int | None = None
-) -> BitsPerByte:
+def bits_per_byte(model: Transformer, tokenizer: Tokenizer, documents: Iterable[Document], length: int | None = None) -> BitsPerByte:
     """The cost of the documents in windows of at most `length` tokens (the model's context length when None).
 
     DataError when they hold no text. The model is left in the mode it was in.

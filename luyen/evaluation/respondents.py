@@ -57,7 +57,7 @@ class ModelRespondent:
     def note(self) -> str:
         """How it is asked, in words."""
         if self.index is not None:
-            return "asked in the chat template, with the best passage that retrieval finds as a system message"
+            return "asked in the chat template, with the best passage that retrieval finds as a system message, where one is relevant"
         return TEMPLATE_NOTE if self.tokenizer.has_template else PLAIN_NOTE
 
     def answers(self, examples: Sequence[Example], name: str) -> list[Answer]:
@@ -168,9 +168,7 @@ def _without_bos(tokenizer: Tokenizer, ids: Sequence[int]) -> list[int]:
     return list(ids[1:] if ids and ids[0] == tokenizer.bos_id else ids)
 
 
-def load_model(
-    name: str | Path, sampling: SamplingConfig, *, batch_size: int = 64, device: torch.device | str = "cpu"
-) -> ModelRespondent:
+def load_model(name: str | Path, sampling: SamplingConfig, *, batch_size: int = 64, device: torch.device | str = "cpu") -> ModelRespondent:
     """A model folder or hub name as a respondent."""
     folder = hf.locate(name)
     return ModelRespondent(hf.load(folder, device=device), Tokenizer.load(folder), sampling, batch_size)

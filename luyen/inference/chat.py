@@ -28,6 +28,8 @@ class Source:
     title: str
     text: str
     url: str = ""
+    answer: str = ""
+    """The passage in one sentence, where that is known."""
 
 
 @dataclass

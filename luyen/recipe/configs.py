@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from luyen.core.config import Config, Input
 from luyen.core.errors import nearest
@@ -35,7 +35,7 @@ class ModelSection(Config):
 
     preset: str = "llama-3m"
     """Size by name, from llama-1m to llama-2-70b; a wrong name lists them."""
-    context_length: int = 512
+    context_length: int = Field(512, ge=2)
     """Longest sequence in tokens."""
     tied: bool | None = None
     """Share the embedding with the output head; empty: as the preset says."""
@@ -54,9 +54,9 @@ class ModelSection(Config):
 class BatchSection(Config):
     """How much one micro-batch holds."""
 
-    rows: int = 8
+    rows: int = Field(8, ge=1)
     """Packed rows in a micro-batch."""
-    length: int = 512
+    length: int = Field(512, ge=2)
     """Tokens in a packed row."""
 
 
@@ -77,6 +77,12 @@ class PretrainConfig(Config):
     """Fixed texts that the model continues at every evaluation."""
     seed: int | None = None
     """Seed; empty: the recipe's."""
+
+    @model_validator(mode="after")
+    def _check(self) -> PretrainConfig:
+        if self.batch.length > self.model.context_length:
+            raise ValueError(f"batch.length {self.batch.length} is more than model.context_length {self.model.context_length}")
+        return self
 
 
 class SFTConfig(Config):
@@ -113,9 +119,9 @@ class EvaluateConfig(Config):
     """A questions stage with evaluation.jsonl."""
     heldout: Input | None = None
     """A corpus stage, for bits per byte and the retrieval and n-gram baselines."""
-    examples: int = 1000
+    examples: int = Field(1000, ge=1)
     """At most so many questions of each set."""
-    batch_size: int = 64
+    batch_size: int = Field(64, ge=1)
     """Answers written at a time."""
     sampling: SamplingConfig = SamplingConfig()
     """How answers are written; greedy by default."""

@@ -27,9 +27,10 @@ def code_version() -> str:
     digests = {}
     for room in RESULT_ROOMS:
         for path in sorted((root / room).rglob("*")):
-            source = path.suffix in (".py", ".jinja") or "templates" in path.parts
+            relative = path.relative_to(root)
+            source = path.suffix in (".py", ".jinja") or "templates" in relative.parts
             if source and path.is_file():
-                digests[path.relative_to(root).as_posix()] = hashlib.sha256(path.read_bytes()).hexdigest()
+                digests[relative.as_posix()] = hashlib.sha256(path.read_bytes()).hexdigest()
     return f"{luyen.__version__}+{fingerprint(digests)[:12]}"
 
 

@@ -17,6 +17,10 @@ BUILTIN = (Path(__file__).parent / "builtin", Path(__file__).parents[2] / "recip
 """Where recipes with a plain name are: inside an installed wheel, or at the top of a checkout."""
 
 
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+"""What a recipe or a stage may be called: both become folders."""
+
+
 class Recipe(Config):
     """The file's content before its stages are checked."""
 
@@ -83,11 +87,15 @@ def plan(path: Path, overrides: Mapping[str, Any], budget: str | None = None) ->
     """Read a recipe, apply a budget and overrides (nested, by stage), check every stage's config and order the stages."""
     values = read_yaml(path)
     recipe = load(Recipe, values, str(path))
+    if not NAME.fullmatch(recipe.name):
+        raise ConfigError(f"{path}: name", found=repr(recipe.name), expected="letters, digits, _ and -")
     if recipe.version != 1:
         raise ConfigError(f"{path}: version", found=recipe.version, expected=1, fix="This Luyện reads version 1.")
     chosen = _choose_budget(recipe, budget)
     stages: dict[str, Any] = {name: dict(stage) for name, stage in recipe.stages.items()}
     for key, value in recipe.budgets.get(chosen, {}).items():
+        if "." not in key:
+            raise ConfigError(f"{path}: budget {chosen}: cannot set {key!r}", expected="stage.key: value")
         _check_stage(key.split(".")[0], stages, f"{path}: budget {chosen}")
         set_dotted(stages, key, value)
     seed = overrides.get("seed", recipe.seed)
@@ -125,7 +133,7 @@ def _check_stage(name: str, stages: Mapping[str, Any], source: str) -> None:
 
 
 def _plan_stage(name: str, stage: Mapping[str, Any], stages: Mapping[str, Any], path: Path) -> StagePlan:
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
+    if not NAME.fullmatch(name):
         raise ConfigError(f"{path}: stage name {name!r}", expected="letters, digits, _ and -")
     values = dict(stage)
     verb = values.pop("do", None)
@@ -135,16 +143,13 @@ def _plan_stage(name: str, stage: Mapping[str, Any], stages: Mapping[str, Any], 
         raise ConfigError(f"{path}: stage {name!r} does an unknown verb {verb!r}", fix=nearest(str(verb), VERBS))
     config_class = load_config_class(verb)
     config = load(config_class, values, f"stage {name}")
-    needed = [value for value in input_values(config) if value in stages]
+    needed = [value for _, value in input_values(config) if value in stages]
     return StagePlan(name, verb, config, tuple(dict.fromkeys(needed)))
 
 
-def input_values(config: Config) -> list[str]:
-    """Every path or stage name that a config's `Input` fields hold."""
-    found: list[str] = []
-    for name in sorted(input_fields(type(config))):
-        found += _strings(getattr(config, name))
-    return found
+def input_values(config: Config) -> list[tuple[str, str]]:
+    """Every (field, path or stage name) that a config's `Input` fields hold."""
+    return [(name, value) for name in sorted(input_fields(type(config))) for value in _strings(getattr(config, name))]
 
 
 def _strings(value: object) -> list[str]:

@@ -2,16 +2,14 @@
 
 A stage is up to date when its folder has a manifest with the fingerprint that the plan gives it now: verb, config,
 seed, code version, and the content of its inputs. While a stage works, `stage.json` in its folder holds that
-fingerprint; a later attempt with the same one continues there, with another one starts anew.
+fingerprint; a later attempt with the same one continues there. With another one it starts anew, and what an earlier
+attempt left is kept beside it, as `NAME.before`, until the new result is whole.
 """
 
 from __future__ import annotations
 
 import contextlib
-import datetime
 import fcntl
-import json
-import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping
@@ -21,101 +19,88 @@ from typing import Any
 import yaml
 
 from luyen.core import interrupt, manifest, progress
-from luyen.core.config import dump, input_fields
+from luyen.core.config import dump
 from luyen.core.errors import DamagedFile, Interrupted, StorageError, UserError
 from luyen.core.seed import derive
 from luyen.recipe.environment import code_version, environment, versions
-from luyen.recipe.graph import Plan, StagePlan, input_values
+from luyen.recipe.graph import Plan, StagePlan
+from luyen.recipe.inputs import check_inputs, fingerprint_inputs, neutral_config
+from luyen.recipe.journal import event
 from luyen.recipe.stage import Stage
 from luyen.recipe.table import VERBS, load_verb
 
 IN_PROGRESS = "stage.json"
 UNSEALED = (IN_PROGRESS, "timings.jsonl", "checkpoints", "work")
 """Not part of a stage's result: they hold times or only serve to continue."""
+BEFORE = ".before"
 
 
 def run(plan: Plan, folder: Path) -> None:
     """Bring every stage of `plan` up to date in `folder`. Raises the first stage's error; what is done stays done."""
     folder = Path(folder)
+    check_inputs(plan, folder)
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is a file", expected="a folder for the run")
     with manifest.storage_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
     with _lock(folder):
         manifest.write_atomic(folder / "recipe.resolved.yaml", yaml.safe_dump(dict(plan.source), sort_keys=False, allow_unicode=True))
         manifest.write_json(folder / "environment.json", environment())
-        done: dict[str, Path] = {}
         fingerprints: dict[str, str] = {}
         for item in plan.stages:
             interrupt.check()
-            fingerprints[item.name] = _run_stage(item, plan, folder, done, fingerprints)
-            done[item.name] = folder / item.name
+            fingerprints[item.name] = _run_stage(item, plan, folder, fingerprints)
 
 
-def _run_stage(item: StagePlan, plan: Plan, run_folder: Path, done: Mapping[str, Path], fingerprints: Mapping[str, str]) -> str:
+def _run_stage(item: StagePlan, plan: Plan, run_folder: Path, fingerprints: Mapping[str, str]) -> str:
     """Do one stage unless it is up to date; returns the fingerprint of its content."""
-    seed = derive(plan.seed, item.name)
-    inputs = {value: fingerprints.get(value) or _external_fingerprint(value) for value in input_values(item.config)}
-    wanted = manifest.fingerprint([item.verb, _neutral_config(item, inputs), seed, code_version()])
+    seed = derive(plan.seed if getattr(item.config, "seed", None) is None else item.config.seed, item.name)  # type: ignore[attr-defined]
+    inputs = fingerprint_inputs(item.config, fingerprints)
+    wanted = manifest.fingerprint([item.verb, neutral_config(item.config, inputs), seed, code_version()])
     folder = run_folder / item.name
     finished = _finished(folder, wanted)
     if finished is not None:
         progress.say(f"{item.name}: up to date")
-        _event(run_folder, "skipped", item.name)
+        event(run_folder, "skipped", item.name)
         return manifest.content_fingerprint(finished)
     resumed = _prepare(folder, wanted)
-    stage = Stage(item.name, folder, seed, dict(done))
+    stage = Stage(item.name, folder, seed, {name: run_folder / name for name in fingerprints})
     progress.say(f"{item.name}: {'continuing' if resumed else item.verb}")
-    _event(run_folder, "resumed" if resumed else "started", item.name)
-    started = time.monotonic()
-    before = manifest.read_json(folder / IN_PROGRESS).get("seconds", 0.0)
-    try:
-        load_verb(item.verb).run(item.config, stage)
-    except BaseException as error:
-        seconds = before + time.monotonic() - started
-        with contextlib.suppress(OSError, StorageError):
-            manifest.write_json(folder / IN_PROGRESS, {"fingerprint": wanted, "seconds": seconds})
-            name = "interrupted" if isinstance(error, (Interrupted, KeyboardInterrupt)) else "failed"
-            _event(run_folder, name, item.name, error=str(error)[:500])
-        raise
-    seconds = before + time.monotonic() - started
+    event(run_folder, "resumed" if resumed else "started", item.name)
+    seconds = _work(item, stage, wanted, run_folder)
     facts = {
         "verb": item.verb, "stage": item.name, "fingerprint": wanted, "config": dump(item.config), "inputs": inputs, "seed": seed,
         "metrics": stage.metrics, "seconds": round(seconds, 2), "versions": versions(), **stage.facts,
     }  # fmt: skip
-    sealed = seal_stage(folder, VERBS[item.verb].kind, facts)
-    _event(run_folder, "finished", item.name, seconds=round(seconds, 2))
-    progress.say(f"{item.name}: done in {seconds:.0f} s{_summary(stage.metrics)}")
+    sealed = _seal(folder, VERBS[item.verb].kind, facts)
+    event(run_folder, "finished", item.name, seconds=round(seconds, 2))
+    summary = stage.metrics.get("summary")
+    progress.say(f"{item.name}: done in {seconds:.0f} s{f': {summary}' if summary else ''}")
     return manifest.content_fingerprint(sealed)
 
 
-def seal_stage(folder: Path, kind: str, facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Write a stage's manifest over its results and remove the mark of work in progress."""
+def _work(item: StagePlan, stage: Stage, wanted: str, run_folder: Path) -> float:
+    """Do the stage's work; returns the seconds it took, earlier attempts included."""
+    before = manifest.read_json(stage.folder / IN_PROGRESS).get("seconds", 0.0)
+    started = time.monotonic()
+    try:
+        load_verb(item.verb).run(item.config, stage)
+    except BaseException as error:
+        with contextlib.suppress(OSError, StorageError):
+            manifest.write_json(stage.folder / IN_PROGRESS, {"fingerprint": wanted, "seconds": before + time.monotonic() - started})
+            name = "interrupted" if isinstance(error, (Interrupted, KeyboardInterrupt)) else "failed"
+            event(run_folder, name, item.name, error=str(error)[:500])
+        raise
+    return float(before + time.monotonic() - started)
+
+
+def _seal(folder: Path, kind: str, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Write a stage's manifest over its results; then what was kept of an earlier attempt can go."""
     with manifest.storage_errors(folder):
         sealed = manifest.seal(folder, kind, skip=UNSEALED, **facts)
         (folder / IN_PROGRESS).unlink(missing_ok=True)
+        _remove(folder.with_name(folder.name + BEFORE))
     return sealed
-
-
-def _summary(metrics: Mapping[str, Any]) -> str:
-    line = metrics.get("summary")
-    return f": {line}" if line else ""
-
-
-def _neutral_config(item: StagePlan, inputs: Mapping[str, str]) -> dict[str, Any]:
-    """The config with every input replaced by the fingerprint of its content, so that paths and names do not matter."""
-    config = dump(item.config)
-    for name in input_fields(type(item.config)):
-        config[name] = _replace(config[name], inputs)
-    return config
-
-
-def _replace(value: Any, inputs: Mapping[str, str]) -> Any:
-    if isinstance(value, str):
-        return inputs.get(value, value)
-    if isinstance(value, list):
-        return [_replace(item, inputs) for item in value]
-    if isinstance(value, dict):
-        return {key: _replace(item, inputs) for key, item in value.items()}
-    return value
 
 
 def _finished(folder: Path, wanted: str) -> dict[str, Any] | None:
@@ -131,7 +116,10 @@ def _finished(folder: Path, wanted: str) -> dict[str, Any] | None:
 
 
 def _prepare(folder: Path, wanted: str) -> bool:
-    """Make `folder` ready for work; True when an interrupted attempt at the same thing is there to continue."""
+    """Make `folder` ready for work; True when an interrupted attempt at the same thing is there to continue.
+
+    Only folders that are empty or that a stage made are put aside; UserError for any other, nothing of it is touched.
+    """
     mark = folder / IN_PROGRESS
     if mark.is_file() and not (folder / manifest.MANIFEST).is_file():
         with contextlib.suppress(DamagedFile):
@@ -139,39 +127,48 @@ def _prepare(folder: Path, wanted: str) -> bool:
                 return True
     with manifest.storage_errors(folder):
         if folder.exists():
-            shutil.rmtree(folder)
+            _put_aside(folder)
         folder.mkdir(parents=True)
         manifest.write_json(mark, {"fingerprint": wanted, "seconds": 0.0})
     return False
 
 
-def _external_fingerprint(value: str) -> str:
-    """Fingerprint of an input that is no stage: the content of a file or folder, or a hub name itself."""
-    path = Path(value).expanduser()
-    if path.is_file():
-        return manifest.sha256_file(path)
-    if (path / manifest.MANIFEST).is_file():
-        return manifest.content_fingerprint(manifest.verify(path))
-    if path.is_dir():
-        return manifest.fingerprint(
-            {item.relative_to(path).as_posix(): manifest.sha256_file(item) for item in sorted(path.rglob("*")) if item.is_file()}
-        )
-    return value
+def _put_aside(folder: Path) -> None:
+    """Rename a stage's earlier folder to NAME.before; an unfinished one does not replace a finished one there."""
+    finished, begun = (folder / manifest.MANIFEST).is_file(), (folder / IN_PROGRESS).is_file()
+    if not folder.is_dir() or (any(folder.iterdir()) and not finished and not begun):
+        raise UserError(f"{folder} is not empty and was not made by Luyện", fix="Choose another run folder with --out.")
+    kept = folder.with_name(folder.name + BEFORE)
+    if finished or not kept.exists():
+        _remove(kept)
+        folder.rename(kept)
+        if (kept / "checkpoints").is_dir() and not finished:
+            progress.say(f"{folder.name}: its config, inputs or code changed, so it starts anew; the earlier attempt is kept in {kept}")
+    else:
+        _remove(folder)
+
+
+def _remove(folder: Path) -> None:
+    """Delete a folder; a kill in the middle leaves nothing under its name."""
+    if folder.exists():
+        doomed = folder.with_name(f"{manifest.TEMPORARY}{folder.name}")
+        shutil.rmtree(doomed, ignore_errors=True)
+        folder.rename(doomed)
+        shutil.rmtree(doomed)
 
 
 @contextlib.contextmanager
 def _lock(folder: Path) -> Iterator[None]:
     """One process per run folder; the lock dies with its process, so a crash leaves nothing behind."""
-    with open(folder / ".lock", "w") as file:
+    with contextlib.ExitStack() as stack:
+        with manifest.storage_errors(folder):
+            file = stack.enter_context(open(folder / ".lock", "w"))
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise UserError(f"another luyen works in {folder}", fix="Wait for it, or choose another folder with --out.") from error
+        except BlockingIOError as error:
+            raise RunBusy(f"another luyen works in {folder}", fix="Wait for it, or choose another folder with --out.") from error
         yield
 
 
-def _event(folder: Path, event: str, stage: str, **facts: object) -> None:
-    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    row = {"time": now, "event": event, "stage": stage, **facts}
-    with manifest.storage_errors(folder), open(folder / "events.jsonl", "a", encoding="utf-8") as file:
-        file.write(json.dumps(row, ensure_ascii=False) + os.linesep)
+class RunBusy(UserError):
+    """Another process holds the run folder."""

@@ -48,8 +48,3 @@ class Stage:
         """A data file or folder: for a stage of questions its training rows."""
         path = self.path(value)
         return path / "train.jsonl" if (path / "train.jsonl").is_file() else path
-
-    @property
-    def temporary(self) -> Path:
-        """Name for a folder that is renamed into place when whole."""
-        return self.folder / "model"

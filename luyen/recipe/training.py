@@ -9,12 +9,14 @@ from pathlib import Path
 import torch
 
 from luyen.core import manifest
+from luyen.core.device import pick_device
 from luyen.core.random_state import seed_everything
 from luyen.core.records import Document, Message
 from luyen.core.seed import derive
 from luyen.engine.algorithm import Algorithm, Hooks, TrainResult
 from luyen.engine.config import TrainConfig
 from luyen.engine.estimate import Estimate
+from luyen.engine.memory import reset_peak
 from luyen.engine.trainer import fit
 from luyen.evaluation.perplexity import bits_per_byte
 from luyen.inference.config import SamplingConfig
@@ -76,6 +78,7 @@ def train_stage(
     algorithm: Algorithm, config: TrainConfig, stage: Stage, hooks: Hooks, estimate: Estimate
 ) -> TrainResult:  # fmt: skip
     """Run the loop in the stage's folder, continuing what is there, and record what it did beside what was estimated."""
+    reset_peak(pick_device(config.device))
     stage.facts["estimate"] = {"seconds": round(estimate.seconds(training_rate(config)), 1), "bytes": estimate.bytes}
     seed_everything(derive(stage.seed, "loop"))
     result = fit(algorithm, config, stage.folder, seed=stage.seed, hooks=hooks)

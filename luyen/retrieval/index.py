@@ -7,8 +7,10 @@ name with underscores, so that `json.dumps` is found by itself, by `json` and by
 from __future__ import annotations
 
 import json
+import math
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,6 +28,8 @@ BLANK = re.compile(r"\n[^\S\n]*\n")
 HEADING = re.compile(r"#{1,6} +(.*)")
 TITLE_WEIGHT = 1
 """How often a title counts: what a passage is about says more than what it mentions."""
+WORTH_READING = 0.5
+"""Share of a query's weight that a passage must hold to be given to a model."""
 PASSAGES, FACTS = "passages.jsonl", "index.json"
 
 
@@ -55,6 +59,7 @@ class Index:
     def __init__(self, passages: Sequence[Passage], weights: bm25s.BM25) -> None:
         self.passages = list(passages)
         self._weights = weights
+        self._frequency = Counter(word for passage in self.passages for word in {*words(passage.title), *words(passage.text)})
         self._titles: dict[str, list[int]] = {}
         for index, passage in enumerate(self.passages):
             self._titles.setdefault(_folded(passage.title), []).append(index)
@@ -91,6 +96,24 @@ class Index:
                 named[self._titles.get(word, [])] = len(word)
         order = numpy.lexsort((-scores, -named))[:k]
         return [Hit(self.passages[index], float(scores[index])) for index in order.tolist() if scores[index] > 0]
+
+    def relevant(self, query: str) -> Hit | None:
+        """The best passage, unless it has too little to do with the query to be worth reading: then None.
+
+        It is worth reading when the query holds its title, or when at least two of the query's words stand in it that carry half of the
+        query's weight (inverse document frequency; a word of no passage weighs like one of a single passage, as it may be what is
+        asked about).
+        """
+        hits = self.search(query, 1)
+        if not hits:
+            return None
+        asked, held = set(words(query)), set(words(hits[0].passage.title)) | set(words(hits[0].passage.text))
+        if _folded(hits[0].passage.title) in asked:
+            return hits[0]
+        weight = {word: math.log((len(self.passages) + 1) / (max(self._frequency[word], 1) + 0.5)) for word in asked}
+        common = asked & held
+        enough = sum(weight[word] for word in common) >= WORTH_READING * sum(weight.values())
+        return hits[0] if len(common) >= 2 and enough else None
 
     def save(self, folder: Path) -> None:
         """Write passages.jsonl, index.json and the arrays into a folder."""

@@ -13,7 +13,6 @@ The same documents, config and template give the same bytes.
 
 from __future__ import annotations
 
-import json
 import random
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -21,9 +20,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import Field
+
 from luyen.core.config import Config, dump
 from luyen.core.errors import ConfigError, DataError, nearest
 from luyen.core.files import write_jsonl
+from luyen.core.manifest import write_json
 from luyen.core.records import Document
 from luyen.core.seed import derive
 from luyen.synthesis.asking import Asker, Turn
@@ -46,19 +48,19 @@ class SynthConfig(Config):
     """Groups of the template's questions to use; none means all of them."""
     heldout_entries: float = 0.1
     """Share of entries that are never taught, from 0 to 0.9."""
-    max_entries: int | None = None
+    max_entries: int | None = Field(None, ge=1)
     """Most entries to use, taken evenly from the documents; none means all."""
-    phrasings_per_entry: int | None = None
+    phrasings_per_entry: int | None = Field(None, ge=1)
     """Training phrasings for one entry and group, chosen at random; none means all of them."""
-    evaluation_phrasings: int = 1
+    evaluation_phrasings: int = Field(1, ge=1)
     """Held-out phrasings for one entry and group in the evaluation."""
     grounded: float = 0.1
     """Share of training rows whose entry's passage stands before the question, as retrieval gives it in a chat, from 0 to 1."""
     multi_turn: float = 0.1
     """Share of training rows that are joined to conversations of two or three turns, from 0 to 1."""
-    invented: int = 60
+    invented: int = Field(60, ge=0)
     """Names that do not exist for the evaluation."""
-    conversation_copies: int = 4
+    conversation_copies: int = Field(4, ge=0)
     """How often each phrasing that needs no entry (a greeting) stands in the training data."""
     seed: int = 0
     """Decides which entries are held out and every other choice."""
@@ -129,7 +131,7 @@ def write(questions: Questions, folder: Path) -> dict[str, Any]:
     write_jsonl(folder / "evaluation.jsonl", questions.evaluation)
     write_jsonl(folder / "passages.jsonl", questions.passages)
     for name, value in (("template.json", dump(questions.template)), ("account.json", questions.account)):
-        (folder / name).write_text(json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_json(folder / name, value)
     return questions.account
 
 

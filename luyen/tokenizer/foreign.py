@@ -46,8 +46,7 @@ def recognise(jinja: str, names: Names, control: Mapping[str, int]) -> ChatTempl
     for known in TEMPLATES.values():
         usable = all(token in control for token in known.needs(names))
         if usable and all(
-            _outcome(known, names, probe, prompt) == outcome
-            for probe, (_, prompt), outcome in zip(probes, _PROBES, outcomes, strict=True)
+            _outcome(known, names, probe, prompt) == outcome for probe, (_, prompt), outcome in zip(probes, _PROBES, outcomes, strict=True)
         ):
             return replace(known, jinja=jinja)
     separated = Separated(jinja, tuple(control.items()))
@@ -184,8 +183,8 @@ def _trims(jinja: str, roles: tuple[Role, ...], names: Names, prompt: bool) -> t
     lefts, rights = [False] * len(roles), [False] * len(roles)
     for place, (plain, spaced) in enumerate(zip(bare.markup, padded.markup, strict=True)):
         found = None
-        for kept_right in ((_PAD_RIGHT, "") if place else ("",)):
-            for kept_left in ((_PAD_LEFT, "") if place < len(roles) else ("",)):
+        for kept_right in (_PAD_RIGHT, "") if place else ("",):
+            for kept_left in (_PAD_LEFT, "") if place < len(roles) else ("",):
                 if spaced == kept_right + plain + kept_left:
                     found = (kept_right, kept_left)
         if found is None:

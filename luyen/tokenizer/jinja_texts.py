@@ -71,14 +71,11 @@ _CHATML = r"""
 {%- endif %}
 """
 
-_QWEN25 = (
-    r"""
+_QWEN25 = r"""
 {%- if messages[0]['role'] != 'system' %}
 {{- '<|im_start|>system\nYou are Qwen, created by Alibaba Cloud. You are a helpful assistant.<|im_end|>\n' }}
 {%- endif %}
-"""
-    + _CHATML.lstrip()
-)
+""" + _CHATML.lstrip()
 
 _ZEPHYR = r"""
 {%- for message in messages %}

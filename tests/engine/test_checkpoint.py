@@ -2,6 +2,7 @@
 
 import os
 import random
+import shutil
 
 import numpy
 import pytest
@@ -129,6 +130,19 @@ def test_leftovers_are_cleaned_and_other_folders_left(tmp_path):
     checkpoint.clean(tmp_path)
     assert sorted(os.listdir(tmp_path)) == ["notes", "step-00000001"]
     assert checkpoint.newest_valid(tmp_path).state["step"] == 1
+
+
+def test_a_deletion_cut_in_the_middle_leaves_nothing_that_looks_damaged(tmp_path, monkeypatch):
+    write(tmp_path, 1, 2)
+
+    def cut(folder, **_):
+        next(path for path in folder.iterdir()).unlink()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(shutil, "rmtree", cut)
+    with pytest.raises(KeyboardInterrupt):
+        checkpoint.retain(tmp_path, 1)
+    assert steps_in(tmp_path) == [2]
 
 
 def test_no_checkpoint_is_none(tmp_path):

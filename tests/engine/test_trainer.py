@@ -2,7 +2,9 @@
 
 import inspect
 import json
+import random
 
+import numpy
 import pytest
 import torch
 from torch.nn import functional
@@ -12,7 +14,7 @@ from luyen.algorithms.pretrain import Pretrain
 from luyen.core import interrupt, progress
 from luyen.core.errors import ConfigError, DataError, Interrupted
 from luyen.data.loader import Batch
-from luyen.engine import trainer
+from luyen.engine import checkpoint, trainer
 from luyen.engine.trainer import Hooks, fit
 from luyen.objectives.loss import Loss
 
@@ -108,10 +110,27 @@ def test_stopping_and_continuing_ends_in_the_same_bits(tmp_path):
     assert (result.tokens, result.loss, result.evaluation) == (resumed.tokens, resumed.loss, resumed.evaluation)
 
 
-def test_a_finished_run_is_not_done_again(tmp_path):
+def test_an_evaluation_leaves_no_trace_in_the_random_numbers(tmp_path):
+    def draw():
+        return {"x": torch.rand(()).item() + random.random() + numpy.random.random()}
+
+    def noisy():
+        algorithm = toy_algorithm()
+        algorithm.loss = lambda batch: Loss(Pretrain.loss(algorithm, batch).total * (1 + torch.rand(())), batch.num_targets)
+        return algorithm
+
+    losses = []
+    for name, hooks in [("with", Hooks(evaluate=draw)), ("without", Hooks())]:
+        fit(noisy(), toy_config(evaluate_every=2), tmp_path / name, hooks=hooks)
+        losses.append([row["loss"] for row in rows(tmp_path / name) if "loss" in row])
+    assert losses[0] == losses[1]
+
+
+def test_a_finished_run_is_not_done_again(tmp_path, monkeypatch):
     first = fit(toy_algorithm(), toy_config(), tmp_path)
     algorithm = toy_algorithm(seed=3)
     algorithm.loss = None
+    monkeypatch.setattr(checkpoint, "save", None)  # a checkpoint that is there is not written again
     second = fit(algorithm, toy_config(), tmp_path)
     assert (first.steps, first.tokens, first.loss) == (second.steps, second.tokens, second.loss)
     assert second.seconds >= 0

@@ -48,7 +48,7 @@ def sweep(folder, kills, config):
 
 
 def test_kill_minus_nine_sample(tmp_path):
-    short = {**CONFIG, "steps": 15, "checkpoint": {"every_steps": 4, "keep_last": 1}}
+    short = {**CONFIG, "steps": 15, "accumulation": 2, "checkpoint": {"every_steps": 4, "keep_last": 1}}
     kills = every_point_of_one_save()
     assert sweep(tmp_path, [*kills, *faults(4, seed=1)], short) >= len(kills)
 
@@ -59,7 +59,7 @@ def test_kill_minus_nine_sample(tmp_path):
     "changes",
     [
         {},
-        {"accumulation": 4},
+        {"accumulation": 3},
         {"optimizer": {"name": "muon"}},
         {"precision": "bf16"},
         {"activations": "recompute", "checkpoint": {"every_steps": 3, "keep_last": 1}},

@@ -98,6 +98,47 @@ def test_changed_pages_are_noticed(finished: Path, copied: Path, tmp_path: Path)
     assert events(copied)[-1] == ("tokenizer", "failed") and ("corpus", "started") in events(copied)
 
 
+def test_a_folder_that_is_not_ours_is_left_alone(finished: Path, tmp_path: Path) -> None:
+    mine = tmp_path / "corpus" / "mine.txt"
+    mine.parent.mkdir()
+    mine.write_text("mine")
+    with pytest.raises(UserError, match="was not made by Luyện"):
+        run(plan(finished / "toy.yaml", {}), tmp_path)
+    assert mine.read_text() == "mine"
+
+
+def test_wrong_inputs_are_told_before_anything_is_done(finished: Path, copied: Path) -> None:
+    before = sorted(copied.rglob("*"))
+    for change, message in (("corpus.source=nowhere", "no such file"), ("base.tokenizer=" + str(finished / "pages"), "is no tokenizer"),
+                            ("chat.model=" + str(copied / "corpus"), "is no model"), ("before_after.heldout=gone", "no such file"),
+                            (f"corpus.source={copied / 'corpus'}", "write over its own input")):  # fmt: skip
+        with pytest.raises(UserError, match=message):
+            again(finished, copied, change)
+    assert sorted(copied.rglob("*")) == before
+
+
+def test_a_failed_change_keeps_the_result_that_was_there(finished: Path, copied: Path, tmp_path: Path) -> None:
+    empty = tmp_path / "none.html"
+    empty.write_text("")
+    with pytest.raises(LuyenError):
+        again(finished, copied, f"corpus.source={empty}")
+    assert manifest.verify(copied / "corpus.before")["kind"] == "corpus"
+    assert again(finished, copied)["corpus"] == "started"
+    assert not (copied / "corpus.before").exists()
+
+
+def test_what_only_decides_how_work_is_done_redoes_nothing(finished: Path, copied: Path) -> None:
+    done = again(finished, copied, "base.train.checkpoint.every_steps=1", "corpus.processes=2", "before_after.batch_size=3")
+    assert done == dict.fromkeys(STAGES, "skipped")
+
+
+def test_a_stage_of_its_own_seed_gives_other_weights(finished: Path, copied: Path) -> None:
+    again(finished, copied, "base.seed=7")
+    assert manifest.sha256_file(copied / "base/model/model.safetensors") != manifest.sha256_file(
+        finished / "run/base/model/model.safetensors"
+    )
+
+
 def test_two_runs_in_one_folder_are_refused(finished: Path, copied: Path) -> None:
     with _lock(copied), pytest.raises(UserError, match="another luyen works in"):
         again(finished, copied)

@@ -105,3 +105,21 @@ def test_split_keeps_every_paragraph_under_its_heading() -> None:
         ("Page", "Before."), ("Page: First", "One.\n\nTwo."), ("Page: Second", ("Long. " * 30).strip()), ("Page: Second", "After."),
     ]  # fmt: skip
     assert [passage.id for passage in passages] == ["d#0", "d#1", "d#2", "d#3"] and passages[0].url == "http://x"
+
+
+def test_a_passage_is_given_only_when_it_has_to_do_with_the_question() -> None:
+    index = Index.build(
+        [
+            Passage("1", "math.floor", "floor(x)\n    Return the floor of x as an Integral."),
+            Passage("2", "math.ceil", "ceil(x)\n    Return the ceiling of x as an Integral."),
+            Passage("3", "textwrap.shorten", "shorten(text)\n    Collapse and truncate the text, for example hello there."),
+        ]
+    )
+    for question, title in (
+        ("Could you explain to me what math.floor is used for?", "math.floor"),
+        ("What does this: collapse and truncate the text?", "textwrap.shorten"),
+    ):
+        hit = index.relevant(question)
+        assert hit is not None and hit.passage.title == title
+    for question in ("Hello!", "What does math.frobnicate do?", "Tell me a story about dragons."):
+        assert index.relevant(question) is None, question

@@ -56,12 +56,12 @@ def _mixture(config: SFTConfig, stage: Stage, tokenizer: Tokenizer) -> Mixture:
     accounts = {}
     for number, value in enumerate(values):
         dataset = read_whole(stage.data(value), strict=config.strict, rejected=stage.folder / f"rejected-{number}.jsonl")
-        name = value if value not in sources else f"{value} ({number})"
+        name = f"source{number}"  # not the path: the same data under another name gives the same bits
         samples, account = chat_samples(dataset.records, tokenizer, config.batch.length, config.truncation, name=name)
         sources[name] = samples
-        accounts[name] = {"format": dataset.format, "rows": dataset.account.as_dict(), "tokens": account.as_dict()}
+        accounts[value] = {"format": dataset.format, "rows": dataset.account.as_dict(), "tokens": account.as_dict()}
         progress.say(
-            f"  {name}: {account.samples:,} rows used, {account.num_dropped:,} dropped; "
+            f"  {value}: {account.samples:,} rows used, {account.num_dropped:,} dropped; "
             f"{account.trained:,} answer tokens trained, {account.lost:,} lost"
         )
     weights = dict(zip(sources, config.weights, strict=True)) if config.weights else None

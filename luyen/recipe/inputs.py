@@ -1,0 +1,95 @@
+"""Inputs of stages: checked before any work, and known by their content instead of their names."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from luyen.core import manifest
+from luyen.core.config import Config, dump, input_fields
+from luyen.core.errors import ModelError, UserError
+from luyen.recipe.graph import Plan, input_values
+
+HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(@[\w./-]+)?")
+MAY_CHANGE = ("train.checkpoint", "train.device", "batch_size", "processes")
+"""Keys that decide how work is done and not what comes of it; a change of them does not make a stage out of date."""
+NEEDED = {"model": "config.json", "models": "config.json", "tokenizer": "tokenizer.json"}
+"""Config field -> file that makes a folder what the field asks for."""
+
+
+def check_inputs(plan: Plan, folder: Path) -> None:
+    """UserError when an input that is no stage is missing, or lies where a stage would put its result. Imports no torch."""
+    names = {stage.name for stage in plan.stages}
+    for stage in plan.stages:
+        for field, value in input_values(stage.config):
+            if value in names:
+                continue
+            path = Path(value).expanduser()
+            if path.exists():
+                result = (folder / stage.name).resolve()
+                if result == path.resolve() or result in path.resolve().parents or path.resolve() in result.parents and path.is_file():
+                    raise UserError(f"{stage.name} would write over its own input {value}", fix="Choose another run folder with --out.")
+                _check_kind(stage.name, field, path)
+            elif not is_hub_name(value):
+                kind = "a path that exists, or a hub name owner/name" if "/" in value else "a path that exists"
+                raise UserError(f"{stage.name}: no such file or folder {value!r}", expected=kind, fix="Check the spelling.")
+
+
+def _check_kind(stage: str, field: str, path: Path) -> None:
+    """A folder given as a model or tokenizer holds one, itself, in `model`, or because it is a finished stage."""
+    needed = NEEDED.get(field)
+    if needed and not any((folder / needed).is_file() for folder in (path, path / "model")):
+        raise ModelError(f"{stage}: {path} is no {field.removesuffix('s')}", found=f"no {needed} in it", expected="a folder that has it")
+
+
+def is_hub_name(value: str) -> bool:
+    """Whether a value has the form owner/name of a model or data set on a hub and no such path exists here."""
+    return bool(HUB_NAME.fullmatch(value)) and not Path(value).exists() and not Path(value).parent.exists()
+
+
+def fingerprint_inputs(config: Config, stages: Mapping[str, str]) -> dict[str, str]:
+    """Input -> fingerprint of its content: a stage's, a file's or folder's; a hub name stands for itself."""
+    found = {value: stages.get(value) or _fingerprint(value) for _, value in input_values(config)}
+    template = getattr(config, "template", "")
+    if template.endswith((".yaml", ".yml")):  # a file of the user's, or else the name of a built-in one
+        found[template] = _fingerprint(template)
+    return found
+
+
+def _fingerprint(value: str) -> str:
+    path = Path(value).expanduser()
+    if path.is_file():
+        return manifest.sha256_file(path)
+    if (path / manifest.MANIFEST).is_file():
+        return manifest.content_fingerprint(manifest.verify(path))
+    if path.is_dir():
+        return manifest.fingerprint(
+            {item.relative_to(path).as_posix(): manifest.sha256_file(item) for item in sorted(path.rglob("*")) if item.is_file()}
+        )
+    return value
+
+
+def neutral_config(config: Config, inputs: Mapping[str, str]) -> dict[str, Any]:
+    """The config as far as it decides the result: every input by the fingerprint of its content, no key of MAY_CHANGE."""
+    values = dump(config)
+    for name in {*input_fields(type(config)), "template"} & values.keys():
+        values[name] = _replace(values[name], inputs)
+    for key in MAY_CHANGE:
+        *sections, last = key.split(".")
+        section: Any = values
+        for part in sections:
+            section = section.get(part, {})
+        section.pop(last, None)
+    return values
+
+
+def _replace(value: Any, inputs: Mapping[str, str]) -> Any:
+    if isinstance(value, str):
+        return inputs.get(value, value)
+    if isinstance(value, list):
+        return [_replace(item, inputs) for item in value]
+    if isinstance(value, dict):
+        return {key: _replace(item, inputs) for key, item in value.items()}
+    return value
