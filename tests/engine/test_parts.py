@@ -145,7 +145,8 @@ def test_freed_memory_is_taken_again_without_new_pages():
         return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
     with memory.freed_memory_kept():
-        torch.ones(8_000_000)
-        assert faults() < 2 * 7_812  # one block may not fit the hole of the first; 5 x 7,812 pages otherwise
+        for _ in range(4):  # aligned blocks do not fit the first holes, so a few are opened before none is
+            faults()
+        assert faults() < 100  # 5 x 7,812 pages otherwise
     torch.ones(8_000_000)
     assert memory.peak_bytes(CPU) > 32e6
