@@ -38,6 +38,7 @@ class _Loader(yaml.SafeLoader):
     """SafeLoader that refuses a key given twice and reads 1e-3 as a number."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        self.flatten_mapping(node)
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
         for key in keys:
             if keys.count(key) > 1:
@@ -60,6 +61,8 @@ def parse_yaml(text: str, source: str = "YAML") -> Any:
         raise ConfigError(f"{source} is not YAML", found=str(error), fix="Check the indentation and quotes there.") from error
     except RecursionError as error:
         raise ConfigError(f"{source} is nested too deeply") from error
+    except ValueError as error:
+        raise ConfigError(f"{source} holds a value that cannot be read", found=error) from error
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

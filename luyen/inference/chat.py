@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
+from luyen.core.errors import DataError
 from luyen.core.records import Message
 from luyen.inference.generate import stream
 from luyen.inference.sampling import SamplingConfig
@@ -50,11 +51,13 @@ class ChatSession:
     def ask(self, question: str) -> Iterator[str]:
         """The answer to `question`, piece by piece. Closing the iterator stops it; what was said until then stays said."""
         self.sources = self.retrieve(question) if self.retrieve else []
-        self.messages.append(Message("user", question))
+        asked = [*self.messages, Message("user", question)]
+        prompt = self._prompt(asked)  # a template that refuses the question leaves the conversation as it was
+        self.messages = asked
         answer: list[int] = []
         shown = ""
         try:
-            for token in stream(self.model, self._prompt(), self.sampling, self.tokenizer.stop_ids):
+            for token in stream(self.model, prompt, self.sampling, self.tokenizer.stop_ids):
                 answer.append(token)
                 text = self.tokenizer.decode(answer)
                 if not text.endswith(REPLACEMENT):
@@ -66,24 +69,32 @@ class ChatSession:
         finally:
             self.messages.append(Message("assistant", self.tokenizer.decode(answer)))
 
-    def _prompt(self) -> list[int]:
-        """The conversation as ids, oldest exchanges left out until an answer fits."""
+    def _prompt(self, asked: list[Message]) -> list[int]:
+        """The conversation as ids, oldest exchanges left out until an answer fits; a system message at its head stays."""
         limit = self.model.config.context_length - min(self.sampling.max_new_tokens, self.model.config.context_length // 2)
-        context = [context_message([source.text for source in self.sources])] if self.sources else []
-        messages = list(self.messages)
+        head = [asked[0].content] if asked[0].role == "system" else []
+        talk = asked[len(head) :]
+        whole = len(talk)
         while True:
-            ids = render(self.tokenizer, context + messages, add_generation_prompt=True).ids
+            ids = self._render([*head, *(source.text for source in self.sources)], talk)
             if len(ids) <= limit:
                 break
-            if len(messages) > 2:
-                messages = messages[2:]
-            elif len(self.sources) > 1:
+            if len(talk) > 2:
+                talk = talk[2:]
+            elif self.sources:
                 self.sources = self.sources[:-1]
-                context = [context_message([source.text for source in self.sources])]
-            elif context:
-                self.sources, context = [], []
             else:
-                ids = ids[-limit:]
-                break
-        self.forgotten = len(self.messages) - len(messages)
+                raise DataError("the question is too long", found=f"{len(ids)} tokens", expected=f"at most {limit}")
+        self.forgotten = whole - len(talk)
         return ids
+
+    def _render(self, passages: list[str], talk: list[Message]) -> list[int]:
+        """Ids of a conversation after what the model is given to read; before the question where the template has no system role."""
+        if not passages:
+            return render(self.tokenizer, talk, add_generation_prompt=True).ids
+        context = context_message(passages)
+        try:
+            return render(self.tokenizer, [context, *talk], add_generation_prompt=True).ids
+        except DataError:
+            joined = Message("user", f"{context.content}\n\n{talk[-1].content}")
+            return render(self.tokenizer, [*talk[:-1], joined], add_generation_prompt=True).ids

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 from luyen.core.config import Config
 
@@ -12,7 +12,7 @@ from luyen.core.config import Config
 class SamplingConfig(Config):
     """How an answer is drawn from the model."""
 
-    temperature: NonNegativeFloat = 0.0
+    temperature: Annotated[float, Field(ge=0, le=100)] = 0.0
     """0 takes the most likely token; 1 samples the model's own distribution."""
     top_k: NonNegativeInt = 0
     """Sample among the k most likely tokens only. 0: no limit."""

@@ -42,9 +42,11 @@ def probabilities(logits_BV: Tensor, config: SamplingConfig) -> Tensor:
 
 def draw(probability_BV: Tensor, uniform_B: Tensor) -> Tensor:
     """One token per row by the inverse of the cumulative distribution at uniform_B in [0, 1); never one of probability 0."""
-    cumulative_BV = probability_BV.double().cumsum(-1)
-    threshold_B1 = uniform_B[:, None].double() * cumulative_BV[:, -1:]
-    return torch.searchsorted(cumulative_BV, threshold_B1, right=True)[:, 0].clamp_max(probability_BV.shape[-1] - 1)
+    # In float64 on the CPU: the same draw on every device, and Apple's GPUs have no float64.
+    cumulative_BV = probability_BV.cpu().double().cumsum(-1)
+    threshold_B1 = uniform_B.cpu()[:, None].double() * cumulative_BV[:, -1:]
+    found_B = torch.searchsorted(cumulative_BV, threshold_B1, right=True)[:, 0].clamp_max(probability_BV.shape[-1] - 1)
+    return found_B.to(probability_BV.device)
 
 
 def choose(logits_BV: Tensor, config: SamplingConfig, uniform_B: Tensor | None, seen_BV: Tensor | None) -> Tensor:

@@ -47,7 +47,6 @@ FIXED: dict[str, tuple[object, ...]] = {
     "model_type": ("llama",),
     "hidden_act": ("silu", "swish"),
     "attention_bias": (False, None),
-    "attention_dropout": (0, None),
     "mlp_bias": (False, None),
     "rope_interleaved": (False, None),
     "quantization_config": (None,),
@@ -57,10 +56,27 @@ FIXED: dict[str, tuple[object, ...]] = {
 # Keys that do not change what the model computes.
 IGNORED = frozenset(
     (
-        "_name_or_path", "architectures", "bos_token_id", "dtype", "eos_token_id", "is_llama_config", "pad_token_id", "pretraining_tp",
-        "rope_parameters", "rope_scaling", "rope_theta", "torch_dtype", "transformers.js_config", "transformers_version", "use_cache",
+        "_attn_implementation_autoset",
+        "_name_or_path",
+        "architectures",
+        "attention_dropout",
+        "bos_token_id",
+        "dtype",
+        "eos_token_id",
+        "is_llama_config",
+        "max_sequence_length",
+        "pad_token_id",
+        "pretraining_tp",
+        "rope_parameters",
+        "rope_scaling",
+        "rope_theta",
+        "torch_dtype",
+        "transformers.js_config",
+        "transformers_version",
+        "unsloth_version",
+        "use_cache",
     )
-)  # fmt: skip
+)
 
 
 def save(
@@ -211,9 +227,9 @@ def _read_weights(folder: Path, device: torch.device | str, dtype: torch.dtype) 
             listed = dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
         except (ValueError, KeyError, TypeError) as error:
             raise ModelError(f"{index} is not an index of shards", found=repr(error), expected="a weight_map") from error
+        if any(not isinstance(name, str) or Path(name).name != name for name in listed.values()):
+            raise ModelError(f"{index} names a file outside its folder", found=sorted(map(str, listed.values()))[:3])
         files = sorted(set(listed.values()))
-        if any(not isinstance(name, str) or Path(name).name != name for name in files):
-            raise ModelError(f"{index} names a file outside its folder", found=files)
     else:
         pickled = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in folder.glob(pattern))
         fix = "Such files can run code and are never read: convert them to safetensors first." if pickled else ""

@@ -20,7 +20,7 @@ class CurateVerbConfig(CurateConfig):
     """Curation and where its pages come from."""
 
     source: Input
-    """Pages of a crawl stage, or a file or folder of HTML, text, jsonl or parquet."""
+    """Pages of a crawl stage, or a file or folder of HTML, text or jsonl, also compressed."""
 
 
 class TokenizerVerbConfig(TokenizerConfig):
@@ -35,8 +35,8 @@ class ModelSection(Config):
 
     preset: str = "llama-3m"
     """Size by name, from llama-1m to llama-2-70b; a wrong name lists them."""
-    context_length: int = Field(512, ge=2)
-    """Longest sequence in tokens."""
+    context_length: int | None = Field(None, ge=2)
+    """Longest sequence in tokens; empty: as the preset says."""
     tied: bool | None = None
     """Share the embedding with the output head; empty: as the preset says."""
     num_layers: int | None = None
@@ -80,8 +80,9 @@ class PretrainConfig(Config):
 
     @model_validator(mode="after")
     def _check(self) -> PretrainConfig:
-        if self.batch.length > self.model.context_length:
-            raise ValueError(f"batch.length {self.batch.length} is more than model.context_length {self.model.context_length}")
+        limit = self.model.context_length or PRESETS[self.model.preset].context_length
+        if self.batch.length > limit:
+            raise ValueError(f"batch.length {self.batch.length} is more than the model's context_length {limit}")
         return self
 
 

@@ -30,7 +30,7 @@ from luyen.recipe.stage import Stage
 from luyen.recipe.table import VERBS, load_verb
 
 IN_PROGRESS = "stage.json"
-UNSEALED = (IN_PROGRESS, "timings.jsonl", "checkpoints", "work")
+UNSEALED = (IN_PROGRESS, "timings.jsonl", "checkpoints")
 """Not part of a stage's result: they hold times or only serve to continue."""
 BEFORE = ".before"
 

@@ -20,15 +20,14 @@ import numpy
 
 from luyen.core.errors import DamagedFile, DataError
 from luyen.core.files import read_jsonl, write_jsonl
+from luyen.core.manifest import read_json
 from luyen.core.records import Document
 
 WORD = re.compile(r"\w+(?:\.\w+)*")
 COMPOUND = re.compile(r"[._]")
 BLANK = re.compile(r"\n[^\S\n]*\n")
 HEADING = re.compile(r"#{1,6} +(.*)")
-TITLE_WEIGHT = 1
-"""How often a title counts: what a passage is about says more than what it mentions."""
-WORTH_READING = 0.5
+WORTH_READING = 0.4
 """Share of a query's weight that a passage must hold to be given to a model."""
 PASSAGES, FACTS = "passages.jsonl", "index.json"
 
@@ -68,7 +67,7 @@ class Index:
     def build(cls, passages: Iterable[Passage]) -> Index:
         """Index passages by title and text. DataError when there is nothing to index."""
         passages = list(passages)
-        tokens = [words(passage.title) * TITLE_WEIGHT + words(passage.text) for passage in passages]
+        tokens = [words(passage.title) + words(passage.text) for passage in passages]
         if not any(tokens):
             raise DataError("no passages to index", found=f"{len(passages)} passages without a word", expected="text")
         weights = bm25s.BM25(method="lucene", k1=1.5, b=0.75, backend="numpy", csc_backend="numpy", auto_compile=False)
@@ -100,15 +99,16 @@ class Index:
     def relevant(self, query: str) -> Hit | None:
         """The best passage, unless it has too little to do with the query to be worth reading: then None.
 
-        It is worth reading when the query holds its title, or when at least two of the query's words stand in it that carry half of the
-        query's weight (inverse document frequency; a word of no passage weighs like one of a single passage, as it may be what is
-        asked about).
+        It is worth reading when the query holds its title or the title's last part, or when at least two of the query's words stand in
+        it that carry 40 % of the query's weight (inverse document frequency; a word of no passage weighs like one of a single passage,
+        as it may be what is asked about).
         """
         hits = self.search(query, 1)
         if not hits:
             return None
         asked, held = set(words(query)), set(words(hits[0].passage.title)) | set(words(hits[0].passage.text))
-        if _folded(hits[0].passage.title) in asked:
+        title, whole = _folded(hits[0].passage.title), set(WORD.findall(_folded(query)))
+        if title in whole or title.rpartition(".")[2] in whole:
             return hits[0]
         weight = {word: math.log((len(self.passages) + 1) / (max(self._frequency[word], 1) + 0.5)) for word in asked}
         common = asked & held
@@ -134,7 +134,8 @@ class Index:
             weights = bm25s.BM25.load(folder, load_corpus=False, allow_pickle=False, load_vocab=True)
         except (OSError, ValueError, KeyError) as error:
             raise DamagedFile(folder, f"cannot be read as an index ({error})") from error
-        count = json.loads((folder / FACTS).read_text(encoding="utf-8")).get("passages")
+        facts = read_json(folder / FACTS)
+        count = facts.get("passages") if isinstance(facts, dict) else None
         if not count == len(passages) == weights.scores["num_docs"]:
             raise DamagedFile(folder, f"holds {len(passages)} passages, {count} promised and {weights.scores['num_docs']} indexed")
         return cls(passages, weights)

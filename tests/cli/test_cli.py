@@ -53,7 +53,7 @@ MISTAKES = [
     (("run", "quickstart", "bse.train.steps=3"), "Did you mean 'base'?"),
     (("pretrian",), "Did you mean 'pretrain'?"),
     (("pretrain", "data=x"), "key 'tokenizer' is missing"),
-    (("sft", "model=nowhere", "data=nothing.jsonl"), "no model 'nowhere'"),
+    (("sft", "model=nowhere", "data=nothing.jsonl"), "no such file or folder"),
     (("sft", "model=nowhere", "data"), "cannot read 'data'"),
     (("inspect", "nothing.jsonl"), "nothing.jsonl"),
     (("report", "nowhere"), "no run folder nowhere"),
