@@ -118,7 +118,8 @@ def load(config_class: type[ConfigType], values: Mapping[str, Any], source: str 
 
 
 def _explain(config_class: type[Config], error: ValidationError, source: str) -> ConfigError:
-    problem = error.errors()[0]
+    problems = error.errors()
+    problem = next((item for item in problems if item["type"] == "extra_forbidden"), problems[0])  # a misspelt key is also a missing one
     path = [str(part) for part in problem["loc"]]
     dotted = ".".join(path)
     if problem["type"] == "extra_forbidden":

@@ -161,6 +161,8 @@ def verify(folder: Path) -> dict[str, Any]:
         raise DamagedFile(Path(folder) / MANIFEST, "has no list of files")
     for name, entry in files.items():
         path = Path(folder) / name
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise DamagedFile(Path(folder) / MANIFEST, f"names {name}, which is outside its folder")
         if not isinstance(entry, dict) or not isinstance(entry.get("bytes"), int) or not isinstance(entry.get("sha256"), str):
             raise DamagedFile(Path(folder) / MANIFEST, f"says nothing usable of {name}")
         if not path.is_file():
