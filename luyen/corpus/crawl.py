@@ -25,7 +25,7 @@ from pydantic import Field, field_validator
 from luyen import __version__
 from luyen.core import interrupt, progress
 from luyen.core.config import Config, dump
-from luyen.core.errors import FetchError
+from luyen.core.errors import FetchError, LuyenError
 from luyen.core.manifest import fingerprint
 from luyen.corpus import pydoc_server
 from luyen.corpus.fetch import Failed, Fetcher, Limits, Reply
@@ -36,7 +36,7 @@ from luyen.corpus.robots import Robots
 
 # Chosen by their pages: many functions with a description of one sentence, little else.
 MODULES = (
-    "base64", "bisect", "collections", "functools", "heapq", "itertools", "json", "math", "operator", "random", "shutil",
+    "base64", "collections", "fnmatch", "functools", "heapq", "itertools", "json", "math", "operator", "random", "shutil",
     "statistics", "string", "textwrap", "time",
 )  # fmt: skip
 # A site of broken links must end too: so many addresses are visited at most for each page wanted.
@@ -269,7 +269,15 @@ class _Crawl:
         return Visit("page", found=tuple(links(unpack_body(row), row["url"], row["content_type"], row.get("charset"))))
 
     def fetch(self, target: Target) -> dict[str, Any]:
-        """Fetch one address; the journal row for it, without address and time."""
+        """Fetch one address; the journal row for it, without address and time. What nobody foresaw is the failure of this address."""
+        try:
+            return self._fetch(target)
+        except LuyenError:  # a stop, the end of the crawl, a full disk
+            raise
+        except Exception as error:
+            return _skipped("error", f"{target.url}: {type(error).__name__}: {error}")
+
+    def _fetch(self, target: Target) -> dict[str, Any]:
         host = httpx2.URL(target.url).host
         if self.silent[host] >= SILENT_LIMIT:
             return _skipped("host silent", f"{host} did not answer {SILENT_LIMIT} times in a row")

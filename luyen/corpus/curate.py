@@ -35,7 +35,7 @@ from luyen.corpus.quality import Preset, thresholds
 from luyen.corpus.split import Unit
 from luyen.corpus.workers import pool
 
-VERSION = 1
+VERSION = 2
 """Goes up when a step gives other results for the same input, so that parts of an older version are not reused."""
 FUNNEL, WORK = "funnel.json", "parts"
 
@@ -68,7 +68,7 @@ class CurateConfig(Config):
 
 
 def curate(config: CurateConfig, source: Path, folder: Path) -> dict[str, Any]:
-    """Curate `source` (a crawl's folder, or HTML, text and JSON-lines files) into `folder`; returns the funnel.
+    """Curate `source` (a crawl's folder, or files of HTML, text, JSON lines, parquet or csv) into `folder`; returns the funnel.
 
     Call it again after a stop: finished parts are reused. Raises DataError when nothing is left or nothing can be read, DamagedFile
     (after all other files were processed) when an input file is damaged and `damaged` is `stop`.
@@ -106,10 +106,12 @@ def curate(config: CurateConfig, source: Path, folder: Path) -> dict[str, Any]:
 
 
 def _chunks(files: list[sources.SourceFile], source: Path, limit: int, damaged: list[DamagedFile]) -> Iterator[list[sources.Item]]:
+    listed = sources.promised(source)
+
     def items() -> Iterator[sources.Item]:
         for file in files:
             try:
-                sources.check(file, source)
+                sources.check(file, listed)
             except DamagedFile as error:
                 progress.say(f"  {error}")
                 damaged.append(error)

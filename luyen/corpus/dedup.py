@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 from rensa import RMinHash
 
 from luyen.core.config import Config
@@ -27,11 +28,11 @@ class DedupConfig(Config):
     """Drop documents whose text, white space aside, is the same."""
     near: bool = True
     """Drop near-duplicates found by MinHash."""
-    bands: int = 14
+    bands: int = Field(default=14, ge=1, le=4096)
     """Bands of the signature; two documents meet when one band agrees. 14 x 8 is FineWeb's choice: half are found at similarity 0.72."""
-    rows: int = 8
+    rows: int = Field(default=8, ge=1, le=4096)
     """Hash values in each band."""
-    shingle: int = 5
+    shingle: int = Field(default=5, ge=1, le=1000)
     """Words in a shingle."""
 
 

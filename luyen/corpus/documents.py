@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ from luyen.corpus.sources import Item
 from luyen.corpus.words import Words
 
 STEPS = ("read", "extract", "normalise", "language", "quality", "pii")
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 EXCERPT = 2000
 """Characters of an item kept in the dropped shard when it was never made text."""
 
@@ -112,6 +114,10 @@ def _read(item: Item, limit: int) -> _Raw:
     if not isinstance(row, dict):
         raise _Dropped("malformed", f"a JSON {type(row).__name__} instead of an object")
     raw = _page(row) if item.kind == "page" else _row(row)
+    try:  # what is written later must be JSON and UTF-8 (the text and the title are mended, not refused)
+        json.dumps([raw.id, raw.url, raw.meta], ensure_ascii=False, allow_nan=False).encode()
+    except ValueError as error:
+        raise _Dropped("malformed", f"a value that cannot be written: {error}") from None
     size = len(raw.body) if raw.text is None else _size(raw.text)
     if size > limit:
         raise _Dropped("too_large", f"{size} bytes, the limit is {limit}")
@@ -143,7 +149,7 @@ def _row(row: dict[str, Any]) -> _Raw:
     text = row.get("text")
     if not isinstance(text, str):
         raise _Dropped("malformed", f'no "text" string, keys are {sorted(map(str, row))[:8]}')
-    url, title = str(row.get("url") or ""), str(row.get("title") or "")
+    url, title = str(row.get("url") or ""), _LONE_SURROGATE.sub("\ufffd", str(row.get("title") or ""))
     meta = dict(row["meta"]) if isinstance(row.get("meta"), dict) else {}
     simple = {key: value for key, value in row.items() if isinstance(value, str | int | float | bool)}
     meta |= {key: value for key, value in simple.items() if key not in ("id", "text", "url", "title", "language", "meta")}

@@ -27,17 +27,18 @@ DEEPEST = 8
 """Term lists nested deeper than this are not indented further."""
 _ANY_MARK = re.compile("[\ue000-\ue01f]")
 
-# `[^<>]*` and not `[^>]*`, so that a page of unclosed "<td" costs linear time.
+# `[^<>]*` and not `[^>]*`, so that a page of unclosed "<td" costs linear time. Where what follows may begin many times inside one tag,
+# repeats are bounded.
 # Spelt out instead of IGNORECASE, so that the search can jump from "<" to "<".
 _TAG = re.compile(
     r"<(?:(!--)|(/?)([hH][1-6]|[dD][lLtTdD]|[uU][lL]|[lL][iI]|[pP][rR][eE]|[tT][dDhH]|[tT][aA][bB][lL][eE]|[tT][iI][tT][lL][eE]"
     r"|[sS][cC][rR][iI][pP][tT]|[sS][tT][yY][lL][eE]|[tT][eE][xX][tT][aA][rR][eE][aA])\b([^<>]*)>)"
 )
-_TITLE_CLASS = re.compile(r"class\s*=\s*[\"']?(?:[^\"'>]*[\s\"'-])?title(?:[\s\"']|$)", re.IGNORECASE)
+_TITLE_CLASS = re.compile(r"class\s{0,9}=\s{0,9}[\"']?(?:[^\"'>]{0,500}[\s\"'-])?title(?:[\s\"']|$)", re.IGNORECASE)
 _LANGUAGE = re.compile(r"(?:language-|lang-|highlight-source-|brush:\s*)([A-Za-z0-9+#]{1,20})")
 _INNER_CODE = re.compile(r"\s{0,100}<code\b([^<>]*)>", re.IGNORECASE)
-_FILE_LINK = re.compile(r"<a\b[^<>]*href\s*=\s*[\"']?file:[^<>]*>[^<>]{0,2000}</a>", re.IGNORECASE)
-_TITLE_CELL = re.compile(r"<td\b[^<>]*class\s*=\s*[\"']?title\b[^<>]*>", re.IGNORECASE)
+_FILE_LINK = re.compile(r"<a\b[^<>]{0,500}href\s{0,9}=\s{0,9}[\"']?file:[^<>]{0,500}>[^<>]{0,2000}</a>", re.IGNORECASE)
+_TITLE_CELL = re.compile(r"<td\b[^<>]{0,500}class\s{0,9}=\s{0,9}[\"']?title\b[^<>]{0,500}>", re.IGNORECASE)
 _LINK_CELL = re.compile(r"\s*<td\b[^<>]*>(?:\s|&nbsp;|<br\s*/?>|<a\b[^<>]*>[^<>]{0,2000}</a>){1,50}</td>", re.IGNORECASE)
 _CHARSET = re.compile(r"charset\s*=\s*[\"']?([\w.:-]{1,40})", re.IGNORECASE)
 # resiliparse drops a text node of one three-byte character as if it were an icon, so the Vietnamese word "ở" between two links and

@@ -19,6 +19,7 @@ from typing import Any
 
 import httpcore2
 import httpx2
+from pydantic import Field
 
 from luyen.core.config import Config
 from luyen.core.errors import FetchError
@@ -34,19 +35,19 @@ PIECE_BYTES = 1 << 18
 class Limits(Config):
     """Bounds of one request."""
 
-    timeout_seconds: float = 30.0
+    timeout_seconds: float = Field(default=30.0, gt=0, le=86_400)
     """Seconds for one whole request, connection and body together."""
-    max_bytes: int = 10_000_000
+    max_bytes: int = Field(default=10_000_000, ge=1)
     """Largest page, after decompression. A larger one is skipped, never cut."""
-    max_ratio: float = 100.0
+    max_ratio: float = Field(default=100.0, ge=1)
     """Largest decompressed size over received size, looked at above 1 MiB; more is a decompression bomb."""
-    max_redirects: int = 5
+    max_redirects: int = Field(default=5, ge=0)
     """Redirects in a row that are followed, each checked like a new address."""
-    retries: int = 3
+    retries: int = Field(default=3, ge=0)
     """How often a request is repeated after a lost connection, a timeout or status 408, 425, 429, 500, 502, 503, 504."""
-    retry_delay_seconds: float = 1.0
+    retry_delay_seconds: float = Field(default=1.0, ge=0)
     """Wait before the first repetition; it doubles each time. A Retry-After header lengthens it."""
-    max_wait_seconds: float = 120.0
+    max_wait_seconds: float = Field(default=120.0, ge=0)
     """A host that asks for longer pauses than this (Retry-After, Crawl-delay) is left alone."""
 
 
@@ -313,12 +314,19 @@ def retry_after(headers: Mapping[str, str]) -> float:
 
 
 def follow(fetcher: Fetcher, url: httpx2.URL, *, cut_at: int, max_redirects: int = 5) -> Reply:
-    """A small file with its redirects followed, each target checked anew; the last redirect is returned when there are too many."""
+    """A small file with its redirects followed, each target checked anew; the last redirect is returned when there are too many.
+
+    Raises Refused, for a target that is no address too, and Failed.
+    """
     for _ in range(max_redirects + 1):
         reply = fetcher.get(url, cut_at=cut_at)
         if not reply.is_redirect:
             return reply
-        url = parse_url(str(url.join(str(reply.location))))
+        try:
+            target = url.join(str(reply.location))
+        except (httpx2.InvalidURL, ValueError) as error:
+            raise Refused(f"{url} redirects to no address: {error}", found=ascii(str(reply.location)[:200])) from error
+        url = parse_url(str(target))
     return reply
 
 

@@ -6,6 +6,7 @@ import functools
 import re
 
 from py3langid.langid import MODEL_FILE, LanguageIdentifier
+from pydantic import Field
 
 from luyen.core.config import Config
 from luyen.core.errors import ConfigError, nearest
@@ -17,9 +18,9 @@ _NOT_PROSE = re.compile(r"```.*?(?:```|\Z)|https?://\S{1,2000}|[\d_=+*/<>{}()\[\
 class LanguageConfig(Config):
     """How languages are told."""
 
-    min_probability: float = 0.5
+    min_probability: float = Field(default=0.5, ge=0, le=1)
     """A document whose best language is less probable than this is dropped (only when `languages` names some)."""
-    min_characters: int = 20
+    min_characters: int = Field(default=20, ge=0)
     """Documents with fewer letters than this cannot be told and are dropped (only when `languages` names some)."""
     only_listed: bool = False
     """Choose among the listed languages only, instead of dropping the documents in any other."""

@@ -63,11 +63,11 @@ def finish(made: list[Part], work: Path, folder: Path, dedup: DedupConfig, fract
     known = _near(known, made, dedup, funnel["near"], decided)
     funnel.check()
     interrupt.check()
-    writer = _Writer(made, work, folder, decided)
+    writer = _Writer(made, work, folder, decided, frozenset(document.id for document in known))
     if unit == "document":
         chosen = held_out([document.text for document in known], fraction, seed)
         decided.heldout = {(known[index].part, known[index].row) for index in chosen}
-        split = writer.documents()
+        split = writer.documents(known)
     else:
         split = writer.sections(dedup, fraction, seed)
     writer.check(funnel["near"], split)
@@ -119,15 +119,17 @@ def _near(known: list[_Known], made: list[Part], dedup: DedupConfig, step: Step,
 class _Writer:
     """Streams the parts into train, held-out and dropped shards."""
 
-    def __init__(self, made: list[Part], work: Path, folder: Path, decided: _Decided) -> None:
-        self.made, self.work, self.folder, self.decided = made, work, folder, decided
+    def __init__(self, made: list[Part], work: Path, folder: Path, decided: _Decided, ids: frozenset[str]) -> None:
+        self.made, self.work, self.folder, self.decided, self.ids = made, work, folder, decided, ids
         self.languages: Counter[str] = Counter()
 
-    def documents(self) -> dict[str, Any]:
-        """Whole documents to either side."""
+    def documents(self, known: list[_Known]) -> dict[str, Any]:
+        """Whole documents to either side. `known`: the documents that nothing dropped, in order."""
+        sides = [(document.part, document.row) in self.decided.heldout for document in known]
         split = {"train": Step("train"), "heldout": Step("heldout")}
         for name, held in (("train", False), ("heldout", True)):
-            parts.shard(self.folder, name, self._count(self._unique(self._kept(held)), split[name]), SHARD_DOCUMENTS)
+            rows = (row for row, side in zip(self._unique(self._kept()), sides, strict=True) if side == held)
+            parts.shard(self.folder, name, self._count(rows, split[name]), SHARD_DOCUMENTS)
         return self._done(split, 0)
 
     def sections(self, dedup: DedupConfig, fraction: float, seed: int) -> dict[str, Any]:
@@ -136,7 +138,7 @@ class _Writer:
         allowed: list[bool] = []
         bands: list[Hashes] = []
         batch: list[str] = []
-        for row in self._kept(None):
+        for row in self._kept():
             cut = sections(row["text"])
             allowed += may_be_held_out(cut)
             batch += [section.text for section in cut]
@@ -157,7 +159,7 @@ class _Writer:
 
         def rows(held: bool) -> Iterator[Row]:
             number = 0
-            for row in self._unique(self._kept(None)):
+            for row in self._unique(self._kept()):
                 cut = sections(row["text"])
                 mine = [index for index in range(len(cut)) if number + index in chosen]
                 number += len(cut)
@@ -187,27 +189,31 @@ class _Writer:
         funnel.steps = {"near": before, "split": total}
         funnel.check()
 
-    def _kept(self, held: bool | None) -> Iterator[Row]:
-        """Rows that nothing dropped: the held-out ones, the others, or all (None)."""
+    def _kept(self) -> Iterator[Row]:
+        """Rows that nothing dropped."""
 
         def stream(index: int, part: Part) -> parts.Rows:
             def rows() -> Iterator[Row]:
                 for number, row in enumerate(part.kept()):
-                    place = (index, number)
-                    if place not in self.decided.dropped and (held is None or (place in self.decided.heldout) == held):
+                    if (index, number) not in self.decided.dropped:
                         yield row
 
             return rows
 
-        return parts.merge([stream(index, part) for index, part in enumerate(self.made)], self.work, f"kept-{held}")
+        return parts.merge([stream(index, part) for index, part in enumerate(self.made)], self.work, "kept")
 
     def _unique(self, rows: Iterator[Row]) -> Iterator[Row]:
-        """Ids given twice (by the input) get a number, so that an id names one document."""
-        before, times = "", 0
+        """Ids given twice (by the input) get a number that no other id has, so that an id names one document of both sides."""
+        before, times = None, 1
         for row in rows:
-            times = times + 1 if row["id"] == before else 1
-            before = row["id"]
-            yield {**row, "id": f"{before}~{times}"} if times > 1 else row
+            if row["id"] != before:
+                before, times = row["id"], 1
+                yield row
+                continue
+            times += 1
+            while f"{before}~{times}" in self.ids:
+                times += 1
+            yield {**row, "id": f"{before}~{times}"}
 
     def _count(self, rows: Iterator[Row], step: Step) -> Iterator[Row]:
         for row in rows:

@@ -19,7 +19,6 @@ _TABLE: dict[int, str | None] = {
     **dict.fromkeys(range(0xD800, 0xE000), "\ufffd"), **_LINE_ENDS,
 }  # fmt: skip
 _ODD = re.compile("[" + "".join(map(re.escape, map(chr, _TABLE))) + "]")
-_TRAILING = re.compile(r"[ \t]+(?=\n)")
 _BLANK_LINES = re.compile(r"\n{3,}")
 _LONG_SPACE = re.compile(r"(?<=\S)[ \t]{80,}")
 
@@ -36,5 +35,5 @@ def normalise(text: str) -> tuple[str, str | None]:
     text = text.replace("\r\n", "\n").replace("\r", "\n")
     text, encoding = (text, None) if text.isascii() else legacy_vietnamese.convert(text)
     text = unicodedata.normalize("NFC", _ODD.sub(_replacement, text))
-    text = _TRAILING.sub("", _LONG_SPACE.sub(" ", text))
+    text = "\n".join(line.rstrip(" \t") for line in _LONG_SPACE.sub(" ", text).split("\n"))
     return _BLANK_LINES.sub("\n\n", text).strip("\n").rstrip(), encoding

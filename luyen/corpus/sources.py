@@ -1,4 +1,6 @@
-"""What curation reads: a crawl's folder, or files of HTML, text or JSON lines, plain or compressed, one or a folder of them.
+"""What curation reads: a crawl's folder, or files of HTML, text, JSON lines or tables, one or a folder of them.
+
+All but parquet may be compressed.
 
 Everything becomes raw items (one page, file or line), read in constant memory and cut at a size limit. A file is checked as a whole
 before its first item is handed out, so that a damaged one contributes nothing.
@@ -7,7 +9,7 @@ before its first item is handed out, so that a damaged one contributes nothing.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal
@@ -15,10 +17,12 @@ from typing import IO, Any, Literal
 from luyen.core.errors import DamagedFile, DataError
 from luyen.core.files import COMPRESSED, open_bytes
 from luyen.core.manifest import MANIFEST, read_json, sha256_file
+from luyen.corpus.tables import rows
 
-Kind = Literal["html", "text", "line", "page"]
+Kind = Literal["html", "text", "line", "page", "parquet", "csv"]
 SUFFIXES: dict[str, Kind] = {
     ".html": "html", ".htm": "html", ".xhtml": "html", ".txt": "text", ".md": "text", ".rst": "text", ".jsonl": "line", ".ndjson": "line",
+    ".parquet": "parquet", ".csv": "csv", ".tsv": "csv",
 }  # fmt: skip
 CHUNK_ITEMS = 256
 CHUNK_BYTES = 16_000_000
@@ -60,13 +64,13 @@ def list_files(source: Path) -> tuple[list[SourceFile], list[str]]:
         return [SourceFile(source, source.name, kind)], []
     if not source.is_dir():
         raise DataError(f"no file or folder {source}", fix="Check the path.")
-    promised = _promised(source)
-    pages = sorted({*source.glob("pages-*.jsonl"), *(source / name for name in promised if name.startswith("pages-"))})
+    listed = promised(source)
+    pages = sorted({*source.glob("pages-*.jsonl"), *(source / name for name in listed if name.startswith("pages-"))})
     if pages:
         return [SourceFile(path, path.name, "page") for path in pages], []
     found, ignored = [], []
     splits = ("train-", "heldout-") if (source / "funnel.json").exists() else ("",)
-    for path in sorted({*(path for path in source.rglob("*") if path.is_file()), *(source / name for name in promised)}):
+    for path in sorted({*(path for path in source.rglob("*") if path.is_file()), *(source / name for name in listed)}):
         name = path.relative_to(source).as_posix()
         kind = _kind(path)
         if not any(part.startswith(".") for part in path.relative_to(source).parts):
@@ -79,25 +83,29 @@ def list_files(source: Path) -> tuple[list[SourceFile], list[str]]:
     return found, ignored
 
 
-def _promised(source: Path) -> dict[str, dict[str, Any]]:
+def promised(source: Path) -> dict[str, dict[str, Any]]:
     """The files that the folder's manifest lists, if it has one: also those that are gone."""
-    path = source / MANIFEST
+    path = Path(source) / MANIFEST
     entries = read_json(path).get("files", {}) if path.is_file() else {}
     return dict(entries) if isinstance(entries, dict) else {}
 
 
 def _kind(path: Path) -> Kind | None:
-    return SUFFIXES.get((Path(path.stem) if path.suffix in COMPRESSED else path).suffix.lower())
+    kind = SUFFIXES.get((Path(path.stem) if path.suffix in COMPRESSED else path).suffix.lower())
+    return None if kind == "parquet" and path.suffix in COMPRESSED else kind
 
 
-def check(file: SourceFile, source: Path) -> None:
-    """Raise DamagedFile when a file differs from the manifest of its folder, or is an archive that does not unpack to its end."""
+def check(file: SourceFile, listed: Mapping[str, Mapping[str, Any]]) -> None:
+    """Raise DamagedFile when a file differs from the manifest of its folder (`promised`), or cannot be read to its end."""
     if not file.path.is_file():
         raise DamagedFile(file.path, "is missing")
-    entry = _promised(Path(source)).get(file.name)
+    entry = listed.get(file.name)
     if entry is not None and sha256_file(file.path) != entry["sha256"]:
         raise DamagedFile(file.path, "does not have the sha256 of its manifest")
-    if file.path.suffix in COMPRESSED:
+    if file.kind in ("parquet", "csv"):
+        for _ in rows(file.path):
+            pass
+    elif file.path.suffix in COMPRESSED:
         with open_bytes(file.path) as stream:
             while stream.read(_STEP):
                 pass
@@ -105,13 +113,18 @@ def check(file: SourceFile, source: Path) -> None:
 
 def items(file: SourceFile, limit: int) -> Iterator[Item]:
     """The documents of a file, each with at most `limit` bytes of its content."""
+    # A line of JSON escapes what the document's bytes do not: six characters for one, and base64.
+    most = 6 * limit + 65_536
+    if file.kind in ("parquet", "csv"):
+        for number, row in enumerate(rows(file.path), 1):
+            size = len(row)
+            yield Item(file.name, number, "line", row if size < most else row[:limit], size)
+        return
     with open_bytes(file.path) as stream:
         if file.kind in ("html", "text"):
             data = stream.read(limit + 1)
             yield Item(file.name, 0, file.kind, data[:limit], len(data) + _skip(stream, to_newline=False))
             return
-        # A line of JSON escapes what the document's bytes do not: six characters for one, and base64.
-        most = 6 * limit + 65_536
         number = 0
         while line := stream.readline(most):
             number += 1

@@ -45,19 +45,20 @@ def sections(text: str, characters: int = SECTION_CHARACTERS) -> list[Section]:
     result: list[Section] = []
     current: list[str] = []
     size = 0
+    only_headings = True
     heading = own = ""
     for block in _blocks(text):
         is_heading = _HEADING.match(block) is not None
-        only_headings = all(_HEADING.match(piece) for piece in current)
         if current and not only_headings and (is_heading or size >= characters):
             result.append(Section("\n\n".join(current), own))
-            current, size = [], 0
+            current, size, only_headings = [], 0, True
         if is_heading:
             heading = block.partition("\n")[0].lstrip("#").strip()
         if not current or is_heading:
             own = heading
         current.append(block)
         size += len(block)
+        only_headings = only_headings and is_heading
     if current:
         result.append(Section("\n\n".join(current), own))
     return result
@@ -65,14 +66,16 @@ def sections(text: str, characters: int = SECTION_CHARACTERS) -> list[Section]:
 
 def _blocks(text: str) -> Iterator[str]:
     """Paragraphs with the indented ones that follow them; a fenced block is never cut."""
-    held = ""
+    held: list[str] = []
+    fences = 0
     for block in _BOUNDARY.split(text):
-        held = f"{held}\n\n{block}" if held else block
-        if sum(line.startswith("```") for line in held.split("\n")) % 2 == 0:
-            yield held
-            held = ""
+        held.append(block)
+        fences += sum(line.startswith("```") for line in block.split("\n"))
+        if fences % 2 == 0:
+            yield "\n\n".join(held)
+            held = []
     if held:
-        yield held
+        yield "\n\n".join(held)
 
 
 def may_be_held_out(cut: list[Section]) -> list[bool]:

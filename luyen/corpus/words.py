@@ -77,11 +77,6 @@ class Words:
         return np.array([not any(map(str.isalnum, word)) for word in self.distinct], np.bool_)[self.codes]
 
     @cached_property
-    def has_letter(self) -> NDArray[np.bool_]:
-        """Which words hold a letter."""
-        return np.array([any(map(str.isalpha, word)) for word in self.distinct], np.bool_)[self.codes]
-
-    @cached_property
     def num_words(self) -> int:
         """Words that are not signs."""
         return len(self.codes) - int(self.is_symbol.sum())

@@ -9,12 +9,14 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
 from crawl_site import HTML, Answer, Site, page, redirect, serve
 
 from luyen.core.config import load
 from luyen.core.errors import ConfigError, DamagedFile, DataError, FetchError
 from luyen.corpus.crawl import CrawlConfig, crawl, read_pages
+from luyen.corpus.fetch import Fetcher, Reply
 from luyen.corpus.frontier import canonical, key, links
 from luyen.corpus.guard import parse_url
 
@@ -234,6 +236,21 @@ def test_secrets_of_the_environment_reach_no_file_and_no_request(tmp_path: Path,
         crawl(config(site), tmp_path)
         assert secret not in str(site.requests)
     assert all(secret.encode() not in file.read_bytes() for file in tmp_path.iterdir())
+
+
+def test_what_nobody_foresaw_is_the_failure_of_one_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = Fetcher.get
+
+    def get(self: Fetcher, url: httpx2.URL, **more: Any) -> Reply:
+        if url.path == "/bad":
+            raise KeyError("surprise")
+        return original(self, url, **more)
+
+    monkeypatch.setattr(Fetcher, "get", get)
+    with serve({"/": page("/bad", "/good"), "/good": page()}) as site:
+        counts = crawl(config(site), tmp_path)
+        assert paths(site, tmp_path) == ["/", "/good"] and skipped(site, tmp_path) == {"/bad": "error"}
+        assert counts["skipped"] == {"error": 1} and "KeyError: 'surprise'" in (tmp_path / "skipped.jsonl").read_text()
 
 
 def test_config_mistakes_are_explained() -> None:

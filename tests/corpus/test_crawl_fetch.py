@@ -13,6 +13,8 @@ from collections.abc import Callable
 import pytest
 from crawl_site import HTML, Answer, Site, page, serve
 
+from luyen.core.config import load
+from luyen.core.errors import ConfigError
 from luyen.corpus.fetch import Failed, Fetcher, Limits, Reply, decode_body, retry_after
 from luyen.corpus.guard import Guard, parse_url
 from luyen.corpus.robots import KEPT_SECONDS, PARSED_BYTES, Robots
@@ -249,6 +251,22 @@ def test_robots_redirects_are_followed_five_times() -> None:
         assert rules(site, "/x") != ""
     with serve(dict(chain(6))) as site:
         assert rules(site, "/x") == ""
+
+
+@pytest.mark.parametrize("location", ["http://[::1", "http://a:99999999/", "http://" + "a" * 70 + ".vn/", "file:///etc/passwd"])
+def test_robots_that_redirect_to_no_address_are_a_refusal(location: str) -> None:
+    with serve({"/robots.txt": Answer(301, b"", {"Location": location})}) as site:
+        assert rules(site, "/x") != ""
+
+
+@pytest.mark.parametrize(
+    "values",
+    [{"timeout_seconds": 0}, {"max_bytes": 0}, {"max_ratio": 0.5}, {"max_redirects": -1}, {"retries": -1}, {"retry_delay_seconds": -1},
+     {"max_wait_seconds": -0.1}, {"timeout_seconds": 1e9}],
+)  # fmt: skip
+def test_limits_have_bounds(values: dict[str, float]) -> None:
+    with pytest.raises(ConfigError, match=next(iter(values))):
+        load(Limits, values)
 
 
 def test_robots_are_kept_for_a_day_and_set_the_pace() -> None:

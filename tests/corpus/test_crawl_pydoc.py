@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import signal
 import subprocess
@@ -141,6 +142,14 @@ def test_default_modules_and_the_standard_library() -> None:
     assert 10 <= len(MODULES) <= 20 and set(MODULES) <= set(library)
     assert {"math", "json", "itertools", "statistics"} <= set(MODULES)
     assert 150 <= len(library) <= 250 and not {"antigravity", "this", "_thread", "idlelib"} & set(library)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_every_default_module_shows_functions_of_its_own_on_any_python(name: str) -> None:
+    """pydoc shows what `__all__` lists; without it, from Python 3.13 on, what says that it comes from this module (bisect's does not)."""
+    module = importlib.import_module(name)
+    own = [key for key, value in vars(module).items() if getattr(value, "__module__", "") == name and not key.startswith("_")]
+    assert len(getattr(module, "__all__", own)) >= 3
 
 
 @pytest.mark.parametrize(

@@ -228,6 +228,21 @@ def test_malformed_rows_are_dropped_with_their_line(tmp_path: Path) -> None:
     assert funnel["documents"] == 8 + len(good)
 
 
+def test_values_that_cannot_be_written_drop_their_row_only(tmp_path: Path) -> None:
+    body = {"text": text(900)}
+    bad = [{"id": "\ud800"}, {"url": "http://a/\udfff"}, {"note": "\ud800"}, {"\ud800": 1}, {"meta": {"a": ["\ud800"]}}]
+    lines = [json.dumps(body | extra).encode() for extra in bad]
+    lines += [b'{"score": 1e999, "text": "x"}', b'{"meta": {"score": -1e999}, "text": "x"}']
+    lines += [json.dumps({"id": "title", "title": "a\ud800", "text": " "}).encode(), *(json.dumps(row).encode() for row in rows(10))]
+    write_lines(tmp_path / "in.jsonl", lines)
+    funnel = run(tmp_path / "in.jsonl", tmp_path / "out")
+    rules = [document.meta["rule"] for document in read_documents(tmp_path / "out", "dropped")]
+    assert rules.count("malformed") == 7 and funnel["documents"] == len(lines)
+    reasons = {document.meta["reason"] for document in read_documents(tmp_path / "out", "dropped") if document.meta["rule"] == "malformed"}
+    assert all("cannot be written" in reason for reason in reasons)
+    assert next(document for document in read_documents(tmp_path / "out", "dropped") if document.id == "title").title == "a\ufffd"
+
+
 def test_huge_lines_and_files_cost_bounded_memory(tmp_path: Path) -> None:
     folder = tmp_path / "in"
     folder.mkdir()
@@ -243,7 +258,7 @@ def test_huge_lines_and_files_cost_bounded_memory(tmp_path: Path) -> None:
     started = time.process_time()
     funnel = run(folder, tmp_path / "out", SMALL.model_copy(update={"max_document_bytes": 1_000_000}))
     assert time.process_time() - started < 10
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 512 * 1024
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < (1 << 29 if sys.platform == "darwin" else 1 << 19)  # bytes, KiB
     assert funnel["steps"][0]["dropped"] == {"too_large": 2}
     assert funnel["steps"][0]["bytes_dropped"] == 1_000_000_000 + 300_000_013
     assert dropped(tmp_path / "out")["word"] == "longest_word"
@@ -293,6 +308,41 @@ def test_ids_given_twice_become_different(tmp_path: Path) -> None:
     write_jsonl(tmp_path / "in.jsonl", [{"id": "same", "text": text(index)} for index in range(3)])
     run(tmp_path / "in.jsonl", tmp_path / "out")
     assert [document.id for document in read_documents(tmp_path / "out")] == ["same", "same~2", "same~3"]
+
+
+def test_one_id_never_stands_on_both_sides(tmp_path: Path) -> None:
+    made = [{"id": "same", "text": text(index)} for index in range(8)] + [{"id": "same~2", "text": text(100)}]
+    write_jsonl(tmp_path / "in.jsonl", made)
+    run(tmp_path / "in.jsonl", tmp_path / "out", SMALL.model_copy(update={"heldout_fraction": 0.5}))
+    train, heldout = ([document.id for document in read_documents(tmp_path / "out", split)] for split in ("train", "heldout"))
+    assert train and heldout and len({*train, *heldout}) == len(made)
+
+
+def test_the_manifest_is_read_once_whatever_the_number_of_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for index in range(12):
+        (folder / f"{index}.txt").write_text(text(index))
+    seal(folder, "texts")
+    reads: list[Path] = []
+    original = sources.read_json
+
+    def counted(path: Path) -> Any:
+        reads.append(path)
+        return original(path)
+
+    monkeypatch.setattr(sources, "read_json", counted)
+    run(folder, tmp_path / "out")
+    assert 1 <= len(reads) <= 2
+
+
+def test_bounds_of_the_sections() -> None:
+    for section, values in (
+        ("dedup", {"bands": 0}), ("dedup", {"rows": 0}), ("dedup", {"shingle": 0}), ("language", {"min_probability": 1.5}),
+        ("language", {"min_characters": -1}),
+    ):  # fmt: skip
+        with pytest.raises(ConfigError, match=next(iter(values))):
+            load(CurateConfig, {section: values})
 
 
 def test_many_parts_are_merged_in_rounds(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -125,6 +125,22 @@ def test_hostile_repetition_costs_linear_time(piece: str) -> None:
     assert time.process_time() - started < 4
 
 
+@pytest.mark.parametrize(
+    ("before", "piece", "after"),
+    [
+        ("<td ", "class=", ">"),
+        ("<td class=", " ", ">"),
+        ("<a ", "href=file:", "<b>"),
+        ("<td ", "class=title ", "<b>"),
+        ("<a href", " ", ">file:"),
+    ],
+)
+def test_hostile_attributes_cost_linear_time(before: str, piece: str, after: str) -> None:
+    started = time.process_time()
+    extract_html(page(before + piece * (200_000 // len(piece)) + after))
+    assert time.process_time() - started < 4
+
+
 def test_damaged_html_does_not_raise() -> None:
     for body in (b"", b"\x00\xff\xfe<", b"<html><pre>", b"<dl><dd></dl></dd></pre>" * 3, "<p>\ud800".encode("utf-8", "surrogatepass")):
         extract(body)

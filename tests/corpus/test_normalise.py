@@ -2,6 +2,7 @@
 
 import shutil
 import subprocess
+import time
 import unicodedata
 
 import pytest
@@ -25,6 +26,12 @@ def test_nfc_and_what_must_stay() -> None:
     assert normalise(kept)[0] == kept
     assert normalise("x\ud800y")[0] == "x\ufffdy"
     assert normalise("a" + " " * 25_000 + "b")[0] == "a b"
+
+
+def test_long_indentation_costs_linear_time() -> None:
+    started = time.process_time()
+    assert normalise(" " * 60_000 + "a \t\n\t \n b \n")[0] == " " * 60_000 + "a\n\n b"
+    assert time.process_time() - started < 2
 
 
 def test_normalise_is_idempotent() -> None:

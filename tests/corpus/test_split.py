@@ -1,6 +1,9 @@
 """Held-out text: what a section is, and that nothing stands on both sides."""
 
+import time
+
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -45,6 +48,13 @@ def test_sections_begin_at_headings_and_entries_only() -> None:
 def test_sections_joined_are_the_text(blocks: list[str], characters: int) -> None:
     text = "\n\n".join(blocks)
     assert "\n\n".join(section.text for section in sections(text, characters)) == text
+
+
+@pytest.mark.parametrize("text", ["```\n\n" + "a\n\n" * 20_000, "# h\n\n" * 20_000])
+def test_open_fences_and_headings_in_a_row_cost_linear_time(text: str) -> None:
+    started = time.process_time()
+    assert len(sections(text)) == 1
+    assert time.process_time() - started < 2
 
 
 def test_share_and_minimum() -> None:

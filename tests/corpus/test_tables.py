@@ -1,0 +1,90 @@
+"""Parquet and csv as input of curation."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import random
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from luyen.core.errors import DamagedFile
+from luyen.core.files import write_jsonl
+from luyen.corpus.curate import CurateConfig, curate, read_documents
+from luyen.corpus.tables import rows
+
+CONFIG = CurateConfig(quality="none", heldout_fraction=0, max_document_bytes=5000)
+WORDS = "river stone bridge paper boat children town old water wind light morning".split()  # noqa: SIM905
+
+
+def made() -> list[dict[str, Any]]:
+    generator = random.Random(0)
+    texts = ["\n".join(" ".join(generator.choices(WORDS, k=9)) + ', "quoted".' for _ in range(6)) for _ in range(7)]
+    return [{"id": f"r{index}", "text": text, "url": f"http://a.vn/{index}", "stars": str(index)} for index, text in enumerate(texts)]
+
+
+def write_csv(path: Path, table: list[dict[str, Any]], delimiter: str = ",") -> None:
+    with (gzip.open if path.suffix == ".gz" else open)(path, "wt", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, list(table[0]), delimiter=delimiter)
+        writer.writeheader()
+        writer.writerows(table)
+
+
+def documents(source: Path, folder: Path, split: Any = "train") -> list[Any]:
+    if not folder.exists():
+        folder.mkdir()
+        curate(CONFIG, source, folder)
+    return [(document.id, document.text, document.url, document.meta) for document in read_documents(folder, split)]
+
+
+@pytest.mark.parametrize("name", ["a.parquet", "a.csv", "a.tsv", "a.csv.gz", "A.PARQUET"])
+def test_a_table_gives_what_json_lines_give(tmp_path: Path, name: str) -> None:
+    source = tmp_path / name
+    if "parquet" in name.lower():
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(made()), source)
+    else:
+        write_csv(source, made(), "\t" if ".tsv" in name else ",")
+    write_jsonl(tmp_path / "a.jsonl", made())
+    assert documents(source, tmp_path / "out") == documents(tmp_path / "a.jsonl", tmp_path / "lines")
+    assert len(documents(source, tmp_path / "out")) == 7
+
+
+def test_empty_cells_lists_and_large_texts(tmp_path: Path) -> None:
+    table = made()[:2] + [{"id": "large", "text": "x y " * 20_000}, {"id": "none", "text": None}]
+    table[0] |= {"score": float("nan"), "numbers": [1.0, float("nan")]}
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(table, _schema()), tmp_path / "a.parquet")
+    assert [row[0] for row in documents(tmp_path / "a.parquet", tmp_path / "out")] == ["r0", "r1"]
+    assert {(row[3]["rule"], row[3]["source"]) for row in documents(tmp_path, tmp_path / "out", "dropped")} == {
+        ("too_large", "a.parquet:3"), ("malformed", "a.parquet:4"),
+    }  # fmt: skip
+
+
+def _schema() -> Any:
+    texts = [(name, pyarrow.string()) for name in ("id", "text", "url", "stars")]
+    return pyarrow.schema([*texts, ("score", pyarrow.float64()), ("numbers", pyarrow.list_(pyarrow.float64()))])
+
+
+def test_a_csv_row_with_too_many_cells_is_dropped(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("id,text\na,some words of a text\nb,some, words too many\n")
+    assert [row[0] for row in documents(tmp_path / "a.csv", tmp_path / "out")] == ["a"]
+    assert [row[3]["rule"] for row in documents(tmp_path, tmp_path / "out", "dropped")] == ["malformed"]
+
+
+@pytest.mark.parametrize("keep", [10, 200, -10])
+def test_a_parquet_file_that_is_not_whole_is_damaged(tmp_path: Path, keep: int) -> None:
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(made()), tmp_path / "a.parquet")
+    (tmp_path / "a.parquet").write_bytes((tmp_path / "a.parquet").read_bytes()[:keep])
+    with pytest.raises(DamagedFile, match=r"a\.parquet.*not a whole parquet file"):
+        documents(tmp_path / "a.parquet", tmp_path / "out")
+
+
+def test_a_quotation_mark_that_is_never_closed_is_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("luyen.corpus.tables.FIELD_CHARACTERS", 1000)
+    (tmp_path / "a.csv").write_text('id,text\na,"' + "some words\n" * 200)
+    with pytest.raises(DamagedFile, match="table"):
+        list(rows(tmp_path / "a.csv"))
+    assert csv.field_size_limit() > 1000
