@@ -8,6 +8,7 @@ import gzip
 import io
 import json
 import lzma
+import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any, cast
@@ -25,7 +26,7 @@ def open_bytes(path: Path) -> Iterator[IO[bytes]]:
     try:
         with contextlib.ExitStack() as stack:
             raw = stack.enter_context(open(path, "rb"))
-            match path.suffix:
+            match path.suffix.lower():
                 case ".gz":
                     yield cast(IO[bytes], stack.enter_context(gzip.GzipFile(fileobj=raw)))
                 case ".bz2":
@@ -39,10 +40,10 @@ def open_bytes(path: Path) -> Iterator[IO[bytes]]:
                     yield cast(IO[bytes], io.BufferedReader(cast(Any, stream), 1 << 16))
                 case _:
                     yield raw
-    except (EOFError, gzip.BadGzipFile, lzma.LZMAError) as error:
+    except (EOFError, gzip.BadGzipFile, lzma.LZMAError, zlib.error) as error:
         raise DamagedFile(path, f"is not a whole archive ({error})") from error
     except OSError as error:
-        if path.suffix in COMPRESSED and error.errno is None:
+        if path.suffix.lower() in COMPRESSED and error.errno is None:
             raise DamagedFile(path, f"is not a whole archive ({error})") from error
         raise
 
@@ -55,7 +56,7 @@ def write_lines(path: Path, lines: Iterable[bytes]) -> int:
         stack.enter_context(storage_errors(path))
         raw = stack.enter_context(open(path, "wb"))
         out: Any
-        match path.suffix:
+        match path.suffix.lower():
             case ".gz":
                 out = stack.enter_context(gzip.GzipFile(filename="", fileobj=raw, mode="wb", mtime=0))
             case ".bz2":

@@ -8,12 +8,17 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from luyen.core.records import Completion, Conversation, Extractive, Feedback, Labelled, Message, Plain, Preference, Record, Tagged
+from luyen.data.source import shown
 from luyen.data.turns import BadRow, check_turns, hash_turns, is_transcript, kind, messages, transcript
 
 Row = Mapping[str, Any]
 Convert = Callable[[Row], list[Record]]
 GRADES = ("significantly_better", "better", "slightly_better", "negligibly_better")
 """Llama 2 (Touvron et al., 2023, arXiv:2307.09288), table 27."""
+_TRUTHS = {
+    "true": True, "1": True, "1.0": True, "good": True, "desirable": True,
+    "false": False, "0": False, "0.0": False, "bad": False, "undesirable": False,
+}  # fmt: skip
 QUESTIONS = ("prompt", "instruction", "question", "query")
 
 
@@ -62,7 +67,10 @@ def instruction(row: Row, question: str, answer: str) -> list[Record]:
     """{"instruction", "input", "output"} (Alpaca) and its relatives; `history` holds earlier [question, answer] pairs."""
     asked, given = text_of(row, question), _optional(row, "input") if question != "input" else ""
     history = []
-    for pair in row.get("history") or []:
+    earlier = row.get("history") or []
+    if not isinstance(earlier, Sequence):
+        raise BadRow(f"history is {kind(earlier)}, not a list of [question, answer] pairs")
+    for pair in earlier:
         if not isinstance(pair, Sequence) or isinstance(pair, str) or len(pair) != 2 or not all(isinstance(text, str) for text in pair):
             raise BadRow("history holds something else than [question, answer] pairs")
         history += [Message("user", pair[0]), Message("assistant", pair[1])]
@@ -110,16 +118,18 @@ def feedback(row: Row, answer: str) -> list[Record]:
 
 
 def _truth(value: Any) -> bool:
-    truths = {"true": True, "1": True, "good": True, "desirable": True, "false": False, "0": False, "bad": False, "undesirable": False}
-    key = str(value).lower()
-    if value is None or key not in truths:
-        raise BadRow(f"the label is {value!r}, not true or false")
-    return truths[key]
+    if not is_truth(value):
+        raise BadRow(f"the label is {shown(value)}, not true or false")
+    return _TRUTHS[_plain(value)]
+
+
+def _plain(value: Any) -> str:
+    return str(value).strip().lower() if isinstance(value, str | int | float) else ""
 
 
 def is_truth(value: Any) -> bool:
-    """Whether a label says good or bad."""
-    return isinstance(value, bool) or (isinstance(value, int) and value in (0, 1)) or str(value).lower() in ("true", "false")
+    """Whether a label says good or bad; tables hold it as text, and as a float where a value of the column is missing."""
+    return _plain(value) in _TRUTHS
 
 
 def preference(row: Row) -> list[Record]:
@@ -164,10 +174,10 @@ def _common(chosen: Sequence[Message], rejected: Sequence[Message]) -> tuple[tup
 def _number(value: Any, what: str) -> float:
     try:
         number = math.nan if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not math.isfinite(number):
-        raise BadRow(f"the {what} is {value!r}, not a number")
+        raise BadRow(f"the {what} is {shown(value)}, not a number")
     return number
 
 
@@ -188,7 +198,7 @@ def _grade(row: Row) -> str | None:
         return None
     grade = text_of(row, "grade").strip().lower().replace(" ", "_").replace("-", "_")
     if grade not in GRADES:
-        raise BadRow(f"the grade is {row['grade']!r}, not one of {', '.join(GRADES)}")
+        raise BadRow(f"the grade is {shown(row['grade'])}, not one of {', '.join(GRADES)}")
     return grade
 
 
@@ -199,7 +209,7 @@ def squad(row: Row) -> list[Record]:
         raise BadRow("an empty question or context")
     answers = row.get("answers")
     if isinstance(answers, str):
-        answers = json.loads(answers) if answers.lstrip().startswith(("[", "{")) else [answers]
+        answers = _json(answers, "'answers'") if answers.lstrip().startswith(("[", "{")) else [answers]
     if isinstance(answers, Mapping):
         answers = answers.get("text")
     if not isinstance(answers, list):
@@ -213,11 +223,22 @@ def squad(row: Row) -> list[Record]:
     return [Extractive(question, context, tuple(texts))]
 
 
+def _json(text: str, what: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise BadRow(f"{what} is text that is not JSON") from error
+    except RecursionError as error:
+        raise BadRow(f"{what} is text nested too deeply") from error
+
+
 def labelled(row: Row, text: str, pair: str | None, label: str) -> list[Record]:
     """A text or a pair of texts with a class, whose name is kept as text."""
     found = row.get(label)
     if found is None or isinstance(found, (Mapping, list)) or not str(found).strip():
         raise BadRow(f"{label!r} is {kind(found) if str(found).strip() else 'empty'}, not a class")
+    if isinstance(found, float) and math.isnan(found):  # a class that is missing in a column of floats
+        raise BadRow(f"{label!r} is nan, not a class")
     record = Labelled(text_of(row, text), str(found), text_of(row, pair) if pair else None)
     if not record.text.strip():
         raise BadRow(f"an empty {text}")

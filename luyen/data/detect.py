@@ -17,6 +17,10 @@ _NOT_CONTENT = frozenset({"id", "idx", "index", "url", "title", "language", "lan
 """Columns that nobody misses when they are not used."""
 
 
+_COMPARED = 1000
+"""Names of a row that are compared with ours to find a misspelt one."""
+
+
 @dataclass(frozen=True)
 class Form:
     """A known set of columns and what a row of it becomes."""
@@ -178,7 +182,8 @@ def explain_nearest(row: Row) -> str:
 
 @lru_cache(maxsize=256)
 def _explain_nearest(present: frozenset[str]) -> str:
-    similar = {column: difflib.get_close_matches(column, sorted(present - KNOWN_COLUMNS), n=1, cutoff=0.8) for column in KNOWN_COLUMNS}
+    unknown = sorted(present - KNOWN_COLUMNS)[:_COMPARED]
+    similar = {column: difflib.get_close_matches(column, unknown, n=1, cutoff=0.8) for column in KNOWN_COLUMNS}
 
     def score(form: Form) -> float:
         return sum(1.0 if column in present else 0.5 if similar[column] else 0.0 for column in form.columns) / len(form.columns)

@@ -25,11 +25,12 @@ from luyen.data.discover import Found, find, open_rows
 from luyen.data.nested import questions
 from luyen.data.rejects import Problem, Rejects
 from luyen.data.rows_table import TextUnit
-from luyen.data.source import MAX_ROW_BYTES, RawRow, RowSource
+from luyen.data.source import MAX_ROW_BYTES, QUOTED, RawRow, RowSource
 from luyen.data.turns import BadRow, kind
 
 DETECTION_ROWS = 200
 """Readable rows of each file that decide its form."""
+_ROWS_BETWEEN_CHECKS = 1000
 
 
 @dataclass
@@ -160,6 +161,7 @@ class _FileReader:
         self.rejects, self.dataset = rejects, dataset
         self.detection: Detection | None = None
         self.encoding = "utf-8"
+        self.taken = 0  # rows that the bar does not show yet
 
     def read(self, rows: Iterator[RawRow], source: RowSource | None, bar: progress.Task) -> None:
         """Take every row of the file, in order."""
@@ -169,15 +171,20 @@ class _FileReader:
             first = self._first(singles)
             values = [row.value for row in first if _usable(row)]
             self.detection = self._detect(values)
-            for number, row in enumerate(chain(first, singles), 1):
+            for row in chain(first, singles):
                 self._take(row)
-                if number % 1000 == 0:
-                    bar.advance(1000)
+                if self.taken >= _ROWS_BETWEEN_CHECKS:
+                    self._advance(bar)
                     interrupt.check()
         finally:
+            self._advance(bar)
             if source:
                 self.dataset.account.notes.update(source.notes)
                 source.notes.clear()
+
+    def _advance(self, bar: progress.Task) -> None:
+        bar.advance(self.taken)
+        self.taken = 0
 
     def _first(self, rows: Iterator[RawRow]) -> list[RawRow]:
         """Rows for the detection. Bad rows before the first good one are rejected on the way, and a row too long to hold ends the list,
@@ -203,6 +210,7 @@ class _FileReader:
             return None  # in a folder the rows of such a file are rejected one by one
 
     def _take(self, row: RawRow) -> None:
+        self.taken += 1
         problem = row.problem
         if problem is None and not _usable(row):
             problem = f"{kind(row.value)}, not an object with columns"
@@ -220,6 +228,10 @@ class _FileReader:
             complete = all(value.get(column) is not None for column in form.columns)
             nearest = "" if complete else explain_nearest(value)
             self.rejects.add(Problem(self.name, row.line, str(error), nearest), row, self.encoding)
+            return
+        except (ValueError, TypeError, OverflowError, RecursionError, LookupError) as error:  # a value that no form foresaw
+            reason = f"cannot be converted ({type(error).__name__}: {str(error)[:QUOTED]})"
+            self.rejects.add(Problem(self.name, row.line, reason), row, self.encoding)
             return
         self.dataset.account.accepted += 1
         self.dataset.records += records

@@ -12,6 +12,7 @@ from typing import Literal
 import numpy as np
 from rich.text import Text
 
+from luyen.core.errors import ConfigError
 from luyen.core.records import Labelled, Message, Plain, Preference, Record, Tagged
 from luyen.data.formats import Dataset
 from luyen.data.packing import best_fit, efficiency
@@ -114,8 +115,10 @@ def inspect(dataset: Dataset, tokenizer: Tokenizer, length: int, truncation: Tru
     """Render a dataset as training would, `show` rows of it to look at.
 
     Plain text is split at the limit as in pretraining; anything else is cut or dropped as in fine-tuning. Raises DataError for records that
-    have no answer to imitate (see `record_text` for those), and as `truncation: raise` says.
+    have no answer to imitate (see `record_text` for those), and as `truncation: raise` says; ConfigError for a length that holds no target.
     """
+    if length < 2:
+        raise ConfigError("length of a row in tokens", found=length, expected="at least 2: a token and the one after it")
     if all(isinstance(record, Plain) for record in dataset.records):
         return _inspect_text(dataset, tokenizer, length, show)
     account = Account()

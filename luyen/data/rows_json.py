@@ -13,7 +13,19 @@ from collections.abc import Iterator
 from itertools import chain
 from typing import Any
 
-from luyen.data.source import BOM, LONG_ROW_BYTES, RawRow, RowSource, bad_characters, clean_line, physical_lines, rest_of_stream, too_long
+from luyen.data.source import (
+    BOM,
+    LONG_ROW_BYTES,
+    RawRow,
+    RowSource,
+    bad_characters,
+    clean_line,
+    first_repeated,
+    physical_lines,
+    rest_of_stream,
+    shown,
+    too_long,
+)
 
 WRAPPERS = ("data", "rows", "examples", "train", "validation", "test")
 """Keys of a top-level object whose list holds the rows."""
@@ -32,13 +44,12 @@ class JsonReader:
     def __init__(self) -> None:
         self.problem: str | None = None
         self.decoder = json.JSONDecoder(object_pairs_hook=self._pairs, parse_constant=self._constant)
+        self.lenient = json.JSONDecoder(object_pairs_hook=self._pairs, parse_constant=self._constant, parse_int=str)
 
     def _pairs(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         result = dict(pairs)
         if len(result) < len(pairs):
-            names = [name for name, _ in pairs]
-            twice = next(name for name in names if names.count(name) > 1)
-            self.problem = f"key {twice!r} stands twice"
+            self.problem = f"key {shown(first_repeated(name for name, _ in pairs))} stands twice"
         return result
 
     def _constant(self, name: str) -> None:
@@ -53,14 +64,20 @@ class JsonReader:
             return None, "nested too deeply"
         except json.JSONDecodeError as error:
             return None, f"not JSON: {error.msg} at column {error.pos + 1}"
-        except ValueError as error:  # a number of more than 4300 digits
-            return None, f"not readable: {str(error).split(';')[0]}"
+        except ValueError as error:
+            return None, _unreadable(error)
         return value, self.check(value, text)
 
     def decode_at(self, text: str, position: int) -> tuple[Any, int, str | None]:
         """(value, end, problem) of the value that starts at `position`; JSONDecodeError or RecursionError when there is none."""
         self.problem = None
-        value, end = self.decoder.raw_decode(text, position)
+        try:
+            value, end = self.decoder.raw_decode(text, position)
+        except json.JSONDecodeError:
+            raise
+        except ValueError as error:  # only to find where the value ends
+            _, end = self.lenient.raw_decode(text, position)
+            return None, end, _unreadable(error)
         return value, end, self.check(value, text[position:end])
 
     def check(self, value: Any, text: str) -> str | None:
@@ -68,6 +85,11 @@ class JsonReader:
         if self.problem:
             return self.problem
         return bad_characters(value) if _SUSPECT_ESCAPE.search(text) or not _encodable(text) else None
+
+
+def _unreadable(error: ValueError) -> str:
+    """The reason for a number of more than 4300 digits, which Python does not convert."""
+    return f"not readable: {str(error).split(';')[0]}"
 
 
 def _encodable(text: str) -> bool:
@@ -102,7 +124,8 @@ class _Text:
     def __init__(self, source: RowSource) -> None:
         self.source = source
         self.decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
-        self.text, self.position, self.line, self.end = "", 0, 1, False
+        self.text, self.position, self.end = "", 0, False
+        self.line, self.counted = 1, 0  # the line of the character at `counted`
         self.more(_FIRST_READ)
         if self.text.startswith(BOM.decode()):
             source.notes["byte order marks removed"] += 1
@@ -112,9 +135,9 @@ class _Text:
         """Read about `size` bytes on; False at the end of the file."""
         chunk = self.source.stream.read(size)
         self.end = not chunk
-        self.line += self.text.count("\n", 0, self.position)
+        self.line_here()
         self.text = self.text[self.position :] + self.decoder.decode(chunk, final=self.end)
-        self.position = 0
+        self.position = self.counted = 0
         return not self.end
 
     def peek(self) -> str:
@@ -129,7 +152,9 @@ class _Text:
 
     def line_here(self) -> int:
         """1-based line of the position."""
-        return self.line + self.text.count("\n", 0, self.position)
+        self.line += self.text.count("\n", self.counted, self.position)
+        self.counted = self.position
+        return self.line
 
     def take_value(self, reader: JsonReader) -> tuple[Any, str, str | None]:
         """(value, its text, problem) at the position, which moves behind it. Raises JSONDecodeError or RecursionError."""

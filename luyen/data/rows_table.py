@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
@@ -12,9 +14,18 @@ from typing import Any, Literal
 import pyarrow
 import pyarrow.parquet
 
-from luyen.core.errors import DamagedFile
-from luyen.core.manifest import canonical
-from luyen.data.source import RawRow, RowSource, bad_characters, clean_line, open_source, physical_lines, too_long
+from luyen.core.errors import DamagedFile, DataError
+from luyen.data.source import (
+    RawRow,
+    RowSource,
+    bad_characters,
+    clean_line,
+    first_repeated,
+    open_source,
+    physical_lines,
+    shown,
+    too_long,
+)
 
 TextUnit = Literal["file", "paragraph", "line"]
 PIECE_BYTES = 8 << 20
@@ -38,7 +49,7 @@ class _CountedLines:
         for number, line, rest in self.lines:
             self.number = number
             if rest is not None:
-                self.problem = too_long(self.source)
+                self.problem = f"{too_long(self.source)}; only its first {self.source.max_row_bytes:,} bytes are kept"
                 for _ in rest:  # kept only up to the limit: the row is over it, whatever follows
                     pass
             self.taken.append(line)
@@ -50,8 +61,9 @@ class _CountedLines:
 def table_rows(source: RowSource, delimiter: str, *, header: bool) -> Iterator[RawRow]:
     """Rows of a .csv (quotes as in RFC 4180) or .tsv (no quoting) file as dicts of strings.
 
-    With `header` the first row names the columns and is not counted; without, they are named "1", "2", ... A row with another number of
-    fields than the header is bad, and so is a blank line.
+    With `header` the first row names the columns and is not counted; without, they are named by their place, "1", "2", ..., as is a column
+    whose name is empty. A row with another number of fields than the header is bad, and so is a blank line. Raises DataError for a header
+    that is not readable, is blank or names a column twice.
     """
     lines = _CountedLines(source)
     quoting: Literal[0, 3] = csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL
@@ -69,12 +81,25 @@ def table_rows(source: RowSource, delimiter: str, *, header: bool) -> Iterator[R
             except csv.Error as error:
                 problem = f"not a table row: {error}"
             if header and not names:
-                names = [name.strip() for name in fields]
+                names = _header(source, fields, lines.problem or problem)
                 continue
             names = names or [str(index + 1) for index in range(len(fields))]
             yield _table_row(lines, names, fields, lines.problem or problem)
     finally:
         csv.field_size_limit(before)
+
+
+def _header(source: RowSource, fields: Sequence[str], problem: str | None) -> list[str]:
+    names = [name.strip() for name in fields]
+    if problem is None and not any(names):
+        problem = "the header is blank"
+    names = [name or str(place) for place, name in enumerate(names, 1)]
+    if problem is None and (twice := first_repeated(names)) is not None:
+        problem = f"the column {shown(twice)} stands twice"
+    if problem:
+        fix = "Mend the first row of the file, which names the columns."
+        raise DataError(f"{source.path}: the columns have no clear names", found=problem, fix=fix)
+    return names
 
 
 def _table_row(lines: _CountedLines, names: Sequence[str], fields: list[str], problem: str | None) -> RawRow:
@@ -96,22 +121,34 @@ def parquet_rows(path: Path) -> Iterator[RawRow]:
     """Rows of a parquet file, plain or compressed as a whole; `line` is the row's number and its bytes are its JSON."""
     try:
         with open_source(path) as source:
-            plain = path.suffix == ".parquet"
+            plain = path.suffix.lower() == ".parquet"
             table = pyarrow.parquet.ParquetFile(str(path) if plain else io.BytesIO(source.stream.read()))
             number = 0
             with table:
                 for batch in table.iter_batches(batch_size=1024):
                     for value in batch.to_pylist():
                         number += 1
-                        yield RawRow(number, value, bad_characters(value), (_as_json(value),))
+                        yield RawRow(number, value, bad_characters(value), _Json(value))
     except (pyarrow.ArrowException, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
         raise DamagedFile(path, f"is not a whole parquet file ({error})") from error
 
 
+@dataclass(frozen=True)
+class _Json:
+    """The JSON of a row, made only when it is asked for: few rows are rejected."""
+
+    value: Any
+
+    def __iter__(self) -> Iterator[bytes]:
+        yield _as_json(self.value)
+
+
 def _as_json(value: Any) -> bytes:
-    return canonical(value).encode("utf-8", "surrogatepass")
+    """JSON of a value of a table, where a missing float may be NaN (as pandas writes it)."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, default=str)
+    return text.encode("utf-8", "surrogatepass")
 
 
 def conll_rows(source: RowSource) -> Iterator[RawRow]:

@@ -23,6 +23,8 @@ MAX_ROW_BYTES = 64 << 20
 """A longer row is rejected, piece by piece, without ever being held in memory."""
 LONG_ROW_BYTES = 1_000_000
 """A longer row is accepted and noted."""
+QUOTED = 80
+"""Characters of a value in a reason."""
 BOM = codecs.BOM_UTF8
 _CHUNK = 1 << 20
 _UTF16 = {codecs.BOM_UTF16_LE: "utf-16-le", codecs.BOM_UTF16_BE: "utf-16-be"}
@@ -31,8 +33,8 @@ _UTF16 = {codecs.BOM_UTF16_LE: "utf-16-le", codecs.BOM_UTF16_BE: "utf-16-be"}
 class RowSource:
     """An open data file. `stream` is UTF-8; `encoding` is what the file itself holds; `notes` counts what was put right."""
 
-    def __init__(self, stream: IO[bytes], encoding: str, max_row_bytes: int) -> None:
-        self.stream, self.encoding, self.max_row_bytes = stream, encoding, max_row_bytes
+    def __init__(self, path: Path, stream: IO[bytes], encoding: str, max_row_bytes: int) -> None:
+        self.path, self.stream, self.encoding, self.max_row_bytes = path, stream, encoding, max_row_bytes
         self.notes: Counter[str] = Counter()
 
     def peek(self) -> str:
@@ -64,7 +66,7 @@ def open_source(path: Path, max_row_bytes: int = MAX_ROW_BYTES) -> Iterator[RowS
             encoding = _UTF16.get(bytes(start), "utf-8")
             if encoding != "utf-8":
                 stream = cast(IO[bytes], io.BufferedReader(_Recoded(stream, encoding), _CHUNK))
-            yield RowSource(stream, encoding, max_row_bytes)
+            yield RowSource(Path(path), stream, encoding, max_row_bytes)
     except (zlib.error, lzma.LZMAError, EOFError, pyarrow.ArrowException) as error:
         raise DamagedFile(path, f"cannot be decompressed ({error})") from error
     except OSError as error:
@@ -130,6 +132,22 @@ def rest_of_stream(stream: IO[bytes]) -> Iterator[bytes]:
 def too_long(source: RowSource) -> str:
     """The reason for a row over the limit."""
     return f"longer than the limit of {source.max_row_bytes:,} bytes"
+
+
+def shown(value: object) -> str:
+    """A value as a reason quotes it: at most 80 characters of it."""
+    text = repr(value[:QUOTED] if isinstance(value, str) else value)
+    return f"{text[:QUOTED]}..." if len(text) > QUOTED else text
+
+
+def first_repeated(names: Iterable[str]) -> str | None:
+    """The first name that stands there for the second time, None when all differ."""
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            return name
+        seen.add(name)
+    return None
 
 
 def clean_line(line: bytes, source: RowSource) -> tuple[str, str | None]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from luyen.core.errors import nearest
 from luyen.core.records import Message, Role
+from luyen.data.source import QUOTED, shown
 
 ROLES: Mapping[str, Role] = {
     "system": "system", "developer": "system",
@@ -35,6 +36,8 @@ def messages(value: Any, what: str = "messages") -> tuple[Message, ...]:
             value = json.loads(value)
         except ValueError as error:
             raise BadRow(f"{what} is text that is not JSON") from error
+        except RecursionError as error:
+            raise BadRow(f"{what} is text nested too deeply") from error
     if isinstance(value, Mapping):
         value = [value]
     if not isinstance(value, Sequence) or isinstance(value, str):
@@ -49,9 +52,9 @@ def _message(item: Any, what: str) -> Message:
         raise BadRow(f"{what} is {kind(item)}, not an object with role and content")
     role, content = item.get("role", item.get("from")), item.get("content", item.get("value"))
     if role is None or ("content" not in item and "value" not in item):
-        raise BadRow(f"{what} has {', '.join(map(repr, item)) or 'nothing'}, not role and content (or from and value)")
+        raise BadRow(f"{what} has {', '.join(map(shown, list(item)[:8])) or 'nothing'}, not role and content (or from and value)")
     if not isinstance(role, str) or role.lower() not in ROLES:
-        raise BadRow(f"{what} has the role {role!r}. {nearest(str(role), ROLES)}")
+        raise BadRow(f"{what} has the role {shown(role)}. {nearest(str(role)[:QUOTED], ROLES)}")
     return Message(ROLES[role.lower()], _content(content, item.get("tool_calls"), what))
 
 

@@ -67,9 +67,16 @@ def _description(path: Path) -> dict[str, Any]:
         raise ModelError(f"{path} has no model", found=", ".join(parsed) or "nothing", fix=AGAIN)
     if not isinstance(parsed["model"].get("vocab"), dict | list):
         raise ModelError(f"{path} holds a model without a vocabulary", found=parsed["model"].get("type"), fix=AGAIN)
-    for token in parsed.get("added_tokens") or ():
+    added = parsed.get("added_tokens")
+    if added is not None and not isinstance(added, list):
+        raise ModelError(f"{path}: added_tokens", found=added, expected="a list", fix=AGAIN)
+    for token in added or ():
         if not (isinstance(token, dict) and isinstance(token.get("id"), int) and isinstance(token.get("content"), str)):
             raise ModelError(f"{path}: added_tokens", found=token, expected="objects with id and content", fix=AGAIN)
+    unknown, vocabulary = parsed["model"].get("unk_id"), parsed["model"]["vocab"]
+    usual = isinstance(unknown, int) and not isinstance(unknown, bool) and isinstance(vocabulary, list)
+    if unknown is not None and not (usual and 0 <= unknown < len(vocabulary)):
+        raise ModelError(f"{path}: unk_id", found=unknown, expected=f"an id below {len(vocabulary)}", fix=AGAIN)
     return parsed
 
 
