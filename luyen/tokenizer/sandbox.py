@@ -36,7 +36,9 @@ LONGEST_NUMBER = 1 << 16
 SECONDS = 2.0
 """Processor time that one rendering may take; templates in use take milliseconds."""
 _STEPS = 256  # between two looks at the clock
-_WIDTH = re.compile(r"\d{7,}")
+_PERCENT = re.compile(r"%(?:\([^)]*\))?[^a-zA-Z%]*?(?:\*|\d{7})")
+_BRACES = re.compile(r"\{[^}]*\d{7}")
+"""A width or precision of seven digits, or the star that takes one from the arguments."""
 
 
 class _Spent(threading.local):
@@ -68,16 +70,15 @@ def _too_large() -> ModelError:
     return ModelError("the chat template builds too large a value", expected=f"at most {LONGEST_RENDERING:,} characters", fix="Mend it.")
 
 
-def _check_format(text: object) -> None:
-    """Refuse widths and precisions of seven digits, and the star that takes one from the arguments."""
-    if isinstance(text, str) and (_WIDTH.search(text) or "*" in text):
+def _check_format(text: object, width: re.Pattern[str] = _PERCENT) -> None:
+    if isinstance(text, str) and width.search(text):
         raise _too_large()
 
 
 def _check_binop(operator: str, left: Any, right: Any) -> None:
     """Raise ModelError when `left operator right` would be larger than the limits."""
     if operator == "%":
-        _check_format(left if isinstance(left, str) and "%" in left else None)
+        _check_format(left)
     elif isinstance(left, int) and isinstance(right, int):
         bits = {"*": left.bit_length() + right.bit_length(), "**": left.bit_length() * right}.get(operator, 0)
         if bits > LONGEST_NUMBER:
@@ -146,7 +147,7 @@ class _Environment(ImmutableSandboxedEnvironment):
         """`str.format` in the sandbox, if its text asks for no large width."""
         wrapped = super().wrap_str_format(value)
         if wrapped is not None:
-            _check_format(value.__self__.replace("*", ""))  # a star is only a letter here
+            _check_format(value.__self__, _BRACES)
         return wrapped
 
 

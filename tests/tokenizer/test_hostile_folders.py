@@ -73,6 +73,8 @@ HUGE = {
     "sliced": "{{ [1] | slice(9999999999) | list | length }}",
     "formatted": "{{ '%9999999999d' % 1 }}",
     "formatted with a star": "{{ '%*d' % (9999999999, 1) }}",
+    "formatted by name": "{{ '%(a)9999999999d' % {'a': 1} }}",
+    "a precise number": "{{ '%.9999999999f' % 1 }}",
     "filtered format": "{{ '%9999999999d' | format(1) }}",
     "format": "{{ '{:>9999999999}'.format(1) }}",
     "format with an argument": "{{ '{:>{}}'.format(1, 9999999999) }}",
@@ -96,6 +98,13 @@ def test_memory_that_cannot_be_had_is_no_traceback(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("luyen.tokenizer.sandbox.json.dumps", full)
     with pytest.raises(ModelError, match="too large a value"):
         render("{{ messages | tojson }}")
+
+
+def test_stars_and_long_numbers_around_a_value_are_text() -> None:
+    assert (
+        render("{{ '**%s** 12345678' % 'a' }} {{ '12345678 * {}*'.format('b') }} {{ '9 * 9%%' % () }}")
+        == "**a** 12345678 12345678 * b* 9 * 9%"
+    )
 
 
 def test_usual_arithmetic_stays_as_it_is() -> None:
