@@ -34,6 +34,8 @@ _LAUNCHER = (
 )
 _READY = re.compile(rb"Server ready at http://127\.0\.0\.1:(\d+)/")
 _ADDRESS = re.compile(rb"((?:at(?: |&nbsp;)0x)|(?:handle(?: |&nbsp;)))[0-9a-fA-F]{6,16}")
+# Python 3.13 and later print a long signature with one argument a line.
+_LONG_SIGNATURE = re.compile(rb"(</(?:a|strong)>\()\n((?: {4}[^\n]*\n){1,200})\)")
 START_SECONDS = 60.0
 
 # Not shown: opens a browser, prints a poem, starts windows, or is another package's own test suite.
@@ -114,7 +116,8 @@ def is_error(body: bytes) -> bool:
 
 def settle(body: bytes) -> bytes:
     """The page without what differs between two processes or machines: memory addresses, the folder that Python is installed
-    in, the person's home and the kernel's version."""
+    in, the person's home and the kernel's version. Signatures stand on one line, whatever the version of Python."""
+    body = _LONG_SIGNATURE.sub(lambda match: match[1] + match[2][4:-1].replace(b"\n    ", b" ") + b")", body)
     body = _ADDRESS.sub(rb"\g<1>0", body)
     for folder in (sysconfig.get_path("stdlib"), sys.base_prefix, sys.prefix):
         if len(Path(folder).parts) > 3:  # /usr and /usr/local are everybody's, and stand in many texts

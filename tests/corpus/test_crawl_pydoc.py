@@ -162,6 +162,12 @@ def test_memory_addresses_are_taken_out(raw: bytes, settled: bytes) -> None:
     assert pydoc_server.settle(raw) == settled
 
 
+def test_long_signatures_of_later_pythons_stand_on_one_line() -> None:
+    raw = b"<dt><a><strong>dumps</strong></a>(\n    obj,\n    *,\n    indent='  ',\n    **kw\n) -> str</dt><dd>f(\n    x\n)"
+    line = b"<dt><a><strong>dumps</strong></a>(obj, *, indent='  ', **kw) -> str</dt><dd>f(\n    x\n)"
+    assert pydoc_server.settle(raw) == line == pydoc_server.settle(line)
+
+
 def test_folders_of_the_person_are_taken_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/somebody")
     monkeypatch.setattr(sys, "base_prefix", "/home/somebody/pythons/3.11")
