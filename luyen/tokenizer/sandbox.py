@@ -37,8 +37,8 @@ SECONDS = 2.0
 """Processor time that one rendering may take; templates in use take milliseconds."""
 _STEPS = 256  # between two looks at the clock
 _PERCENT = re.compile(r"%(?:\([^)]*\))?[^a-zA-Z%]*?(?:\*|\d{7})")
-_BRACES = re.compile(r"\{[^}]*\d{7}")
-"""A width or precision of seven digits, or the star that takes one from the arguments."""
+_BRACES = re.compile(r"\{[^{}]+\{|\d{7}")
+"""A width or precision of seven digits, or the star or inner braces that take one from the arguments."""
 
 
 class _Spent(threading.local):
@@ -147,7 +147,7 @@ class _Environment(ImmutableSandboxedEnvironment):
         """`str.format` in the sandbox, if its text asks for no large width."""
         wrapped = super().wrap_str_format(value)
         if wrapped is not None:
-            _check_format(value.__self__, _BRACES)
+            _check_format("".join(value.__self__.replace("{{", "").partition("{")[1:]), _BRACES)
         return wrapped
 
 

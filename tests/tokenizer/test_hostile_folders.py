@@ -78,6 +78,8 @@ HUGE = {
     "filtered format": "{{ '%9999999999d' | format(1) }}",
     "format": "{{ '{:>9999999999}'.format(1) }}",
     "format with an argument": "{{ '{:>{}}'.format(1, 9999999999) }}",
+    "format with two arguments": "{{ '{:{}{}}'.format(1, 99999, 99999) }}",
+    "format with both": "{{ '{:{}9999999}'.format(1, 999) }}",
     "justified": "{{ 'x'.ljust(9999999999) }}",
     "justified by name": "{{ 'x'.expandtabs(tabsize=9999999999) }}",
 }
@@ -105,6 +107,10 @@ def test_stars_and_long_numbers_around_a_value_are_text() -> None:
         render("{{ '**%s** 12345678' % 'a' }} {{ '12345678 * {}*'.format('b') }} {{ '9 * 9%%' % () }}")
         == "**a** 12345678 12345678 * b* 9 * 9%"
     )
+
+
+def test_doubled_braces_are_text() -> None:
+    assert render("{{ '{{a {}}}'.format(1) }}") == "{a 1}"
 
 
 def test_usual_arithmetic_stays_as_it_is() -> None:
