@@ -12,10 +12,10 @@ demo: $(VENV)/.installed
 	$(BIN)/luyen run quickstart
 
 test: $(READY)
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 slow: $(READY)
-	$(BIN)/python -m pytest -m slow --timeout 3600
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -n 2 --timeout 3600
 
 check: $(READY)
 	$(BIN)/ruff check .
