@@ -30,9 +30,10 @@ def run(config: SFTConfig, stage: Stage) -> None:
     tokenizer = Tokenizer.load(hf.locate(folder))
     if not tokenizer.has_template:
         raise ModelError(f"{folder} has no chat template", fix="Put a chat_template.jinja into the folder.")
-    if config.batch.length > model.config.context_length:
-        limit = model.config.context_length
-        raise ConfigError("batch.length", found=config.batch.length, expected=f"at most the model's {limit}", fix=f"Set batch.length={limit}.")
+    limit = model.config.context_length
+    if config.batch.length > limit:
+        fix = f"Set batch.length={limit}."
+        raise ConfigError("batch.length", found=config.batch.length, expected=f"at most the model's {limit}", fix=fix)
     mixture = _mixture(config, stage, tokenizer)
     stream = PackedStream(
         mixture.samples, capacity=config.batch.length, rows=config.batch.rows, seed=derive(stage.seed, "order"), order=mixture.order
