@@ -10,6 +10,7 @@ import click
 from luyen.cli.arguments import field_help, one_word, plain_command, split_words, working
 from luyen.core.config import Config, Input, load
 from luyen.core.errors import DataError
+from luyen.data.config import ReadConfig
 
 HELP = """Show rows of a data set as the model will see them ({+trained+}, context, [-cut-]), the detected format and an account
 of every token. Fails (exit code 2) when a row trains on nothing or never trains the end of a turn.
@@ -28,8 +29,8 @@ class InspectConfig(Config):
     """Longest row in tokens."""
     truncation: Literal["drop", "truncate"] = "drop"
     """drop or truncate: what happens to longer rows."""
-    strict: bool = False
-    """Stop at the first malformed row."""
+    read: ReadConfig = ReadConfig()
+    """How the files are read."""
     rejected: str | None = None
     """File that keeps malformed rows byte for byte."""
 
@@ -54,7 +55,7 @@ def _show(data: str, config: InspectConfig) -> None:
     from luyen.data.formats import read
 
     console = Console(highlight=False)
-    dataset = read(data, strict=config.strict, rejected=Path(config.rejected) if config.rejected else None)
+    dataset = read(data, config.read, rejected=Path(config.rejected) if config.rejected else None)
     if not dataset.records:
         raise DataError(f"{data} holds no usable row", fix="Look at what was rejected above.")
     if config.model is None:

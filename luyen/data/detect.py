@@ -136,16 +136,16 @@ def rename(row: Row, renamed: Mapping[str, str]) -> Row:
     return {renamed.get(key, key): value for key, value in row.items() if key in renamed or key not in new}
 
 
-def detect(rows: Sequence[Row], columns: Mapping[str, str | int] | None, where: str) -> Detection:
+def detect(rows: Sequence[Row], columns: Mapping[str, str | int], where: str) -> Detection:
     """The form that most of some rows have. `columns` maps our names to the file's (a number: the column's place, from 1).
 
     Raises DataError with the nearest form when there is none, or when a mapped column is missing; ConfigError for an unknown name.
     """
     present = Counter(key for row in rows for key in row)
-    wanted = {name: str(actual) for name, actual in (columns or {}).items()}
+    wanted = {name: str(actual) for name, actual in columns.items()}
     for name, actual in wanted.items():
         if name not in KNOWN_COLUMNS:
-            raise ConfigError(f"columns: unknown name {name!r}", fix=nearest(name, KNOWN_COLUMNS))
+            raise ConfigError(f"read.columns: unknown name {name!r}", fix=nearest(name, KNOWN_COLUMNS))
         if actual not in present:
             raise DataError(f"{where}: no column {actual!r} for {name!r}", fix=nearest(actual, present))
     renamed = {actual: name for name, actual in wanted.items() if actual != name}
@@ -165,7 +165,7 @@ def detect(rows: Sequence[Row], columns: Mapping[str, str | int] | None, where: 
     return Detection(form, renamed, form.sentence(filled) + (f" ({given})" if given else ""))
 
 
-_HINT = "Name your columns with columns: {prompt: ..., completion: ...}."
+_HINT = "Name your columns with read.columns.prompt=... read.columns.completion=... (or one of the forms above)."
 
 
 def _form_of(row: Row, wanted: Mapping[str, str]) -> int | None:

@@ -20,11 +20,11 @@ from typing import Any
 from luyen.core import interrupt, progress
 from luyen.core.errors import DamagedFile, DataError
 from luyen.core.records import Record
+from luyen.data.config import ReadConfig
 from luyen.data.detect import Detection, detect, explain_nearest, rename
 from luyen.data.discover import Found, find, open_rows
 from luyen.data.nested import questions
 from luyen.data.rejects import Problem, Rejects
-from luyen.data.rows_table import TextUnit
 from luyen.data.source import MAX_ROW_BYTES, QUOTED, RawRow, RowSource
 from luyen.data.turns import BadRow, kind
 
@@ -100,35 +100,27 @@ class Dataset:
 
 
 def read(
-    path: str | Path,
-    *,
-    strict: bool = False,
-    rejected: Path | None = None,
-    columns: Mapping[str, str | int] | None = None,
-    split: str = "",
-    text_unit: TextUnit = "file",
-    max_row_bytes: int = MAX_ROW_BYTES,
+    path: str | Path, config: ReadConfig | None = None, *, rejected: Path | None = None, max_row_bytes: int = MAX_ROW_BYTES
 ) -> Dataset:
-    """Every record of a file, a folder or a hub dataset.
+    """Every record of a file, a folder or a hub dataset. `rejected` is where bad rows are kept.
 
-    `columns` maps our column names to the file's where they differ; a number is a column's place, from 1, in a table without a header.
-    `rejected` is where bad rows are kept; with `strict` the first one raises DataError. `text_unit` says what a document of a text file is.
-    Raises DataError for a missing or empty input, an unknown form, or when no row could be used; DamagedFile for a broken archive (in a
-    folder with other files it is reported in the account instead).
+    Raises DataError for a missing or empty input, an unknown form, a bad row when strict, or when no row could be used; DamagedFile for
+    a broken archive (in a folder with other files it is reported in the account instead).
     """
-    found = find(path, split)
-    rejects = Rejects(rejected, strict=strict)
+    config = config or ReadConfig()
+    found = find(path, config.split)
+    rejects = Rejects(rejected, strict=config.strict)
     dataset = Dataset([], "", ReadAccount(files=len(found.files), skipped=found.skipped))
     forms: dict[str, None] = {}
-    header = not any(isinstance(place, int) for place in (columns or {}).values())
+    header = not any(isinstance(place, int) for place in config.columns.values())
     with closing(rejects), progress.task("reading", None, "rows") as bar:
         for file in found.files:
-            reader = _FileReader(found, file, columns, rejects, dataset)
+            reader = _FileReader(found, file, config.columns, rejects, dataset)
             try:
-                with open_rows(file, text_unit, header=header, max_row_bytes=max_row_bytes) as (rows, source):
+                with open_rows(file, config.text_unit, header=header, max_row_bytes=max_row_bytes) as (rows, source):
                     reader.read(rows, source, bar)
             except DamagedFile as error:
-                if strict or len(found.files) == 1:
+                if config.strict or len(found.files) == 1:
                     raise
                 dataset.account.damaged[found.name(file)] = error.reason
             if reader.detection:
@@ -156,7 +148,7 @@ def _finish(dataset: Dataset, rejects: Rejects, forms: Mapping[str, None], path:
 class _FileReader:
     """One file's rows into the dataset: detect on the first ones, then convert each."""
 
-    def __init__(self, found: Found, file: Path, columns: Mapping[str, str | int] | None, rejects: Rejects, dataset: Dataset) -> None:
+    def __init__(self, found: Found, file: Path, columns: Mapping[str, str | int], rejects: Rejects, dataset: Dataset) -> None:
         self.found, self.name, self.columns = found, found.name(file), columns
         self.rejects, self.dataset = rejects, dataset
         self.detection: Detection | None = None

@@ -48,7 +48,7 @@ class Rejects:
         """Count and keep a bad row. Raises DataError at once when strict."""
         if self.strict:
             raise DataError(f"{problem.file}:{problem.line}: {problem.reason}", expected=problem.nearest or None,
-                            fix="Mend the row, or leave out strict to keep it in rejected.jsonl and go on.")  # fmt: skip
+                            fix="Mend the row, or leave out read.strict to keep it in rejected.jsonl and go on.")  # fmt: skip
         self.count += 1
         self.reasons[problem.reason] += 1
         if len(self.first) < REMEMBERED:

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from luyen.core.config import Config, Input
 from luyen.core.errors import nearest
 from luyen.corpus.curate import CurateConfig
+from luyen.data.config import ReadConfig
 from luyen.engine.config import TrainConfig
 from luyen.inference.config import SamplingConfig
 from luyen.models.presets import PRESETS
@@ -97,8 +98,8 @@ class SFTConfig(Config):
     """Share of each source in the mixture, in the order of `data`; empty: by their sizes."""
     truncation: Literal["drop", "truncate", "raise"] = "drop"
     """What to do with a conversation longer than `batch.length`."""
-    strict: bool = False
-    """Stop at the first malformed row."""
+    read: ReadConfig = ReadConfig()
+    """How the files are read."""
     heldout: Input | None = None
     """A corpus stage whose held-out text measures forgetting; empty: not measured during training."""
     batch: BatchSection = BatchSection()

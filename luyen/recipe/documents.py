@@ -8,6 +8,7 @@ from pathlib import Path
 from luyen.core.errors import DamagedFile, DataError
 from luyen.core.records import Document, Plain
 from luyen.corpus.curate import read_documents
+from luyen.data.config import ReadConfig
 from luyen.data.formats import Dataset, read
 
 HELD_OUT_ONE_IN = 20
@@ -18,9 +19,9 @@ def is_corpus(path: Path) -> bool:
     return (path / "funnel.json").is_file()
 
 
-def read_whole(path: Path, *, strict: bool = False, rejected: Path | None = None) -> Dataset:
+def read_whole(path: Path, config: ReadConfig | None = None, *, rejected: Path | None = None) -> Dataset:
     """Every record of a data file or folder; DamagedFile when a file breaks off, so that no part of it is missed silently."""
-    dataset = read(path, strict=strict, rejected=rejected)
+    dataset = read(path, config, rejected=rejected)
     if not dataset.account.complete:
         name, reason = next(iter(dataset.account.damaged.items()))
         raise DamagedFile(name, f"{reason}. Mend it or take it out of the folder")

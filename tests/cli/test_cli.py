@@ -83,7 +83,7 @@ def test_data_mistakes_name_file_and_line(tmp_path: Path) -> None:
     result = luyen("inspect", str(data), LANG="C", LC_ALL="C")
     assert result.returncode == 0, result.stderr
     assert ":2" in result.stdout and "1 accepted, 1 rejected" in result.stdout
-    assert luyen("inspect", str(data), "strict=true").returncode == 2
+    assert luyen("inspect", str(data), "read.strict=true").returncode == 2
     (tmp_path / "empty.jsonl").write_text("")
     empty = luyen("inspect", str(tmp_path / "empty.jsonl"))
     assert empty.returncode == 2 and "empty" in empty.stderr

@@ -14,6 +14,7 @@ import pytest
 from luyen.core.errors import ConfigError, DamagedFile, DataError
 from luyen.core.files import write_lines
 from luyen.core.records import Completion, Conversation, Extractive, Feedback, Labelled, Message, Plain, Preference, Tagged
+from luyen.data.config import ReadConfig
 from luyen.data.formats import read
 
 HUMAN, ANSWER = Message("user", "Hi"), Message("assistant", "Hello")
@@ -114,15 +115,15 @@ def test_messages_inside_a_table_are_json_text(tmp_path: Path) -> None:
 
 def test_columns_names_what_we_do_not_know(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "a.jsonl", {"dialogue": "Hi", "summary": "Hello", "prompt": "unused"})
-    dataset = read(path, columns={"prompt": "dialogue", "response": "summary"})
+    dataset = read(path, ReadConfig(columns={"prompt": "dialogue", "response": "summary"}))
     assert dataset.records == [CHAT]
     assert "prompt from column dialogue, response from column summary" in dataset.format
     with pytest.raises(DataError, match="no column 'summry' for 'response'. Did you mean 'summary'"):
-        read(path, columns={"prompt": "dialogue", "response": "summry"})
+        read(path, ReadConfig(columns={"prompt": "dialogue", "response": "summry"}))
     with pytest.raises(ConfigError, match="unknown name 'promt'. Did you mean 'prompt'"):
-        read(path, columns={"promt": "dialogue"})
+        read(path, ReadConfig(columns={"promt": "dialogue"}))
     (tmp_path / "b.tsv").write_text("Hi\tHello\nHi\tHello\n", encoding="utf-8")
-    assert read(tmp_path / "b.tsv", columns={"question": 1, "answer": 2}).records == [CHAT, CHAT]
+    assert read(tmp_path / "b.tsv", ReadConfig(columns={"question": 1, "answer": 2})).records == [CHAT, CHAT]
 
 
 def test_an_unknown_form_names_the_nearest(tmp_path: Path) -> None:
@@ -205,8 +206,8 @@ def test_conll_columns_and_universal_dependencies(tmp_path: Path) -> None:
 def test_text_files_by_file_paragraph_and_line(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("một\nhai\n\nba\n", encoding="utf-8")
     assert read(tmp_path / "a.txt").records == [Plain("một\nhai\n\nba\n")]
-    assert read(tmp_path / "a.txt", text_unit="paragraph").records == [Plain("một\nhai"), Plain("ba")]
-    assert read(tmp_path / "a.txt", text_unit="line").records == [Plain("một"), Plain("hai"), Plain("ba")]
+    assert read(tmp_path / "a.txt", ReadConfig(text_unit="paragraph")).records == [Plain("một\nhai"), Plain("ba")]
+    assert read(tmp_path / "a.txt", ReadConfig(text_unit="line")).records == [Plain("một"), Plain("hai"), Plain("ba")]
 
 
 @pytest.mark.parametrize("suffix", [".gz", ".bz2", ".xz", ".zst"])
@@ -253,9 +254,9 @@ def test_a_folder_is_read_in_order_and_says_what_it_skips(tmp_path: Path) -> Non
     assert dataset.origins == ["test-00.jsonl:1", "train/a.jsonl:1", "train/b.jsonl:1"]
     assert dataset.format == "text: text -> text; messages: messages -> conversation"
     assert set(dataset.account.skipped) == {"picture.png", "rejected.jsonl"}
-    assert read(tmp_path, split="test").records == [Plain("y")]
+    assert read(tmp_path, ReadConfig(split="test")).records == [Plain("y")]
     with pytest.raises(DataError, match="no files of the split 'dev'"):
-        read(tmp_path, split="dev")
+        read(tmp_path, ReadConfig(split="dev"))
 
 
 def test_a_broken_archive_is_named_and_the_others_are_read(tmp_path: Path) -> None:
@@ -272,7 +273,7 @@ def test_a_broken_archive_is_named_and_the_others_are_read(tmp_path: Path) -> No
         assert not dataset.account.complete and list(dataset.account.damaged) == ["a.jsonl.gz"]
         assert Plain("x") in dataset.records and any(line.startswith("damaged: a.jsonl.gz") for line in dataset.report())
         with pytest.raises(DamagedFile):
-            read(tmp_path, strict=True)
+            read(tmp_path, ReadConfig(strict=True))
     (tmp_path / "c.parquet").write_bytes(b"PAR1 nothing")
     with pytest.raises(DamagedFile, match="c.parquet"):
         read(tmp_path / "c.parquet")

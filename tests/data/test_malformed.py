@@ -15,6 +15,7 @@ import pytest
 
 from luyen.core.errors import DataError
 from luyen.core.records import Conversation, Plain
+from luyen.data.config import ReadConfig
 from luyen.data.formats import read
 from luyen.data.rejects import rejected_rows
 
@@ -80,7 +81,7 @@ def test_each_kind_is_rejected_with_its_line_and_bytes(tmp_path: Path, kind: str
     ((facts, kept),) = rejected_rows(tmp_path / "rejected.jsonl")
     assert kept == raw + b"\n" and (facts["file"], facts["line"], facts["reason"]) == ("a.jsonl", 2, problem.reason)
     with pytest.raises(DataError, match="^a.jsonl:2: ") as raised:
-        read(tmp_path / "a.jsonl", strict=True)
+        read(tmp_path / "a.jsonl", ReadConfig(strict=True))
     assert raised.value.exit_code == 2 and "\n" not in str(raised.value)
 
 
@@ -88,7 +89,7 @@ def test_each_kind_is_rejected_with_its_line_and_bytes(tmp_path: Path, kind: str
 def test_harmless_kinds_are_accepted_and_noted(tmp_path: Path, kind: str) -> None:
     raw, note = NOTED[kind]
     (tmp_path / "a.jsonl").write_bytes(GOOD + b"\n" + raw + b"\n")
-    dataset = read(tmp_path / "a.jsonl", strict=True)
+    dataset = read(tmp_path / "a.jsonl", ReadConfig(strict=True))
     assert dataset.account.accepted == 2 and dataset.account.notes == {note: 1}
     assert any(line.startswith("note: 1 ") for line in dataset.report())
 

@@ -57,7 +57,7 @@ def _mixture(config: SFTConfig, stage: Stage, tokenizer: Tokenizer) -> Mixture:
     sources: dict[str, Sequence[Sample]] = {}
     accounts = {}
     for number, value in enumerate(values):
-        dataset = read_whole(stage.data(value), strict=config.strict, rejected=stage.folder / f"rejected-{number}.jsonl")
+        dataset = read_whole(stage.data(value), config.read, rejected=stage.folder / f"rejected-{number}.jsonl")
         name = f"source{number}"  # not the path: the same data under another name gives the same bits
         samples, account = chat_samples(dataset.records, tokenizer, config.batch.length, config.truncation, name=name)
         sources[name] = samples
