@@ -57,8 +57,8 @@ class BatchSection(Config):
 
     rows: int = Field(8, ge=1)
     """Packed rows in a micro-batch."""
-    length: int = Field(512, ge=2)
-    """Tokens in a packed row."""
+    length: int | None = Field(None, ge=2)
+    """Tokens in a packed row; empty: the model's context length, at most 512."""
 
 
 class PretrainConfig(Config):
@@ -82,7 +82,7 @@ class PretrainConfig(Config):
     @model_validator(mode="after")
     def _check(self) -> PretrainConfig:
         limit = self.model.context_length or PRESETS[self.model.preset].context_length
-        if self.batch.length > limit:
+        if self.batch.length is not None and self.batch.length > limit:
             raise ValueError(f"batch.length {self.batch.length} is more than the model's context_length {limit}")
         return self
 

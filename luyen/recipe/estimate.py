@@ -12,7 +12,7 @@ from luyen.models import hf
 from luyen.models.config import TransformerConfig
 from luyen.recipe.configs import BatchSection, PretrainConfig, SFTConfig, TokenizerVerbConfig
 from luyen.recipe.graph import Plan, StagePlan
-from luyen.recipe.sizes import model_config
+from luyen.recipe.sizes import model_config, row_length
 from luyen.tokenizer.load import Tokenizer
 
 
@@ -24,7 +24,7 @@ def training_rate(train: TrainConfig) -> float:
 
 def of_stage(train: TrainConfig, batch: BatchSection, model: TransformerConfig) -> Estimate:
     """The estimate of a training stage."""
-    return estimate_training(model, train, batch.rows, batch.length)
+    return estimate_training(model, train, batch.rows, row_length(batch, model.context_length))
 
 
 def estimate_lines(plan: Plan) -> list[str]:

@@ -1,14 +1,31 @@
-"""The model that a `model:` section asks for."""
+"""The model that a `model:` section asks for, and how long the rows are that it is trained on."""
 
 from __future__ import annotations
 
 from luyen.core import config as configs
+from luyen.core.errors import ConfigError
 from luyen.models.config import TransformerConfig
 from luyen.models.presets import preset
-from luyen.recipe.configs import ModelSection
+from luyen.recipe.configs import BatchSection, ModelSection
+
+USUAL_ROW = 512
+"""Longest row in tokens that is chosen when nothing is said."""
 
 
 def model_config(section: ModelSection, vocab_size: int) -> TransformerConfig:
     """The preset with what the section changes."""
     changes = {key: value for key, value in configs.dump(section).items() if key != "preset" and value is not None}
     return preset(section.preset, vocab_size, **changes)
+
+
+def row_length(batch: BatchSection, context_length: int) -> int:
+    """Tokens in a packed row: as the section says, else the model's context length, at most `USUAL_ROW`.
+
+    Raises ConfigError when the section asks for more than the model's context.
+    """
+    if batch.length is None:
+        return min(USUAL_ROW, context_length)
+    if batch.length > context_length:
+        fix = f"Set batch.length={context_length}, or leave it out."
+        raise ConfigError("batch.length", found=batch.length, expected=f"at most the model's {context_length}", fix=fix)
+    return batch.length

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from luyen.algorithms.pretrain import Pretrain
 from luyen.core import config as configs
+from luyen.core import progress
 from luyen.core.random_state import seed_everything
 from luyen.core.seed import derive
 from luyen.data.loader import PackedStream
@@ -14,7 +15,7 @@ from luyen.models.transformer import Transformer
 from luyen.recipe.configs import PretrainConfig
 from luyen.recipe.documents import read_texts
 from luyen.recipe.estimate import of_stage
-from luyen.recipe.sizes import model_config
+from luyen.recipe.sizes import model_config, row_length
 from luyen.recipe.stage import Stage
 from luyen.recipe.training import continue_texts, heldout_hook, some_text, train_stage, write_model
 from luyen.tokenizer.load import Tokenizer
@@ -23,15 +24,17 @@ from luyen.tokenizer.load import Tokenizer
 def run(config: PretrainConfig, stage: Stage) -> None:
     """Train from nothing; the result is the stage's `model` folder."""
     tokenizer = Tokenizer.load(stage.path(config.tokenizer))
-    source = stage.path(config.data)
-    samples, account = text_samples(read_texts(source, "train"), tokenizer, config.batch.length)
-    held_out = some_text(read_texts(source, "heldout"))
     size = model_config(config.model, tokenizer.vocab_size)
+    length = row_length(config.batch, size.context_length)
+    progress.say(f"  rows of {length:,} tokens")
+    source = stage.path(config.data)
+    samples, account = text_samples(read_texts(source, "train"), tokenizer, length)
+    held_out = some_text(read_texts(source, "heldout"))
     seed_everything(derive(stage.seed, "weights"))
     model = Transformer(size)
-    stream = PackedStream(samples, capacity=config.batch.length, rows=config.batch.rows, seed=derive(stage.seed, "order"))
+    stream = PackedStream(samples, capacity=length, rows=config.batch.rows, seed=derive(stage.seed, "order"))
     hooks = Hooks(
-        evaluate=heldout_hook(model, tokenizer, held_out, config.batch.length),
+        evaluate=heldout_hook(model, tokenizer, held_out, length),
         samples=lambda: continue_texts(model, tokenizer, config.prompts),
     )
     stage.metrics.update(parameters=count_parameters(size), model=configs.dump(size), data=account.as_dict())

@@ -18,6 +18,7 @@ from luyen.models.presets import count_parameters
 from luyen.recipe.configs import SFTConfig
 from luyen.recipe.documents import read_texts, read_whole
 from luyen.recipe.estimate import of_stage
+from luyen.recipe.sizes import row_length
 from luyen.recipe.stage import Stage
 from luyen.recipe.training import answer_questions, heldout_hook, some_text, train_stage, write_model
 from luyen.tokenizer.load import Tokenizer
@@ -30,17 +31,13 @@ def run(config: SFTConfig, stage: Stage) -> None:
     tokenizer = Tokenizer.load(hf.locate(folder))
     if not tokenizer.has_template:
         raise ModelError(f"{folder} has no chat template", fix="Put a chat_template.jinja into the folder.")
-    limit = model.config.context_length
-    if config.batch.length > limit:
-        fix = f"Set batch.length={limit}."
-        raise ConfigError("batch.length", found=config.batch.length, expected=f"at most the model's {limit}", fix=fix)
-    mixture = _mixture(config, stage, tokenizer)
-    stream = PackedStream(
-        mixture.samples, capacity=config.batch.length, rows=config.batch.rows, seed=derive(stage.seed, "order"), order=mixture.order
-    )
+    length = row_length(config.batch, model.config.context_length)
+    progress.say(f"  rows of {length:,} tokens")
+    mixture = _mixture(config, stage, tokenizer, length)
+    stream = PackedStream(mixture.samples, capacity=length, rows=config.batch.rows, seed=derive(stage.seed, "order"), order=mixture.order)
     held_out = some_text(read_texts(stage.path(config.heldout), "heldout")) if config.heldout else []
     hooks = Hooks(
-        evaluate=heldout_hook(model, tokenizer, held_out, config.batch.length),
+        evaluate=heldout_hook(model, tokenizer, held_out, length),
         samples=lambda: answer_questions(model, tokenizer, config.prompts),
     )
     stage.metrics.update(parameters=count_parameters(model.config))
@@ -49,7 +46,7 @@ def run(config: SFTConfig, stage: Stage) -> None:
     write_model(model, tokenizer, stage, lineage)
 
 
-def _mixture(config: SFTConfig, stage: Stage, tokenizer: Tokenizer) -> Mixture:
+def _mixture(config: SFTConfig, stage: Stage, tokenizer: Tokenizer, length: int) -> Mixture:
     """All sources as samples in their shares; what was dropped is counted, said and kept."""
     values = [config.data] if isinstance(config.data, str) else config.data
     if config.weights is not None and len(config.weights) != len(values):
@@ -59,7 +56,7 @@ def _mixture(config: SFTConfig, stage: Stage, tokenizer: Tokenizer) -> Mixture:
     for number, value in enumerate(values):
         dataset = read_whole(stage.data(value), config.read, rejected=stage.folder / f"rejected-{number}.jsonl")
         name = f"source{number}"  # not the path: the same data under another name gives the same bits
-        samples, account = chat_samples(dataset.records, tokenizer, config.batch.length, config.truncation, name=name)
+        samples, account = chat_samples(dataset.records, tokenizer, length, config.truncation, name=name)
         sources[name] = samples
         accounts[value] = {"format": dataset.format, "rows": dataset.account.as_dict(), "tokens": account.as_dict()}
         progress.say(
