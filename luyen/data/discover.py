@@ -10,6 +10,7 @@ from pathlib import Path
 
 from luyen.core.errors import DataError
 from luyen.core.files import COMPRESSED
+from luyen.core.hub import download
 from luyen.data.rows_json import json_document, json_lines
 from luyen.data.rows_table import TextUnit, conll_rows, delimiter_of, parquet_rows, table_rows, text_rows
 from luyen.data.source import RawRow, RowSource, open_source
@@ -41,18 +42,24 @@ def kind_of(path: Path) -> str:
     return Path(path.stem).suffix.lower() if suffix in COMPRESSED else suffix
 
 
+def locate(name: str | Path) -> Path:
+    """The file or folder of that path, else the copy on this machine of the hub's data set of that name. DataError when there is none."""
+    path = Path(name).expanduser()
+    if path.exists():
+        return path
+    if not _HUB_NAME.fullmatch(str(name)):
+        raise DataError(f"no file or folder {str(name)!r}", fix="Check the path; a dataset of the hub is named owner/dataset.")
+    return download(str(name), "dataset", [f"*{kind}{compression}" for kind in KINDS for compression in ("", *COMPRESSED)])
+
+
 def find(name: str | Path, split: str = "") -> Found:
     """The files behind a path or a hub name ("owner/dataset", with "@revision" if wanted); of a folder those of `split`, if given.
 
     A split is a word of the file's path: train-00000.jsonl, train/a.csv. Raises DataError when there is nothing.
     """
-    path = Path(name).expanduser()
+    path = locate(name)
     if path.is_file():
         return Found(path.parent, (path,))
-    if not path.exists():
-        if not _HUB_NAME.fullmatch(str(name)):
-            raise DataError(f"no file or folder {str(name)!r}", fix="Check the path; a dataset of the hub is named owner/dataset.")
-        path = _download(str(name))
     files = sorted((file for file in path.rglob("*") if file.is_file()), key=lambda file: file.relative_to(path).as_posix())
     visible = [file for file in files if not any(part.startswith((".", "_")) for part in file.relative_to(path).parts)]
     data = [file for file in visible if kind_of(file) in KINDS and file.name.lower() not in _NOT_DATA]
@@ -67,19 +74,6 @@ def find(name: str | Path, split: str = "") -> Found:
     if not data:
         raise DataError(f"{path} holds no data files", found=", ".join(skipped[:5]) or "an empty folder", expected=", ".join(KINDS))
     return Found(path, tuple(data), skipped)
-
-
-def _download(name: str) -> Path:
-    """The data files of a hub dataset, in huggingface_hub's cache."""
-    from huggingface_hub import snapshot_download  # a second to import, and most runs are offline
-
-    repository, _, revision = name.partition("@")
-    patterns = [f"*{kind}{compression}" for kind in KINDS for compression in ("", *COMPRESSED)]
-    try:
-        return Path(snapshot_download(repository, repo_type="dataset", revision=revision or None, allow_patterns=patterns))
-    except Exception as error:  # the hub's own errors, and those of whatever HTTP library it uses
-        raise DataError(f"no file or folder {name!r}, and it cannot be had from the hub", found=f"{type(error).__name__}: {error}"[:300],
-                        fix="Check the path, the name and the network.") from error  # fmt: skip
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from torch import Tensor
 from luyen.core import config as configs
 from luyen.core import manifest
 from luyen.core.errors import ConfigError, ModelError, nearest
+from luyen.core.hub import download
 from luyen.models.config import TransformerConfig
 from luyen.models.transformer import Transformer
 
@@ -150,23 +151,7 @@ def locate(name: str | Path) -> Path:
         raise ModelError(f"{folder} is not a model", found=held, expected="a folder with config.json and model.safetensors")
     if not _HUB_NAME.fullmatch(str(name)):
         raise ModelError(f"no model {name}", expected="a folder, or a hub name such as owner/model", fix="Check the path.")
-    return _download(str(name))
-
-
-def _download(name: str) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError
-
-    repository, _, revision = name.partition("@")
-    try:
-        return Path(snapshot_download(repository, revision=revision or None, allow_patterns=HUB_FILES))
-    except (OSError, HFValidationError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ModelError(
-            f"cannot fetch model {name}: there is no such folder here and the hub does not give it",
-            found=f"{type(error).__name__}: {reason}",
-            fix="Check the name and the network, or give a folder.",
-        ) from error
+    return download(str(name), "model", HUB_FILES)
 
 
 def read_config(folder: Path) -> TransformerConfig:

@@ -296,7 +296,7 @@ def test_nothing_to_read_is_one_clear_line(tmp_path: Path, monkeypatch: pytest.M
         read(tmp_path / "bad.jsonl")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(DataError, match="cannot be had from the hub"):
+    with pytest.raises(DataError, match="not in the cache, and the hub is switched off"):
         read("nobody/no-such-dataset")
 
 
