@@ -8,18 +8,25 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import hashlib
+import itertools
 import json
 import os
+import re
 import shutil
 from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from luyen.core.errors import DamagedFile, StorageError
+from luyen.core import progress
+from luyen.core.errors import DamagedFile, StorageError, UserError
 
 MANIFEST = "luyen.json"
 TEMPORARY = ".tmp-"
+# Fixed fields first, so that one artefact's name is never a part of another's leftovers.
+_LEFTOVER = re.compile(re.escape(TEMPORARY) + r"(?P<kind>new|old)-(?P<tag>\d+-\d+)-(?P<name>.+)", re.DOTALL)
 
 
 def canonical(value: object) -> str:
@@ -105,28 +112,174 @@ def read_json(path: Path) -> Any:
 def new_folder(final: Path) -> Iterator[Path]:
     """A temporary folder that becomes `final` when the block ends well, and disappears when it does not.
 
-    An existing `final` is replaced. Leftovers of earlier crashed attempts at the same folder are removed first.
+    An existing `final` is moved away, replaced and then deleted; a kill between these steps loses neither (see `recover`). What
+    killed attempts at the same folder left is removed first. Raises UserError when `final` is a file.
     """
     final = Path(final)
+    if final.exists() and not final.is_dir():
+        raise UserError(f"{final} is a file", expected="a folder or nothing there", fix="Choose another name.")
     with storage_errors(final):
         final.parent.mkdir(parents=True, exist_ok=True)
-        for stale in final.parent.glob(f"{TEMPORARY}*-{final.name}"):
-            shutil.rmtree(stale, ignore_errors=True)
-        temporary = final.with_name(f"{TEMPORARY}{os.getpid()}-{final.name}")
-        temporary.mkdir()
+        with _locked(final.parent):
+            _clean(final.parent, final.name)
+            temporary, lock = _temporary(final)
         try:
             yield temporary
             sync_folder(temporary)
-            if final.exists():
-                retired = final.with_name(f"{TEMPORARY}{os.getpid()}-old-{final.name}")
-                os.rename(final, retired)
-                os.rename(temporary, final)
-                shutil.rmtree(retired)
-            else:
-                os.rename(temporary, final)
-            fsync(final.parent)
+            _replace(final, temporary)
+        except BaseException:
+            _discard(temporary)
+            raise
         finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+            os.close(lock)
+
+
+def recover(final: Path) -> None:
+    """Finish a replacement of `final` that a kill cut while the old folder was moved away and the new one not yet in its place.
+
+    The new folder takes the place when it is sealed and whole, otherwise the old one comes back. Everything that opens a folder by
+    its name calls this first; it costs one look at the disk when the folder is there. Raises StorageError when it cannot rename.
+    """
+    final = Path(final)
+    if not final.name or final.exists() or not any(left.kind == "old" for left in _leftovers(final.parent, final.name)):
+        return
+    with storage_errors(final), _locked(final.parent):
+        _recover(final)
+
+
+def clean_up(parent: Path) -> None:
+    """Recover what can be recovered in `parent`, and remove what killed processes left of new folders; those of living ones stay."""
+    if Path(parent).is_dir():
+        with storage_errors(Path(parent)), _locked(Path(parent)):
+            _clean(Path(parent), None)
+
+
+@dataclass(frozen=True)
+class _Leftover:
+    """A temporary folder: `new` while it is written, `old` when it was moved away for the new one with the same tag."""
+
+    path: Path
+    kind: str
+    tag: str
+    final: Path
+
+    @property
+    def partner(self) -> Path:
+        """The folder of the other kind."""
+        return self.final.with_name(f"{TEMPORARY}{'old' if self.kind == 'new' else 'new'}-{self.tag}-{self.final.name}")
+
+    @property
+    def owned(self) -> bool:
+        """Whether the process that writes it lives, told by its lock: a process id may be another's by now.
+
+        Where folders cannot be locked (NFS) nothing tells, so the answer is yes.
+        """
+        try:
+            descriptor = os.open(self.path, os.O_RDONLY)
+        except FileNotFoundError:
+            return False
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return True
+        finally:
+            os.close(descriptor)
+        return False
+
+
+def _leftovers(parent: Path, name: str | None) -> list[_Leftover]:
+    """Temporary folders in `parent` of the artefact `name`, or of all."""
+    try:
+        found = [(path, match) for path in sorted(parent.iterdir()) if (match := _LEFTOVER.fullmatch(path.name))]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    every = [_Leftover(path, match["kind"], match["tag"], path.with_name(match["name"])) for path, match in found]
+    return [leftover for leftover in every if name in (None, leftover.final.name)]
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """One process at a time renames in `folder`. Where folders cannot be locked (NFS) processes must not write one artefact together."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_UN)  # closing is not enough where a child was forked meanwhile
+        os.close(descriptor)
+
+
+def _temporary(final: Path) -> tuple[Path, int]:
+    """A new folder beside `final` and the descriptor that keeps it locked as long as this process lives."""
+    for number in itertools.count():
+        path = final.with_name(f"{TEMPORARY}new-{os.getpid()}-{number}-{final.name}")
+        with contextlib.suppress(FileExistsError):
+            path.mkdir()
+            break
+    descriptor = os.open(path, os.O_RDONLY)
+    with contextlib.suppress(OSError):
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    return path, descriptor
+
+
+def _replace(final: Path, temporary: Path) -> None:
+    """Put `temporary` in the place of `final`."""
+    retired = final.with_name(temporary.name.replace(f"{TEMPORARY}new-", f"{TEMPORARY}old-", 1))
+    with _locked(final.parent):
+        replaced = os.path.lexists(final)
+        if replaced:
+            os.rename(final, retired)
+        try:
+            os.rename(temporary, final)
+        except BaseException:
+            if replaced:
+                os.rename(retired, final)
+            raise
+        fsync(final.parent)
+    if replaced:
+        _discard(retired)
+
+
+def _recover(final: Path) -> None:
+    """`recover`, with the parent locked."""
+    old = [leftover for leftover in _leftovers(final.parent, final.name) if leftover.kind == "old"]
+    if final.exists() or not old:
+        return
+    retired = max(old, key=lambda leftover: (leftover.partner.is_dir(), leftover.path.lstat().st_ctime_ns))
+    whole = _is_whole(retired.partner)
+    os.rename(retired.partner if whole else retired.path, final)
+    fsync(final.parent)
+    _discard(retired.path if whole else retired.partner)
+    what = "the new one was whole and has taken its place" if whole else "the new one was not whole, the old one is back"
+    progress.say(f"{final} was being replaced when the process was killed: {what}")
+
+
+def _clean(parent: Path, name: str | None) -> None:
+    """`clean_up` of one artefact or all, with the parent locked."""
+    for leftover in _leftovers(parent, name):
+        if leftover.kind == "old":
+            _recover(leftover.final)
+    for leftover in _leftovers(parent, name):
+        if leftover.kind == "old" or not leftover.owned:
+            _discard(leftover.path)
+
+
+def _is_whole(folder: Path) -> bool:
+    try:
+        verify(folder)
+    except DamagedFile:
+        return False
+    return True
+
+
+def _discard(path: Path) -> None:
+    """Delete a folder as far as possible; what is left is tried again by the next `new_folder`."""
+    if path.is_symlink():
+        path.unlink(missing_ok=True)
+    else:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def sync_folder(folder: Path) -> None:
@@ -155,23 +308,52 @@ def seal(folder: Path, kind: str, *, skip: Collection[str] = (), **facts: object
 
 def verify(folder: Path) -> dict[str, Any]:
     """The manifest of `folder`, after checking every file that it lists. Raises DamagedFile naming the first bad one."""
-    manifest: dict[str, Any] = read_json(Path(folder) / MANIFEST)
+    folder = Path(folder)
+    recover(folder)
+    manifest, files = _read(folder)
+    for name, entry in files.items():
+        _check(folder, name, entry)
+    return manifest
+
+
+def verify_listed(path: Path) -> None:
+    """Check a file, or every file below a folder, against the nearest manifest: in it, beside it, or one folder further up.
+
+    Nothing happens where there is no manifest, or where it does not list the path: data from elsewhere has none. Costs one sha256 of
+    what is listed, about a second per GB. Raises DamagedFile naming the first file that differs or is missing.
+    """
+    path = Path(os.path.abspath(path))
+    for folder in (path, path.parent, path.parent.parent):
+        if (folder / MANIFEST).is_file():
+            wanted = path.relative_to(folder).parts
+            for name, entry in _read(folder)[1].items():
+                if Path(name).parts[: len(wanted)] == wanted:
+                    _check(folder, name, entry)
+            return
+
+
+def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The manifest of `folder` and its list of files."""
+    manifest = read_json(folder / MANIFEST)
     files = manifest.get("files") if isinstance(manifest, dict) else None
     if not isinstance(files, dict):
-        raise DamagedFile(Path(folder) / MANIFEST, "has no list of files")
-    for name, entry in files.items():
-        path = Path(folder) / name
-        if Path(name).is_absolute() or ".." in Path(name).parts:
-            raise DamagedFile(Path(folder) / MANIFEST, f"names {name}, which is outside its folder")
-        if not isinstance(entry, dict) or not isinstance(entry.get("bytes"), int) or not isinstance(entry.get("sha256"), str):
-            raise DamagedFile(Path(folder) / MANIFEST, f"says nothing usable of {name}")
-        if not path.is_file():
-            raise DamagedFile(path, "is missing")
-        if path.stat().st_size != entry["bytes"]:
-            raise DamagedFile(path, f"has {path.stat().st_size} bytes, its manifest says {entry['bytes']}")
-        if sha256_file(path) != entry["sha256"]:
-            raise DamagedFile(path, "does not have the sha256 of its manifest")
-    return manifest
+        raise DamagedFile(folder / MANIFEST, "has no list of files")
+    return manifest, files
+
+
+def _check(folder: Path, name: str, entry: object) -> None:
+    """Raise DamagedFile when a file differs from its entry in the folder's manifest."""
+    path = folder / name
+    if Path(name).is_absolute() or ".." in Path(name).parts:
+        raise DamagedFile(folder / MANIFEST, f"names {name}, which is outside its folder")
+    if not isinstance(entry, dict) or not isinstance(entry.get("bytes"), int) or not isinstance(entry.get("sha256"), str):
+        raise DamagedFile(folder / MANIFEST, f"says nothing usable of {name}")
+    if not path.is_file():
+        raise DamagedFile(path, "is missing")
+    if path.stat().st_size != entry["bytes"]:
+        raise DamagedFile(path, f"has {path.stat().st_size} bytes, its manifest says {entry['bytes']}")
+    if sha256_file(path) != entry["sha256"]:
+        raise DamagedFile(path, "does not have the sha256 of its manifest")
 
 
 def content_fingerprint(manifest: Mapping[str, Any]) -> str:

@@ -3,12 +3,14 @@
 import errno
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from luyen.core import manifest
-from luyen.core.errors import DamagedFile, StorageError
+from luyen.core import manifest, progress
+from luyen.core.errors import DamagedFile, StorageError, UserError
 
 
 def sealed(folder: Path) -> Path:
@@ -83,3 +85,146 @@ def test_equal_values_have_equal_fingerprints() -> None:
     assert manifest.fingerprint({"a": 1}) != manifest.fingerprint({"a": "1"})
     with pytest.raises(ValueError, match="[Oo]ut of range|not JSON"):
         manifest.fingerprint(float("nan"))
+
+
+KILLED = """
+import os, sys
+from pathlib import Path
+from luyen.core import manifest
+
+final, call, nth, when, sealed = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), sys.argv[4], sys.argv[5] == "sealed"
+owner, name = (manifest.shutil, "rmtree") if call == "rmtree" else (manifest.os, call)
+plain, passed = getattr(owner, name), []
+
+def stop(*arguments, **keywords):
+    passed.append(1)
+    if len(passed) == nth and when == "before":
+        os._exit(9)
+    plain(*arguments, **keywords)
+    if len(passed) == nth:
+        os._exit(9)
+
+with manifest.new_folder(final) as folder:
+    (folder / "a.txt").write_text("new")
+    if sealed:
+        manifest.seal(folder, "test")
+    setattr(owner, name, stop)
+"""
+
+
+def killed(final: Path, call: str, nth: int, when: str, sealed: bool = True) -> None:
+    """A process that dies while it replaces `final`."""
+    words = [sys.executable, "-c", KILLED, str(final), call, str(nth), when, "sealed" if sealed else "open"]
+    assert subprocess.run(words, check=False, timeout=60).returncode == 9
+
+
+def text(folder: Path) -> str:
+    return (folder / "a.txt").read_text()
+
+
+@pytest.mark.parametrize(
+    ("call", "nth", "when", "expected"),
+    [
+        ("rename", 1, "before", "alpha"), ("rename", 1, "after", "new"), ("rename", 2, "before", "new"), ("rename", 2, "after", "new"),
+        ("rmtree", 1, "before", "new"), ("rmtree", 1, "after", "new"),
+    ],
+)  # fmt: skip
+def test_a_kill_at_any_point_of_a_replacement_loses_nothing(tmp_path: Path, call: str, nth: int, when: str, expected: str) -> None:
+    for opened in ("verify", "recover", "new"):
+        folder = sealed(tmp_path / opened / "kept")
+        killed(folder, call, nth, when)
+        if opened == "new":
+            with pytest.raises(RuntimeError), manifest.new_folder(folder):
+                raise RuntimeError  # the next attempt fails too
+            assert [path.name for path in folder.parent.iterdir()] == ["kept"]
+        else:
+            getattr(manifest, opened)(folder)
+        assert text(folder) == expected and manifest.verify(folder)["kind"] == "test"
+
+
+def test_a_new_folder_that_is_not_whole_gives_way_to_the_old_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    progress.use(progress.Plain())
+    unsealed, broken = sealed(tmp_path / "unsealed"), sealed(tmp_path / "broken")
+    killed(unsealed, "rename", 1, "after", sealed=False)
+    killed(broken, "rename", 1, "after")
+    next(tmp_path.glob(".tmp-new-*-broken/a.txt")).write_text("nex")
+    for folder in (unsealed, broken):
+        assert not folder.exists()
+        manifest.recover(folder)
+        assert text(folder) == "alpha"
+        assert f"{folder} was being replaced when the process was killed" in capsys.readouterr().out
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["broken", "unsealed"]
+
+
+def test_leftovers_of_another_artefact_are_not_touched(tmp_path: Path) -> None:
+    """`base` is a part of `x-base`, of `old-base` and of `1-2-base`."""
+    others = ["x-base", "old-base", "new-1-2-base", "1-2-base"]
+    for name in others:
+        killed(sealed(tmp_path / name), "rename", 1, "before")
+    before = sorted(path.name for path in tmp_path.iterdir())
+    assert len(before) == 2 * len(others)
+    sealed(tmp_path / "base")
+    sealed(tmp_path / "base")
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*before, "base"])
+    manifest.clean_up(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*others, "base"])
+
+
+def test_the_work_of_a_living_process_is_left_alone(tmp_path: Path) -> None:
+    """Also when its id is that of an earlier one: this very process."""
+    with manifest.new_folder(tmp_path / "base") as first:
+        (first / "a.txt").write_text("first")
+        dead = first.with_name(first.name.replace("-0-base", "-7-base"))
+        dead.mkdir()
+        with manifest.new_folder(tmp_path / "base") as second:
+            (second / "a.txt").write_text("second")
+        manifest.clean_up(tmp_path)
+        assert first.is_dir() and not dead.exists() and text(tmp_path / "base") == "second"
+    assert text(tmp_path / "base") == "first"
+    assert [path.name for path in tmp_path.iterdir()] == ["base"]
+
+
+def test_a_rename_that_fails_puts_the_old_folder_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, rename, passed = sealed(tmp_path / "kept"), os.rename, []
+
+    def fail_second(source: Path, target: Path) -> None:
+        passed.append(1)
+        if len(passed) == 2:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", fail_second)
+    with pytest.raises(StorageError), manifest.new_folder(folder):
+        pass
+    assert text(folder) == "alpha" and [path.name for path in tmp_path.iterdir()] == ["kept"]
+
+
+def test_a_file_is_not_replaced_by_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "notes").write_text("mine")
+    with pytest.raises(UserError, match="is a file"), manifest.new_folder(tmp_path / "notes"):
+        pass
+    assert (tmp_path / "notes").read_text() == "mine"
+
+
+def test_a_listed_path_is_checked_against_the_nearest_manifest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = sealed(tmp_path / "one")
+    for path in (folder, folder / "a.txt", folder / "sub", folder / "sub" / "b.bin", folder / "other.txt", tmp_path, tmp_path / "x"):
+        manifest.verify_listed(path)
+    (folder / "sub" / "b.bin").write_bytes(b"x" * 256)
+    manifest.verify_listed(folder / "a.txt")
+    monkeypatch.chdir(folder / "sub")
+    for path in (folder, folder / "sub", folder / "sub" / "b.bin", Path("b.bin"), Path("../sub/b.bin"), Path(".")):
+        with pytest.raises(DamagedFile, match=r"sub/b\.bin: does not have the sha256"):
+            manifest.verify_listed(path)
+    (folder / "a.txt").unlink()
+    with pytest.raises(DamagedFile, match=r"a\.txt: is missing"):
+        manifest.verify_listed(folder / "a.txt")
+
+
+def test_a_manifest_two_folders_up_is_not_asked(tmp_path: Path) -> None:
+    folder = sealed(tmp_path / "one")
+    (folder / "sub" / "deep").mkdir()
+    (folder / "sub" / "deep" / "c").write_text("c")
+    manifest.seal(folder, "test")
+    (folder / "sub" / "deep" / "c").write_text("d")
+    manifest.verify_listed(folder / "sub" / "deep" / "c")
