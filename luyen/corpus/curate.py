@@ -22,7 +22,7 @@ from luyen.core import interrupt, progress
 from luyen.core.config import Config, dump
 from luyen.core.errors import DamagedFile, DataError
 from luyen.core.files import read_jsonl
-from luyen.core.manifest import fingerprint, read_json, write_json
+from luyen.core.manifest import fingerprint, read_json, recover, verify_listed, write_json
 from luyen.core.records import Document
 from luyen.corpus import parts, sources
 from luyen.corpus.dedup import DedupConfig
@@ -166,11 +166,18 @@ def _say(funnel: dict[str, Any], ignored: list[str]) -> None:
 
 
 def read_documents(folder: Path, split: Literal["train", "heldout", "dropped"] = "train") -> Iterator[Document]:
-    """The documents of a curated corpus, in the order of their ids. Raises DataError when the folder holds none of that split."""
-    shards = sorted(Path(folder).glob(f"{split}-*.jsonl.zst"))
+    """The documents of a curated corpus, in the order of their ids. Raises DataError when the folder holds none of that split.
+
+    Every shard is checked against the folder's manifest before its first document; DamagedFile names one that differs or is gone.
+    """
+    folder = Path(folder)
+    recover(folder)
+    listed = {folder / name for name in sources.promised(folder) if name.startswith(f"{split}-")}
+    shards = sorted({*folder.glob(f"{split}-*.jsonl.zst"), *listed})
     if not shards:
         raise DataError(f"no {split} documents in {folder}", expected=f"{split}-00000.jsonl.zst", fix="Run curate first.")
     for path in shards:
+        verify_listed(path)
         for row in read_jsonl(path):
             meta = row["meta"] | {key: row[key] for key in ("rule", "reason", "source") if key in row}
             yield Document(row["id"], row["text"], row["url"], row["title"], row["language"], meta)

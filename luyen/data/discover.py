@@ -11,6 +11,7 @@ from pathlib import Path
 from luyen.core.errors import DataError
 from luyen.core.files import COMPRESSED
 from luyen.core.hub import download
+from luyen.core.manifest import verify_listed
 from luyen.data.rows_json import json_document, json_lines
 from luyen.data.rows_table import TextUnit, conll_rows, delimiter_of, parquet_rows, table_rows, text_rows
 from luyen.data.source import RawRow, RowSource, open_source
@@ -78,7 +79,11 @@ def find(name: str | Path, split: str = "") -> Found:
 
 @contextmanager
 def open_rows(path: Path, unit: TextUnit, *, header: bool, max_row_bytes: int) -> Iterator[tuple[Iterator[RawRow], RowSource | None]]:
-    """The rows of a data file, whatever its kind, and the source they come from (None for parquet)."""
+    """The rows of a data file, whatever its kind, and the source they come from (None for parquet).
+
+    A file that the manifest beside it lists is checked first: DamagedFile when it differs.
+    """
+    verify_listed(path)
     kind = kind_of(path)
     if kind == ".parquet":
         yield parquet_rows(path), None

@@ -127,8 +127,7 @@ def load(name: str | Path, device: torch.device | str = "cpu", dtype: torch.dtyp
     Raises ModelError when it is no model or does not fit, DamagedFile when a sealed folder has changed.
     """
     folder = locate(name)
-    if (folder / manifest.MANIFEST).is_file():
-        manifest.verify(folder)
+    manifest.verify_listed(folder)
     config = read_config(folder)
     with torch.device("meta"):
         model = Transformer(config)
@@ -144,6 +143,7 @@ def locate(name: str | Path) -> Path:
     """The folder that holds `config.json`: the folder itself, its `model` subfolder, or the hub's copy on this machine."""
     folder = Path(name)
     for candidate in (folder, folder / "model"):
+        manifest.recover(candidate)
         if (candidate / "config.json").is_file():
             return candidate
     if folder.exists():

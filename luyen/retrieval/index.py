@@ -20,7 +20,7 @@ import numpy
 
 from luyen.core.errors import DamagedFile, DataError
 from luyen.core.files import read_jsonl, write_jsonl
-from luyen.core.manifest import read_json
+from luyen.core.manifest import read_json, recover, verify_listed
 from luyen.core.records import Document
 
 WORD = re.compile(r"\w+(?:\.\w+)*")
@@ -125,8 +125,13 @@ class Index:
 
     @classmethod
     def load(cls, folder: Path) -> Index:
-        """Read what `save` wrote. DataError when the folder is no index, DamagedFile when its parts do not fit each other."""
+        """Read what `save` wrote. DataError when the folder is no index.
+
+        DamagedFile when a part differs from the manifest that lists it, or when the parts do not fit each other.
+        """
         folder = Path(folder)
+        recover(folder)
+        verify_listed(folder)
         if not (folder / FACTS).is_file():
             raise DataError(f"{folder} is no index", expected=f"a folder with {FACTS}", fix="Build one with Index.build(...).save(folder).")
         passages = _read_passages(folder / PASSAGES)
@@ -184,6 +189,7 @@ def _folded(text: str) -> str:
 
 
 def _read_passages(path: Path) -> list[Passage]:
+    verify_listed(path)
     if not path.is_file():
         raise DataError(f"no file {path}", expected="passages, one JSON object a line")
     try:

@@ -24,6 +24,7 @@ from sacrebleu.metrics.chrf import CHRF
 
 from luyen.core.errors import DataError
 from luyen.core.files import read_jsonl
+from luyen.core.manifest import verify_listed
 from luyen.core.records import Message
 
 KEPT = frozenset("%&*/@#\\-_[]{}")
@@ -144,7 +145,11 @@ def summarise(scores: Sequence[Mapping[str, float]], seed: int = 0) -> dict[str,
 
 
 def read_examples(path: Path) -> list[Example]:
-    """Examples of an evaluation.jsonl: rows {"id", "messages", "answer", "set", "source", "entry"}. DataError names a wrong row."""
+    """Examples of an evaluation.jsonl: rows {"id", "messages", "answer", "set", "source", "entry"}. DataError names a wrong row.
+
+    DamagedFile when the file differs from the manifest that lists it, or is gone.
+    """
+    verify_listed(path)
     examples = []
     for number, row in enumerate(read_jsonl(path), 1):
         try:

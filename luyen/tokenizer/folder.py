@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from luyen.core.errors import ModelError
+from luyen.core.manifest import recover, verify_listed
 from luyen.tokenizer.control import control_tokens
 from luyen.tokenizer.foreign import recognise
 from luyen.tokenizer.templates import ChatTemplate, Names
 
 AGAIN = "Fetch or save the tokenizer again."
+FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "generation_config.json", "chat_template.jinja")
 
 
 @dataclass(frozen=True)
@@ -31,8 +33,12 @@ class Facts:
 def read_folder(folder: Path) -> tuple[dict[str, Any], Facts]:
     """The parsed `tokenizer.json`, completed as transformers does, and the facts beside it.
 
-    Raises ModelError when there is no `tokenizer.json`, or when a file is malformed or contradicts another.
+    Raises ModelError when there is no `tokenizer.json`, or when a file is malformed or contradicts another; DamagedFile when one
+    differs from the manifest that lists it, or is gone.
     """
+    recover(folder)
+    for name in FILES:
+        verify_listed(folder / name)
     if not (folder / "tokenizer.json").is_file():
         raise _no_tokenizer(folder)
     settings = _optional(folder / "tokenizer_config.json")

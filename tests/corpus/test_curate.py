@@ -17,7 +17,7 @@ import pytest
 from luyen.core import interrupt
 from luyen.core.config import load
 from luyen.core.errors import ConfigError, DamagedFile, DataError, Interrupted
-from luyen.core.files import write_jsonl, write_lines
+from luyen.core.files import read_jsonl, write_jsonl, write_lines
 from luyen.core.manifest import seal
 from luyen.corpus import parts, sources
 from luyen.corpus.curate import CurateConfig, curate, read_documents
@@ -203,6 +203,23 @@ def test_changed_plain_shard_is_told_by_its_manifest(tmp_path: Path) -> None:
     (folder / "a.jsonl").write_bytes((folder / "a.jsonl").read_bytes().replace(b"river", b"rifer", 1))
     with pytest.raises(DamagedFile, match="sha256 of its manifest"):
         run(folder, tmp_path / "out")
+
+
+def test_a_shard_that_changed_or_is_gone_is_never_read_as_the_corpus(tmp_path: Path, source: Path) -> None:
+    folder = tmp_path / "out"
+    run(source, folder)
+    seal(folder, "corpus")
+    whole, path = list(read_documents(folder)), folder / "train-00000.jsonl.zst"
+    (folder / "luyen.json").rename(tmp_path / "luyen.json")
+    write_jsonl(path, [{**row, "text": "poison"} for row in read_jsonl(path)])
+    assert len(list(read_documents(folder))) == len(whole)  # readable, so only the manifest can tell
+    (tmp_path / "luyen.json").rename(folder / "luyen.json")
+    with pytest.raises(DamagedFile, match=r"train-00000\.jsonl\.zst"):
+        next(read_documents(folder))
+    path.unlink()
+    with pytest.raises(DamagedFile, match=r"train-00000\.jsonl\.zst: is missing"):
+        next(read_documents(folder))
+    assert list(read_documents(folder, "heldout"))
 
 
 @pytest.mark.parametrize("suffix", [".gz", ".bz2", ".xz", ".zst"])

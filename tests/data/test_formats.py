@@ -13,6 +13,7 @@ import pytest
 
 from luyen.core.errors import ConfigError, DamagedFile, DataError
 from luyen.core.files import write_lines
+from luyen.core.manifest import seal
 from luyen.core.records import Completion, Conversation, Extractive, Feedback, Labelled, Message, Plain, Preference, Tagged
 from luyen.data.config import ReadConfig
 from luyen.data.formats import read
@@ -304,3 +305,24 @@ def test_a_path_with_letters_and_spaces(tmp_path: Path) -> None:
     folder = tmp_path / "dữ liệu мои данные"
     folder.mkdir()
     assert read(write_jsonl(folder / "tập tin.jsonl", {"text": "x"})).origins == ["tập tin.jsonl:1"]
+
+
+@pytest.mark.parametrize("name", ["train.jsonl", "train.jsonl.zst", "train.csv", "train.txt", "train.parquet"])
+def test_a_file_of_a_sealed_folder_is_checked(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    if name.endswith("parquet"):
+        pyarrow.parquet.write_table(pyarrow.table({"text": ["one", "two"]}), path)
+    elif name.endswith("csv"):
+        path.write_text("text\none\ntwo\n")
+    else:
+        write_lines(path, [b'{"text": "one"}', b'{"text": "two"}'])
+    seal(tmp_path, "questions")
+    assert read(path).records
+    if name.endswith("parquet"):
+        pyarrow.parquet.write_table(pyarrow.table({"text": ["one", "owt"]}), path)
+    elif name.endswith("zst"):
+        write_lines(path, [b'{"text": "one"}', b'{"text": "owt"}'])
+    else:
+        path.write_bytes(path.read_bytes().replace(b"two", b"owt"))
+    with pytest.raises(DamagedFile, match=name):
+        read(path)

@@ -8,6 +8,7 @@ import numpy
 import pytest
 
 from luyen.core.errors import DamagedFile, DataError
+from luyen.core.manifest import seal
 from luyen.core.records import Document
 from luyen.retrieval.index import Index, Passage, split, words
 
@@ -123,3 +124,31 @@ def test_a_passage_is_given_only_when_it_has_to_do_with_the_question() -> None:
         assert hit is not None and hit.passage.title == title
     for question in ("Hello!", "What does math.frobnicate do?", "Tell me a story about dragons."):
         assert index.relevant(question) is None, question
+
+
+@pytest.mark.parametrize("name", ["passages.jsonl", "index.json", "data.csc.index.npy", "vocab.index.json"])
+def test_every_part_of_a_sealed_index_is_checked(index: Index, tmp_path: Path, name: str) -> None:
+    """Sealed itself, or as the folder `index` of a sealed stage."""
+    for folder, sealed in ((tmp_path / "one", tmp_path / "one"), (tmp_path / "two" / "index", tmp_path / "two")):
+        index.save(folder)
+        seal(sealed, "index")
+        assert Index.load(folder).passages == index.passages
+        content = (folder / name).read_bytes()
+        (folder / name).write_bytes(content + b" ")
+        with pytest.raises(DamagedFile, match=name):
+            Index.load(folder)
+        (folder / name).unlink()
+        with pytest.raises(DamagedFile, match=f"{name}: is missing"):
+            Index.load(folder)
+
+
+def test_passages_of_a_sealed_stage_are_checked(index: Index, tmp_path: Path) -> None:
+    index.save(tmp_path)
+    seal(tmp_path, "questions")
+    path = tmp_path / "passages.jsonl"
+    path.write_text(path.read_text(encoding="utf-8").replace("Copy one file", "Delete a file"), encoding="utf-8")
+    with pytest.raises(DamagedFile, match=r"passages\.jsonl: .*bytes|sha256"):
+        Index.from_file(path)
+    path.unlink()
+    with pytest.raises(DamagedFile, match=r"passages\.jsonl: is missing"):
+        Index.from_file(path)

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from luyen.core.errors import DataError
+from luyen.core.errors import DamagedFile, DataError
+from luyen.core.manifest import seal
 from luyen.core.records import Message
 from luyen.tasks.question_answering import (
     Answer,
@@ -112,4 +113,15 @@ def test_read_examples(tmp_path: Path) -> None:
         read_examples(path)
     path.write_text("", encoding="utf-8")
     with pytest.raises(DataError, match="no questions"):
+        read_examples(path)
+
+
+def test_questions_of_a_sealed_stage_are_checked(tmp_path: Path) -> None:
+    path = tmp_path / "evaluation.jsonl"
+    row = {"id": "a", "messages": [{"role": "user", "content": "Why?"}], "answer": "So.", "set": "taught", "source": "d", "entry": "e"}
+    path.write_text(json.dumps(row) + "\n", encoding="utf-8")
+    seal(tmp_path, "questions")
+    assert len(read_examples(path)) == 1
+    path.write_text(json.dumps({**row, "answer": "No."}) + "\n", encoding="utf-8")
+    with pytest.raises(DamagedFile, match=r"evaluation\.jsonl: does not have the sha256"):
         read_examples(path)

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
-from luyen.core.errors import ModelError
+from luyen.core.errors import DamagedFile, ModelError
+from luyen.core.manifest import seal
 from luyen.tokenizer.load import Tokenizer
 from luyen.tokenizer.train import TokenizerConfig, train
 
@@ -162,3 +163,17 @@ def test_a_config_of_the_wrong_shape_is_named(make_folder: MakeFolder) -> None:
             Tokenizer.load(folder)
         if before is not None:
             (folder / name).write_text(before)
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja"])
+def test_every_file_of_a_sealed_tokenizer_is_checked(own: Tokenizer, name: str, tmp_path: Path) -> None:
+    own.save(tmp_path)
+    seal(tmp_path, "tokenizer")
+    assert Tokenizer.load(tmp_path).vocab_size == own.vocab_size
+    content = (tmp_path / name).read_bytes()
+    (tmp_path / name).write_bytes(content.replace(b" ", b"\t", 1))
+    with pytest.raises(DamagedFile, match=name):
+        Tokenizer.load(tmp_path)
+    (tmp_path / name).unlink()
+    with pytest.raises(DamagedFile, match=f"{name}: is missing"):
+        Tokenizer.load(tmp_path)
