@@ -10,6 +10,8 @@ from luyen.core.errors import DataError, ModelError, UserError
 from luyen.core.manifest import storage_errors
 
 Kind = Literal["model", "dataset"]
+LIBRARIES = ("huggingface_hub", "httpx", "httpx2", "requests")
+"""Whose exceptions mean that files could not be had."""
 NOUNS: dict[Kind, str] = {"model": "model", "dataset": "data set"}
 
 
@@ -72,7 +74,5 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 
 def _of_the_hub(error: BaseException) -> bool:
     """Whether an exception tells that files could not be had; anything else is a defect and keeps its trace."""
-    from huggingface_hub import errors
-
-    hub = type(error).__module__.partition(".")[0] == "huggingface_hub"
-    return hub or isinstance(error, (OSError, errors.HTTPError))
+    rooms = {base.__module__.partition(".")[0] for base in type(error).__mro__}
+    return isinstance(error, OSError) or not rooms.isdisjoint(LIBRARIES)

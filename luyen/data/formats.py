@@ -138,11 +138,14 @@ def _finish(dataset: Dataset, rejects: Rejects, forms: Mapping[str, None], path:
         name, reason = next(iter(account.damaged.items()))
         raise DamagedFile(Path(path) / name, reason)
     if not dataset.records and rejects.first:
-        raise DataError(f"{path}: none of {account.rows:,} rows can be used; the first: {rejects.first[0]}")
+        kept = f"They are kept in {rejects.path}." if rejects.path else ""
+        raise DataError(f"{path}: none of {account.rows:,} rows can be used; the first: {rejects.first[0]}", fix=kept)
     if not dataset.records:
         raise DataError(f"{path} is empty: it holds no rows", fix="Give a file with data.")
     for line in dataset.report():
         progress.say(line)
+    if account.rejected and rejects.path:
+        progress.say(f"{account.rejected:,} rows rejected, kept in {rejects.path}")
 
 
 class _FileReader:

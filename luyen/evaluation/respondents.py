@@ -168,7 +168,14 @@ def _without_bos(tokenizer: Tokenizer, ids: Sequence[int]) -> list[int]:
     return list(ids[1:] if ids and ids[0] == tokenizer.bos_id else ids)
 
 
-def load_model(name: str | Path, sampling: SamplingConfig, *, batch_size: int = 64, device: torch.device | str = "cpu") -> ModelRespondent:
-    """A model folder or hub name as a respondent."""
+def load_model(
+    name: str | Path,
+    sampling: SamplingConfig,
+    *,
+    batch_size: int = 64,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> ModelRespondent:
+    """A model folder or hub name as a respondent; its weights on `device` in `dtype`."""
     folder = hf.locate(name)
-    return ModelRespondent(hf.load(folder, device=device), Tokenizer.load(folder), sampling, batch_size)
+    return ModelRespondent(hf.load(folder, device, dtype), Tokenizer.load(folder), sampling, batch_size)

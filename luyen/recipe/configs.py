@@ -14,6 +14,7 @@ from luyen.engine.config import TrainConfig
 from luyen.inference.config import SamplingConfig
 from luyen.models.presets import PRESETS
 from luyen.synthesis.question_answer import SynthConfig
+from luyen.tokenizer.templates import JINJA_FILE, TEMPLATES
 from luyen.tokenizer.train import TokenizerConfig
 
 
@@ -21,14 +22,16 @@ class CurateVerbConfig(CurateConfig):
     """Curation and where its pages come from."""
 
     source: Input
-    """Pages of a crawl stage, or a file or folder of HTML, text or jsonl, also compressed."""
+    """Pages of a crawl stage, a file or folder of HTML, text, jsonl or tables, also compressed, or a hub data set."""
 
 
 class TokenizerVerbConfig(TokenizerConfig):
     """Tokenizer training and its documents."""
 
     data: Input
-    """A corpus stage, or a file or folder of text."""
+    """A corpus stage, a file or folder of text, or a hub data set."""
+    read: ReadConfig = ReadConfig()
+    """How files that nobody curated are read."""
 
 
 class ModelSection(Config):
@@ -65,7 +68,9 @@ class PretrainConfig(Config):
     """Pretraining: documents, a tokenizer and a size become a base model."""
 
     data: Input
-    """A corpus stage, or a file or folder of text."""
+    """A corpus stage, a file or folder of text, or a hub data set."""
+    read: ReadConfig = ReadConfig()
+    """How files that nobody curated are read."""
     tokenizer: Input
     """A tokenizer stage or a folder with tokenizer.json."""
     model: ModelSection = ModelSection()
@@ -93,15 +98,17 @@ class SFTConfig(Config):
     model: Input
     """A model stage, a Hugging Face folder, or a hub name."""
     data: list[Input] | Input
-    """A questions stage, or files of any accepted format; several are mixed."""
+    """A questions stage, files of any accepted format, or a hub data set; several are mixed."""
+    read: ReadConfig = ReadConfig()
+    """How the files of `data` are read."""
     weights: list[float] | None = None
     """Share of each source in the mixture, in the order of `data`; empty: by their sizes."""
     truncation: Literal["drop", "truncate", "raise"] = "drop"
     """What to do with a conversation longer than `batch.length`."""
-    read: ReadConfig = ReadConfig()
-    """How the files are read."""
     heldout: Input | None = None
     """A corpus stage whose held-out text measures forgetting; empty: not measured during training."""
+    template: str = ""
+    """Chat template: a built-in one by name, or the path of a .jinja file; empty: the model's own."""
     batch: BatchSection = BatchSection()
     """Micro-batch."""
     train: TrainConfig = TrainConfig()
@@ -110,6 +117,14 @@ class SFTConfig(Config):
     """Fixed questions that the model answers at every evaluation."""
     seed: int | None = None
     """Seed; empty: the recipe's."""
+
+    @model_validator(mode="after")
+    def _check(self) -> SFTConfig:
+        if self.template and not self.template.endswith(JINJA_FILE) and self.template not in TEMPLATES:
+            raise ValueError(
+                f"unknown template {self.template!r}. {nearest(self.template, TEMPLATES)} A file of yours ends in {JINJA_FILE}."
+            )
+        return self
 
 
 class EvaluateConfig(Config):
@@ -120,11 +135,17 @@ class EvaluateConfig(Config):
     questions: Input | None = None
     """A questions stage with evaluation.jsonl."""
     heldout: Input | None = None
-    """A corpus stage, for bits per byte and the retrieval and n-gram baselines."""
+    """A corpus stage or text files, for bits per byte and the retrieval and n-gram baselines."""
+    read: ReadConfig = ReadConfig()
+    """How files of `heldout` that nobody curated are read."""
     examples: int = Field(1000, ge=1)
     """At most so many questions of each set."""
     batch_size: int = Field(64, ge=1)
     """Answers written at a time."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:N or mps."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "fp32"
+    """Type of the weights while answers are written and text is measured; auto: bf16 or fp16 on a GPU, fp32 on a CPU."""
     sampling: SamplingConfig = SamplingConfig()
     """How answers are written; greedy by default."""
 
@@ -133,4 +154,6 @@ class SynthVerbConfig(SynthConfig):
     """Questions and answers and the documents that they come from."""
 
     source: Input
-    """A corpus stage, or a file or folder of documents."""
+    """A corpus stage, a file or folder of documents, or a hub data set."""
+    read: ReadConfig = ReadConfig()
+    """How files that nobody curated are read."""

@@ -11,10 +11,13 @@ from luyen.core import manifest
 from luyen.core.config import Config, dump, input_fields
 from luyen.core.errors import ModelError, UserError
 from luyen.recipe.graph import Plan, input_values
+from luyen.tokenizer.templates import JINJA_FILE
 
 HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(@[\w./-]+)?")
-MAY_CHANGE = ("train.checkpoint", "train.device", "batch_size", "processes")
+MAY_CHANGE = ("train.checkpoint", "train.device", "device", "batch_size", "processes")
 """Keys that decide how work is done and not what comes of it; a change of them does not make a stage out of date."""
+TEMPLATE_FILES = (".yaml", ".yml", JINJA_FILE)
+"""Endings of a `template` that is a file: of questions, or of a chat."""
 NEEDED = {"model": "config.json", "models": "config.json", "tokenizer": "tokenizer.json"}
 """Config field -> file that makes a folder what the field asks for."""
 
@@ -23,6 +26,9 @@ def check_inputs(plan: Plan, folder: Path) -> None:
     """UserError when an input that is no stage is missing, or lies where a stage would put its result. Imports no torch."""
     names = {stage.name for stage in plan.stages}
     for stage in plan.stages:
+        template = getattr(stage.config, "template", "")
+        if template.endswith(TEMPLATE_FILES) and not Path(template).expanduser().is_file():
+            raise UserError(f"{stage.name}: no template file {template!r}", fix="Check the path.")
         for field, value in input_values(stage.config):
             if value in names:
                 continue
@@ -53,7 +59,7 @@ def fingerprint_inputs(config: Config, stages: Mapping[str, str]) -> dict[str, s
     """Input -> fingerprint of its content: a stage's, a file's or folder's; a hub name stands for itself."""
     found = {value: stages.get(value) or _fingerprint(value) for _, value in input_values(config)}
     template = getattr(config, "template", "")
-    if template.endswith((".yaml", ".yml")):  # a file of the user's, or else the name of a built-in one
+    if template.endswith(TEMPLATE_FILES):  # a file of the user's, or else the name of a built-in one
         found[template] = _fingerprint(template)
     return found
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from luyen.core.errors import ModelError, UserError
+from luyen.data.discover import locate
 
 
 @dataclass
@@ -44,7 +45,11 @@ class Stage:
                 return str(folder)
         raise ModelError(f"{path} is not a model", found="no config.json", expected="a Hugging Face folder or a finished stage")
 
+    def files(self, value: str) -> Path:
+        """A stage's folder, a path that exists, or the copy on this machine of a data set of the hub."""
+        return self.path(value) if value in self.sources else locate(value)
+
     def data(self, value: str) -> Path:
-        """A data file or folder: for a stage of questions its training rows."""
-        path = self.path(value)
-        return path / "train.jsonl" if (path / "train.jsonl").is_file() else path
+        """A data file or folder, or a data set of the hub: for a stage of questions its training rows."""
+        path = self.files(value)
+        return path / "train.jsonl" if (path / "train.jsonl").is_file() and (path / "evaluation.jsonl").is_file() else path

@@ -103,7 +103,7 @@ class Separated:
             pieces = list(self.pieces([Message("user", "U"), Message("assistant", "A")], names, False))
         except LuyenError:
             return ()
-        after = next(piece.text for piece in reversed(pieces) if piece.kind == "markup" and piece.trained)
+        after = next(piece.text for piece in reversed(pieces) if piece.kind == "markup" and piece.trained and piece.text)
         return tuple(text for text, number in split_control(after, dict(self.control)) if number is not None)
 
     def _pieces(self, messages: Sequence[Message], names: Names, prompt: bool) -> Iterator[Piece]:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import functools
 import json
 import os
+import re
 import unicodedata
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -18,9 +19,11 @@ from luyen.core.errors import DataError, ModelError
 from luyen.core.manifest import write_atomic, write_json
 from luyen.tokenizer.control import control_tokens, prepends_once, unknown_token, without_control
 from luyen.tokenizer.folder import Facts, read_folder
+from luyen.tokenizer.foreign import recognise
 from luyen.tokenizer.templates import TEMPLATES, ChatTemplate, Names, template_named
 
 PARALLELISM = "TOKENIZERS_PARALLELISM"
+_CONTROL_LIKE = re.compile(r"<\|[^|<>{}\s]+\|>|</?[a-z_]+>")
 
 
 @dataclass(frozen=True)
@@ -82,19 +85,45 @@ class Tokenizer:
         """Whether conversations can be rendered."""
         return self._facts.template is not None
 
+    def fitting_templates(self) -> tuple[str, ...]:
+        """Names of the templates of the table whose control tokens this tokenizer has."""
+        return tuple(name for name, template in TEMPLATES.items() if not self._missing(template))
+
     def with_template(self, name: str) -> Tokenizer:
         """The same tokenizer with a chat template of the table. Raises ModelError when control tokens that it needs are missing."""
         template = template_named(name)
-        missing = [token for token in template.needs(self.names) if token not in self.control]
-        if missing:
-            raise ModelError(
-                f"the template {name!r} needs control tokens that this tokenizer lacks",
-                found=f"{', '.join(list(self.control)[:12])}",
-                expected=", ".join(missing),
-                fix="Choose a template whose tokens it has.",
-            )
-        facts = Facts(self._facts.settings, self._facts.names, self._facts.stop_ids, template)
-        return Tokenizer(json.loads(self._whole.to_str()), facts)
+        if missing := self._missing(template):
+            raise self._unfit(f"the template {name!r}", missing)
+        return self._with(template)
+
+    def with_jinja(self, jinja: str, source: str) -> Tokenizer:
+        """The same tokenizer with a chat template of Jinja text; `source` names the text in errors.
+
+        Raises ModelError when it is no Jinja, or when an answer would not end in a control token that this tokenizer has.
+        """
+        template = recognise(jinja, self.names, self.control)
+        if template.end(self.names):
+            return self._with(template)
+        every = {token: number for known in TEMPLATES.values() for number, token in enumerate(known.needs(self.names), self.vocab_size)}
+        known = recognise(jinja, self.names, {**every, **self.control})  # as if the tokenizer had all tokens of the table
+        missing = self._missing(known) or [token for token in dict.fromkeys(_CONTROL_LIKE.findall(jinja)) if token not in self.control]
+        raise self._unfit(f"the chat template {source}", missing or ["one after every answer"])
+
+    def _missing(self, template: ChatTemplate) -> list[str]:
+        return [token for token in template.needs(self.names) if token not in self.control]
+
+    def _unfit(self, what: str, missing: Sequence[str]) -> ModelError:
+        """A new control token would need a new row of the embedding, which no training has seen; so none is added."""
+        fits = ", ".join(self.fitting_templates())
+        return ModelError(
+            f"{what} needs control tokens that this tokenizer lacks",
+            found=", ".join(list(self.control)[:12]) or "none",
+            expected=", ".join(missing),
+            fix=f"Templates whose tokens it has: {fits}." if fits else "No built-in template fits it; give a model that has such tokens.",
+        )
+
+    def _with(self, template: ChatTemplate) -> Tokenizer:
+        return Tokenizer(json.loads(self._whole.to_str()), replace(self._facts, template=template))
 
     def _id(self, name: str | None) -> int | None:
         if name is None:

@@ -20,6 +20,8 @@ from luyen.core.records import Message
 from luyen.tokenizer.jinja_texts import JINJA
 
 QWEN_DEFAULT_SYSTEM = "You are Qwen, created by Alibaba Cloud. You are a helpful assistant."
+JINJA_FILE = ".jinja"
+"""Ending of a file that holds a chat template as Jinja text."""
 NOBODY = -1
 """Message index of what belongs to no message: the beginning token and the generation prompt."""
 

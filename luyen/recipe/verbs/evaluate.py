@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from luyen.core.errors import ConfigError
+from luyen.core.device import pick_device, pick_dtype
+from luyen.core.errors import ConfigError, DataError
 from luyen.core.files import read_jsonl
 from luyen.core.records import Message
 from luyen.evaluation.before_after import Material, evaluate
 from luyen.evaluation.respondents import ModelRespondent, NGramRespondent, Respondent, load_model
 from luyen.recipe.configs import EvaluateConfig
-from luyen.recipe.documents import read_texts
+from luyen.recipe.documents import Texts
 from luyen.recipe.stage import Stage
 
 
@@ -21,14 +22,22 @@ def run(config: EvaluateConfig, stage: Stage) -> None:
         raise ConfigError("models is empty", expected="name: model")
     if config.questions is None and config.heldout is None:
         raise ConfigError("nothing to evaluate on", fix="Set questions, heldout or both.")
-    models = {name: load_model(stage.model(value), config.sampling, batch_size=config.batch_size) for name, value in config.models.items()}
+    device = pick_device(config.device)
+    dtype = pick_dtype(config.precision, device)
+    models = {
+        name: load_model(stage.model(value), config.sampling, batch_size=config.batch_size, device=device, dtype=dtype)
+        for name, value in config.models.items()
+    }
     shortest = min(model.model.config.context_length for model in models.values())
     models = {name: dataclasses.replace(model, length=shortest) for name, model in models.items()}
     questions = stage.path(config.questions) if config.questions else None
-    corpus = stage.path(config.heldout) if config.heldout else None
-    material = Material.read(questions, read_texts(corpus, "heldout") if corpus else (), config.examples)
-    results = evaluate(models, _ngram(corpus, questions, models), material, stage.folder, seed=stage.seed)
-    stage.metrics.update(rows=results["rows"], forgetting=results["forgetting"])
+    texts = Texts(stage.files(config.heldout), config.read, stage.folder / "rejected.jsonl") if config.heldout else None
+    if texts is not None and questions is None and not texts.heldout:
+        fix = "Give a corpus stage or more text; read.text_unit=paragraph makes more documents of a text file."
+        raise DataError(f"{texts.path} holds no held-out text", found=f"{len(texts.train)} documents to train on", fix=fix)
+    material = Material.read(questions, texts.heldout if texts else (), config.examples)
+    results = evaluate(models, _ngram(texts, questions, models), material, stage.folder, seed=stage.seed)
+    stage.metrics.update(rows=results["rows"], forgetting=results["forgetting"], device=str(device), read=texts.account if texts else {})
     taught = {row["model"]: row for row in results["rows"] if row["set"] == "taught"}
     last = list(models)[-1]
     if last in taught:
@@ -37,12 +46,12 @@ def run(config: EvaluateConfig, stage: Stage) -> None:
         )
 
 
-def _ngram(corpus: Path | None, questions: Path | None, models: dict[str, ModelRespondent]) -> dict[str, Respondent]:
+def _ngram(texts: Texts | None, questions: Path | None, models: dict[str, ModelRespondent]) -> dict[str, Respondent]:
     """The n-gram baseline, counted over the text that the models were trained on; none without a corpus."""
-    if corpus is None:
+    if texts is None:
         return {}
     tokenizer = list(models.values())[-1].tokenizer
     talks: list[tuple[Message, ...]] = []
     if questions is not None and tokenizer.has_template and (questions / "train.jsonl").is_file():
         talks = [tuple(Message(turn["role"], turn["content"]) for turn in row["messages"]) for row in read_jsonl(questions / "train.jsonl")]
-    return {"n-gram": NGramRespondent.fit(tokenizer, read_texts(corpus, "train"), talks)}
+    return {"n-gram": NGramRespondent.fit(tokenizer, texts.train, talks)}

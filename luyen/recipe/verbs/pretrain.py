@@ -13,7 +13,7 @@ from luyen.engine.algorithm import Hooks
 from luyen.models.presets import count_parameters
 from luyen.models.transformer import Transformer
 from luyen.recipe.configs import PretrainConfig
-from luyen.recipe.documents import read_texts
+from luyen.recipe.documents import Texts
 from luyen.recipe.estimate import of_stage
 from luyen.recipe.sizes import model_config, row_length
 from luyen.recipe.stage import Stage
@@ -27,9 +27,9 @@ def run(config: PretrainConfig, stage: Stage) -> None:
     size = model_config(config.model, tokenizer.vocab_size)
     length = row_length(config.batch, size.context_length)
     progress.say(f"  rows of {length:,} tokens")
-    source = stage.path(config.data)
-    samples, account = text_samples(read_texts(source, "train"), tokenizer, length)
-    held_out = some_text(read_texts(source, "heldout"))
+    texts = Texts(stage.files(config.data), config.read, stage.folder / "rejected.jsonl")
+    samples, account = text_samples(texts.train, tokenizer, length)
+    held_out = some_text(texts.heldout)
     seed_everything(derive(stage.seed, "weights"))
     model = Transformer(size)
     stream = PackedStream(samples, capacity=length, rows=config.batch.rows, seed=derive(stage.seed, "order"))
@@ -37,7 +37,8 @@ def run(config: PretrainConfig, stage: Stage) -> None:
         evaluate=heldout_hook(model, tokenizer, held_out, length),
         samples=lambda: continue_texts(model, tokenizer, config.prompts),
     )
-    stage.metrics.update(parameters=count_parameters(size), model=configs.dump(size), data=account.as_dict())
+    stage.metrics.update(parameters=count_parameters(size), model=configs.dump(size), row_length=length)
+    stage.metrics.update(data=account.as_dict(), read=texts.account)
     result = train_stage(Pretrain(model, stream), config.train, stage, hooks, of_stage(config.train, config.batch, model.config))
     stage.metrics["epochs"] = round(result.tokens / max(account.tokens, 1), 2)
     write_model(model, tokenizer, stage, {"algorithm": "pretrain", "tokens": result.tokens, "seed": stage.seed})

@@ -8,7 +8,9 @@ from pathlib import Path
 from luyen.algorithms.sft import SFT
 from luyen.core import progress
 from luyen.core.errors import ConfigError, ModelError
+from luyen.core.records import Document
 from luyen.core.seed import derive
+from luyen.data.config import ReadConfig
 from luyen.data.loader import PackedStream
 from luyen.data.mixture import Mixture
 from luyen.data.samples import Sample, chat_samples
@@ -16,34 +18,56 @@ from luyen.engine.algorithm import Hooks
 from luyen.models import hf
 from luyen.models.presets import count_parameters
 from luyen.recipe.configs import SFTConfig
-from luyen.recipe.documents import read_texts, read_whole
+from luyen.recipe.documents import Texts, read_whole
 from luyen.recipe.estimate import of_stage
 from luyen.recipe.sizes import row_length
 from luyen.recipe.stage import Stage
 from luyen.recipe.training import answer_questions, heldout_hook, some_text, train_stage, write_model
 from luyen.tokenizer.load import Tokenizer
+from luyen.tokenizer.templates import JINJA_FILE
 
 
 def run(config: SFTConfig, stage: Stage) -> None:
     """Fine-tune all weights on the answers; the result is the stage's `model` folder."""
     folder = stage.model(config.model)
     model = hf.load(folder)
-    tokenizer = Tokenizer.load(hf.locate(folder))
-    if not tokenizer.has_template:
-        raise ModelError(f"{folder} has no chat template", fix="Put a chat_template.jinja into the folder.")
+    tokenizer = _with_template(Tokenizer.load(hf.locate(folder)), config.template, folder)
     length = row_length(config.batch, model.config.context_length)
     progress.say(f"  rows of {length:,} tokens")
     mixture = _mixture(config, stage, tokenizer, length)
     stream = PackedStream(mixture.samples, capacity=length, rows=config.batch.rows, seed=derive(stage.seed, "order"), order=mixture.order)
-    held_out = some_text(read_texts(stage.path(config.heldout), "heldout")) if config.heldout else []
+    held_out = some_text(_held_out(config, stage))
     hooks = Hooks(
         evaluate=heldout_hook(model, tokenizer, held_out, length),
         samples=lambda: answer_questions(model, tokenizer, config.prompts),
     )
-    stage.metrics.update(parameters=count_parameters(model.config))
+    stage.metrics.update(parameters=count_parameters(model.config), row_length=length)
     result = train_stage(SFT(model, stream), config.train, stage, hooks, of_stage(config.train, config.batch, model.config))
     lineage = {"algorithm": "sft", "base": Path(folder).name, "tokens": result.tokens, "targets": result.targets, "seed": stage.seed}
     write_model(model, tokenizer, stage, lineage)
+
+
+def _with_template(tokenizer: Tokenizer, template: str, model: str) -> Tokenizer:
+    """The tokenizer with the template that was asked for, else with its own. Raises ModelError when there is none or it does not fit."""
+    if template.endswith(JINJA_FILE):
+        path = Path(template).expanduser()
+        return tokenizer.with_jinja(path.read_text(encoding="utf-8"), str(path))
+    if template:
+        return tokenizer.with_template(template)
+    if not tokenizer.has_template:
+        fits = " or ".join(f"template={name}" for name in tokenizer.fitting_templates())
+        fix = (
+            f"Set {fits}, whose control tokens the model has, or template=FILE{JINJA_FILE}." if fits else f"Set template=FILE{JINJA_FILE}."
+        )
+        raise ModelError(f"{model} has no chat template, which says how a conversation becomes tokens", fix=fix)
+    return tokenizer
+
+
+def _held_out(config: SFTConfig, stage: Stage) -> list[Document]:
+    if config.heldout is None:
+        return []
+    reading = ReadConfig(strict=config.read.strict)  # the rest of `read` is about the files of `data`
+    return Texts(stage.files(config.heldout), reading, stage.folder / "rejected-heldout.jsonl").heldout
 
 
 def _mixture(config: SFTConfig, stage: Stage, tokenizer: Tokenizer, length: int) -> Mixture:
@@ -54,7 +78,7 @@ def _mixture(config: SFTConfig, stage: Stage, tokenizer: Tokenizer, length: int)
     sources: dict[str, Sequence[Sample]] = {}
     accounts = {}
     for number, value in enumerate(values):
-        dataset = read_whole(stage.data(value), config.read, rejected=stage.folder / f"rejected-{number}.jsonl")
+        dataset = read_whole(stage.data(value), config.read, stage.folder / f"rejected-{number}.jsonl")
         name = f"source{number}"  # not the path: the same data under another name gives the same bits
         samples, account = chat_samples(dataset.records, tokenizer, length, config.truncation, name=name)
         sources[name] = samples

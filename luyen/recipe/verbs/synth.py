@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from luyen.recipe.configs import SynthVerbConfig
-from luyen.recipe.documents import read_texts
+from luyen.recipe.documents import Texts
 from luyen.recipe.stage import Stage
 from luyen.synthesis.question_answer import generate, write
 
 
 def run(config: SynthVerbConfig, stage: Stage) -> None:
     """Ask about the training documents; rows for training and evaluation stay in the stage's folder."""
-    documents = read_texts(stage.path(config.source), "train")
-    account = write(generate(documents, config), stage.folder)
-    stage.metrics.update(account)
+    texts = Texts(stage.files(config.source), config.read, stage.folder / "rejected.jsonl")
+    account = write(generate(texts.train, config), stage.folder)
+    stage.metrics.update(account, read=texts.account)
     stage.metrics["summary"] = f"{account['taught']} entries taught, {len(account['untaught'])} held out, {account['train']['rows']} rows"

@@ -6,7 +6,7 @@ from collections import defaultdict
 
 from luyen.core import manifest
 from luyen.recipe.configs import TokenizerVerbConfig
-from luyen.recipe.documents import read_texts
+from luyen.recipe.documents import Texts
 from luyen.recipe.stage import Stage
 from luyen.tokenizer.fertility import fertility
 from luyen.tokenizer.train import train
@@ -16,10 +16,10 @@ SAMPLE_LENGTH = 300
 
 def run(config: TokenizerVerbConfig, stage: Stage) -> None:
     """Train on the training documents; fertility is measured on the held-out ones where there are any."""
-    documents = read_texts(stage.path(config.data), "train")
-    tokenizer = train((document.text for document in documents), config)
+    texts = Texts(stage.files(config.data), config.read, stage.folder / "rejected.jsonl")
+    tokenizer = train((document.text for document in texts.train), config)
     tokenizer.save(stage.folder)
-    measured = read_texts(stage.path(config.data), "heldout") or documents
+    measured = texts.heldout or texts.train
     by_language: dict[str, list[str]] = defaultdict(list)
     for document in measured:
         by_language[document.language or "unknown"].append(document.text)
@@ -29,9 +29,10 @@ def run(config: TokenizerVerbConfig, stage: Stage) -> None:
     stage.metrics.update(
         vocab_size=tokenizer.vocab_size,
         control_tokens=dict(tokenizer.control),
-        measured_on="held-out documents" if measured is not documents else "training documents",
+        measured_on="held-out documents" if texts.heldout else "training documents",
         sample=[tokenizer.decode([token], skip_control=False) for token in tokenizer.encode(sample)],
         fertility=rows,
+        read=texts.account,
         summary=f"{tokenizer.vocab_size} tokens; "
         + ", ".join(f"{row['language']} {row['bytes_per_token']:.2f} bytes/token" for row in rows),
     )

@@ -1,0 +1,198 @@
+"""What users give as data: every verb reads it by the same section `read`, keeps bad rows, and takes data sets of the hub."""
+
+import json
+import sys
+from pathlib import Path
+
+import huggingface_hub
+import pytest
+import yaml
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from toy import write_recipe  # noqa: E402
+
+from luyen.core import manifest, progress  # noqa: E402
+from luyen.core.config import dump, load, parse_overrides  # noqa: E402
+from luyen.core.errors import DataError, UserError  # noqa: E402
+from luyen.data.rejects import rejected_rows  # noqa: E402
+from luyen.recipe.graph import Plan, StagePlan, plan  # noqa: E402
+from luyen.recipe.run import run  # noqa: E402
+from luyen.recipe.table import load_config_class  # noqa: E402
+
+LOOP = ("train.steps=1", "train.device=cpu", "batch.rows=1")
+SIZE = ("model.preset=llama-1m", "model.num_layers=1", "model.context_length=64")
+BAD = b'{"text": "broken \xff"}\n'
+
+
+class Said(progress._Silent):
+    """Remembers what the user is told."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.lines.append(text)
+
+
+@pytest.fixture
+def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    display = Said()
+    monkeypatch.setattr(progress, "_display", display)
+    return display.lines
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tokenizer")
+    text = folder / "words.txt"
+    text.write_text("\n".join(f"Sum the numbers of page {place} and return the result." for place in range(40)))
+    return verb("tokenizer", folder / "run", f"data={text}", "vocab_size=300", "read.text_unit=line")
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory, tokenizer: Path) -> Path:
+    folder = tmp_path_factory.mktemp("base")
+    (folder / "words.txt").write_text("Sum the numbers of a page and return the result.")
+    return verb("pretrain", folder / "run", f"data={folder / 'words.txt'}", f"tokenizer={tokenizer}", *SIZE, *LOOP)
+
+
+def verb(name: str, folder: Path, *settings: str) -> Path:
+    """One verb alone, as the command line runs it; the folder of its result."""
+    config = load(load_config_class(name), parse_overrides(settings))
+    source = {"version": 1, "name": name, "stages": {name: {"do": name, **dump(config)}}}
+    run(Plan(name, "", 0, "", (StagePlan(name, name, config, ()),), source), folder)
+    return folder / name
+
+
+def facts(folder: Path) -> dict[str, object]:
+    return dict(manifest.verify(folder)["metrics"])
+
+
+def lines(path: Path, rows: list[dict[str, object]]) -> Path:
+    path.write_bytes("".join(json.dumps(row) + "\n" for row in rows).encode())
+    return path
+
+
+DOCUMENTS = [{"Body": f"Document {place} says that the sum of its numbers is {place}."} for place in range(30)]
+
+
+@pytest.mark.parametrize("name", ["tokenizer", "pretrain"])
+def test_columns_text_units_and_splits_reach_the_verbs_of_documents(name: str, tokenizer: Path, tmp_path: Path, said: list[str]) -> None:
+    needs = ["vocab_size=300"] if name == "tokenizer" else [f"tokenizer={tokenizer}", *SIZE, *LOOP]
+    table = lines(tmp_path / "table.jsonl", DOCUMENTS)
+    read = facts(verb(name, tmp_path / "one", f"data={table}", "read.columns.text=Body", *needs))["read"]
+    assert read["accepted"] == 30 and read["files"] == 1
+    book = tmp_path / "book.txt"
+    book.write_text("\n\n".join(str(row["Body"]) for row in DOCUMENTS))
+    read = facts(verb(name, tmp_path / "two", f"data={book}", "read.text_unit=paragraph", *needs))["read"]
+    assert read["accepted"] == 30
+    assert any("documents to train on" in line and "held out" in line for line in said)
+    assert facts(verb(name, tmp_path / "two", f"data={book}", *needs))["read"]["accepted"] == 1, "read.* decides what is up to date"
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for split in ("train", "test"):
+        lines(folder / f"{split}-00000.jsonl", [{"text": f"{split} {place} of all"} for place in range(5)])
+    read = facts(verb(name, tmp_path / "three", f"data={folder}", "read.split=train", *needs))["read"]
+    assert read["accepted"] == 5 and read["skipped"] == ["test-00000.jsonl"]
+
+
+def test_a_table_of_questions_is_learnt_by_its_own_column_names(base: Path, tmp_path: Path, said: list[str]) -> None:
+    table = tmp_path / "x.csv"
+    table.write_text("Nr,Question,Answer\n1,What is one and one?,two\n2,What is two and two?,four\n")
+    columns = ("read.columns.prompt=Question", "read.columns.completion=Answer")
+    done = verb("sft", tmp_path / "run", f"model={base}", f"data={table}", *columns, *LOOP)
+    (source,) = facts(done)["data"].values()
+    assert source["format"].startswith("prompt and completion") and source["tokens"]["rows"] == 2
+    assert "  rows of 64 tokens" in said, "the model's context, which is less than 512"
+
+
+def test_bad_rows_are_kept_by_every_verb_and_the_user_is_told_where(base: Path, tokenizer: Path, tmp_path: Path, said: list[str]) -> None:
+    good = lines(tmp_path / "good.jsonl", [{"text": f"Document {place} is good."} for place in range(25)]).read_bytes()
+    (tmp_path / "x.jsonl").write_bytes(good + BAD + b"[1, 2]\n")
+    data, needs = tmp_path / "x.jsonl", [f"tokenizer={tokenizer}", *SIZE, *LOOP]
+    done = {
+        verb("tokenizer", tmp_path / "1", f"data={data}", "vocab_size=300"): "rejected.jsonl",
+        verb("pretrain", tmp_path / "2", f"data={data}", *needs): "rejected.jsonl",
+        verb("evaluate", tmp_path / "3", f"models.one={base}", f"heldout={data}", "sampling.max_new_tokens=2"): "rejected.jsonl",
+        verb("sft", tmp_path / "4", f"model={base}", f"data={data}", f"heldout={data}", *LOOP): "rejected-0.jsonl",
+    }
+    for folder, name in done.items():
+        assert [raw for _, raw in rejected_rows(folder / name)] == [BAD, b"[1, 2]\n"], folder
+        assert name in manifest.verify(folder)["files"]
+        assert f"2 rows rejected, kept in {folder / name}" in said
+    assert (tmp_path / "4" / "sft" / "rejected-heldout.jsonl").is_file()
+    (tmp_path / "all_bad.jsonl").write_bytes(BAD)
+    with pytest.raises(DataError, match="none of 1 rows can be used.*kept in .*rejected.jsonl"):
+        verb("tokenizer", tmp_path / "5", f"data={tmp_path / 'all_bad.jsonl'}")
+    with pytest.raises(DataError, match="x.jsonl:26"):
+        verb("tokenizer", tmp_path / "6", f"data={data}", "read.strict=true")
+
+
+def test_synth_reads_its_documents_so_too(tmp_path: Path) -> None:
+    template = tmp_path / "soups.yaml"
+    page = (Path(__file__).parents[2] / "docs" / "questions-template.md").read_text()
+    template.write_text(page.split("```yaml\n")[1].split("```")[0])
+    soups = page.split("```text\n")[1].split("```")[0]
+    data = tmp_path / "soups.jsonl"
+    data.write_bytes(json.dumps({"Recipe": soups}).encode() + b"\n" + BAD)
+    done = verb(
+        "synth", tmp_path / "run", f"source={data}", "read.columns.text=Recipe", f"template={template}", "heldout_entries=0", "invented=0"
+    )
+    assert facts(done)["taught"] == 2 and facts(done)["read"]["rejected"] == 1
+    assert [raw for _, raw in rejected_rows(done / "rejected.jsonl")] == [BAD]
+
+
+def test_a_data_set_of_the_hub_is_data(base: Path, tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    copy = tmp_path / "copy"
+    (copy / "data").mkdir(parents=True)
+    for split in ("train", "test"):
+        lines(copy / "data" / f"{split}-00000.jsonl", [{"text": f"{split} {place} of all documents of the hub."} for place in range(25)])
+
+    def fetch(name: str, *, repo_type: str, **_: object) -> str:
+        assert (name, repo_type) == ("owner/dataset", "dataset")
+        return str(copy)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
+    monkeypatch.chdir(tmp_path)
+    data = ("data=owner/dataset", "read.split=train")
+    done = [
+        verb("tokenizer", tmp_path / "1", *data, "vocab_size=300"),
+        verb("pretrain", tmp_path / "2", *data, f"tokenizer={tokenizer}", *SIZE, *LOOP),
+    ]
+    assert [facts(folder)["read"]["accepted"] for folder in done] == [25, 25]
+    (source,) = facts(verb("sft", tmp_path / "3", *data, f"model={base}", *LOOP))["data"].values()
+    assert source["rows"]["accepted"] == 25
+
+
+def test_evaluation_without_held_out_text_is_refused_and_its_device_makes_nothing_stale(
+    base: Path, tmp_path: Path, said: list[str]
+) -> None:
+    few = lines(tmp_path / "few.jsonl", [{"text": "only one"}])
+    with pytest.raises(DataError, match="holds no held-out text.*read.text_unit=paragraph"):
+        verb("evaluate", tmp_path / "1", f"models.one={base}", f"heldout={few}")
+    many = lines(tmp_path / "many.jsonl", [{"text": f"Document {place} is good."} for place in range(40)])
+    settings = (f"models.one={base}", f"heldout={many}")
+    verb("evaluate", tmp_path / "2", *settings)
+    verb("evaluate", tmp_path / "2", *settings, "device=cpu")
+    assert said[-1] == "evaluate: up to date"
+    whole = json.loads((tmp_path / "2" / "evaluate" / "results.json").read_text())
+    verb("evaluate", tmp_path / "2", *settings, "precision=bf16")
+    assert said[-1] != "evaluate: up to date", "another precision gives other figures"
+    half = json.loads((tmp_path / "2" / "evaluate" / "results.json").read_text())
+    bits = [results["forgetting"][0]["heldout_bits_per_byte"] for results in (whole, half)]
+    assert bits[0] != bits[1] and abs(bits[0] - bits[1]) < 0.05 * bits[0]
+    with pytest.raises(UserError, match="device; found 'tpu'"):
+        verb("evaluate", tmp_path / "3", *settings, "device=tpu")
+
+
+def test_a_row_is_as_long_as_the_model_allows_unless_more_is_asked(base: Path, tmp_path: Path) -> None:
+    table = lines(tmp_path / "x.jsonl", [{"prompt": "one and one", "completion": "two"}])
+    with pytest.raises(UserError, match="batch.length; found 65; expected at most the model's 64. Set batch.length=64"):
+        verb("sft", tmp_path / "run", f"model={base}", f"data={table}", "batch.length=65", *LOOP)
+    path = write_recipe(tmp_path)
+    values = yaml.safe_load(path.read_text())
+    values["stages"]["base"]["batch"]["length"] = 129
+    path.write_text(yaml.safe_dump(values))
+    with pytest.raises(UserError, match="batch.length 129 is more than the model's context_length 128"):
+        plan(path, {})
