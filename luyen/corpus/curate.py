@@ -9,6 +9,7 @@ The output is sorted by id, so neither the order of the input nor the number of 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import shutil
 from collections import Counter, deque
 from collections.abc import Iterator
@@ -20,13 +21,13 @@ import pydantic
 
 from luyen.core import interrupt, progress
 from luyen.core.config import Config, dump
-from luyen.core.errors import DamagedFile, DataError
+from luyen.core.errors import ConfigError, DamagedFile, DataError, nearest
 from luyen.core.files import read_jsonl
 from luyen.core.manifest import fingerprint, read_json, recover, verify_listed, write_json
 from luyen.core.records import Document
 from luyen.corpus import parts, sources
 from luyen.corpus.dedup import DedupConfig
-from luyen.corpus.documents import Settings
+from luyen.corpus.documents import BAD_ROWS, Settings
 from luyen.corpus.language import LanguageConfig, identifier
 from luyen.corpus.merging import finish
 from luyen.corpus.parts import Part
@@ -35,8 +36,11 @@ from luyen.corpus.quality import Preset, thresholds
 from luyen.corpus.split import Unit
 from luyen.corpus.workers import pool
 
-VERSION = 2
+VERSION = 3
 """Goes up when a step gives other results for the same input, so that parts of an older version are not reused."""
+EVERYTHING = sources.Reading()
+COLUMNS = ("text", "id", "url", "title", "meta")
+"""Columns that a document is made of."""
 FUNNEL, WORK = "funnel.json", "parts"
 
 
@@ -67,22 +71,27 @@ class CurateConfig(Config):
     """Seed of the MinHash functions and of the choice of held-out text."""
 
 
-def curate(config: CurateConfig, source: Path, folder: Path) -> dict[str, Any]:
+def curate(config: CurateConfig, source: Path, folder: Path, reading: sources.Reading = EVERYTHING) -> dict[str, Any]:
     """Curate `source` (a crawl's folder, or files of HTML, text, JSON lines, parquet or csv) into `folder`; returns the funnel.
 
     Call it again after a stop: finished parts are reused. Raises DataError when nothing is left or nothing can be read, DamagedFile
     (after all other files were processed) when an input file is damaged and `damaged` is `stop`.
     """
+    unknown = next((name for name, _ in reading.columns if name not in COLUMNS), None)
+    if unknown is not None:
+        raise ConfigError(f"read.columns: unknown column {unknown!r}", fix=nearest(unknown, COLUMNS))
     settings = Settings(
-        config.languages, config.language, thresholds(config.quality, config.thresholds), config.pii, config.max_document_bytes
-    )
+        config.languages, config.language, thresholds(config.quality, config.thresholds), config.pii, config.max_document_bytes,
+        reading.columns, reading.strict,
+    )  # fmt: skip
     identifier(config.languages)  # names an unknown language before any work is done
-    files, ignored = sources.list_files(source)
+    files, ignored = sources.list_files(source, reading.split)
     work = folder / WORK
     work.mkdir(parents=True, exist_ok=True)
     damaged: list[DamagedFile] = []
-    keys = fingerprint({"version": VERSION, "config": dump(config.model_copy(update={"processes": 1, "damaged": "stop"}))})
-    made = _parts(config, settings, _chunks(files, source, config.max_document_bytes, damaged), work, keys)
+    keys = fingerprint({"version": VERSION, "config": dump(config.model_copy(update={"processes": 1, "damaged": "stop"})),
+                        "reading": dataclasses.asdict(reading)})  # fmt: skip
+    made = _parts(config, settings, _chunks(files, source, config.max_document_bytes, reading, damaged), work, keys)
     if damaged and config.damaged == "stop":
         raise DamagedFile(
             damaged[0].path,
@@ -101,11 +110,13 @@ def curate(config: CurateConfig, source: Path, folder: Path) -> dict[str, Any]:
         funnel["files_damaged"] = sorted(f"{Path(str(error.path)).name}: {error.reason}" for error in damaged)
         write_json(done, funnel)
     shutil.rmtree(work)
-    _say(funnel, ignored)
+    _say(funnel, ignored, folder)
     return funnel
 
 
-def _chunks(files: list[sources.SourceFile], source: Path, limit: int, damaged: list[DamagedFile]) -> Iterator[list[sources.Item]]:
+def _chunks(
+    files: list[sources.SourceFile], source: Path, limit: int, reading: sources.Reading, damaged: list[DamagedFile]
+) -> Iterator[list[sources.Item]]:
     listed = sources.promised(source)
 
     def items() -> Iterator[sources.Item]:
@@ -116,7 +127,7 @@ def _chunks(files: list[sources.SourceFile], source: Path, limit: int, damaged: 
                 progress.say(f"  {error}")
                 damaged.append(error)
                 continue
-            yield from sources.items(file, limit)
+            yield from sources.items(file, limit, reading)
 
     return sources.chunks(items())
 
@@ -150,14 +161,16 @@ def _parts(config: CurateConfig, settings: Settings, chunks: Iterator[list[sourc
     return list(made.values())
 
 
-def _say(funnel: dict[str, Any], ignored: list[str]) -> None:
+def _say(funnel: dict[str, Any], ignored: list[str], folder: Path) -> None:
     dropped = Counter({rule: count for step in funnel["steps"] for rule, count in step["dropped"].items()})
     rules = ", ".join(f"{rule} {count}" for rule, count in dropped.most_common(5))
     train, heldout = funnel["train"]["documents"], funnel["heldout"]["documents"]
     progress.say(f"  {funnel['documents']} documents: {sum(dropped.values())} dropped{f' ({rules})' if rules else ''}")
     progress.say(f"  {train} documents to train on, {heldout} {funnel['heldout_unit']}s held out")
+    if bad := sum(dropped[rule] for rule in BAD_ROWS):
+        progress.say(f"  {bad:,} rows rejected, kept in {folder / 'dropped-*.jsonl.zst'}")
     if ignored:
-        progress.say(f"  {len(ignored)} files of other kinds were not read, for example {ignored[0]}")
+        progress.say(f"  {len(ignored)} files of other kinds or splits were not read, for example {ignored[0]}")
     if not train:
         raise DataError(
             "no document is left to train on", found=f"{sum(dropped.values())} dropped ({rules})",

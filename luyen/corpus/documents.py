@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import re
@@ -10,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from luyen.core.errors import DataError
 from luyen.corpus.extract import decode, extract
 from luyen.corpus.funnel import Funnel
 from luyen.corpus.language import LanguageConfig, detect
@@ -23,7 +25,9 @@ from luyen.corpus.words import Words
 STEPS = ("read", "extract", "normalise", "language", "quality", "pii")
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 EXCERPT = 2000
-"""Characters of an item kept in the dropped shard when it was never made text."""
+"""Bytes of an item kept in the dropped shard when it was never made text."""
+BAD_ROWS = ("malformed", "damaged")
+"""Rules that drop a row for its form: such rows are kept byte for byte, whatever their length."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,10 @@ class Settings:
     limits: Mapping[str, float]
     pii: tuple[Kind, ...]
     max_document_bytes: int
+    columns: tuple[tuple[str, str | int], ...] = ()
+    """Our column names and the file's, where they differ."""
+    strict: bool = False
+    """Stop at the first bad row."""
 
 
 @dataclass
@@ -69,11 +77,11 @@ class _Raw:
 
 
 def process(item: Item, settings: Settings, outcome: Outcome) -> None:
-    """Take one item through the steps and add what came of it to `outcome`."""
+    """Take one item through the steps and add what came of it to `outcome`. Raises DataError for a bad row when strict."""
     row: dict[str, Any] = {"id": "", "url": "", "title": "", "language": "", "text": "", "meta": {}, "source": item.place}
     step, size = "read", item.size
     try:
-        raw = _read(item, settings.max_document_bytes)
+        raw = _read(item, settings)
         row |= {"id": raw.id, "url": raw.url, "title": raw.title, "meta": raw.meta, "text": raw.text or ""}
         outcome.funnel["read"].keep(size, size)
         for step, work in zip(STEPS[1:], (_extract, _normalise, _language, _quality, _pii), strict=True):
@@ -83,12 +91,25 @@ def process(item: Item, settings: Settings, outcome: Outcome) -> None:
             size = after
     except _Dropped as reason:
         outcome.funnel[step].drop(size, reason.rule)
+        if reason.rule in BAD_ROWS:
+            if settings.strict:
+                fix = "Mend the row, or leave out read.strict to keep it in the dropped shard and go on."
+                raise DataError(f"{item.place}: {reason.reason}", fix=fix) from None
+            row |= _exactly(item.data)
         row["text"] = row["text"] or item.data[:EXCERPT].decode("utf-8", "replace")
         row["id"] = row["id"] or hashlib.sha256(item.data).hexdigest()[:16]
         outcome.dropped.append({**row, "rule": reason.rule, "reason": reason.reason})
         return
     del row["source"]
     outcome.kept.append(row)
+
+
+def _exactly(data: bytes) -> dict[str, Any]:
+    """The bytes of a bad row: as `text`, or in base64 when they are not UTF-8."""
+    try:
+        return {"text": data.decode("utf-8")}
+    except UnicodeDecodeError:
+        return {"meta": {"base64": base64.b64encode(data).decode()}}
 
 
 def _size(text: str) -> int:
@@ -99,7 +120,8 @@ def _identity(*parts: object) -> str:
     return hashlib.sha256(json.dumps(parts, default=str).encode()).hexdigest()[:16]
 
 
-def _read(item: Item, limit: int) -> _Raw:
+def _read(item: Item, settings: Settings) -> _Raw:
+    limit = settings.max_document_bytes
     if item.kind in ("html", "text"):
         if item.size > limit:
             raise _Dropped("too_large", f"{item.size} bytes, the limit is {limit}")
@@ -113,7 +135,7 @@ def _read(item: Item, limit: int) -> _Raw:
         raise _Dropped("malformed", f"not JSON: {error}") from None
     if not isinstance(row, dict):
         raise _Dropped("malformed", f"a JSON {type(row).__name__} instead of an object")
-    raw = _page(row) if item.kind == "page" else _row(row)
+    raw = _page(row) if item.kind == "page" else _row(row, settings.columns)
     try:  # what is written later must be JSON and UTF-8 (the text and the title are mended, not refused)
         json.dumps([raw.id, raw.url, raw.meta], ensure_ascii=False, allow_nan=False).encode()
     except ValueError as error:
@@ -144,8 +166,10 @@ def _page(row: dict[str, Any]) -> _Raw:
     return _Raw(_identity(url, digest), url, "", content_type, body, None, {})
 
 
-def _row(row: dict[str, Any]) -> _Raw:
+def _row(row: dict[str, Any], columns: tuple[tuple[str, str | int], ...]) -> _Raw:
     """A row of JSON lines: `text`, and if present `id`, `url`, `title`, `meta`; other simple values go into meta."""
+    ours = {str(theirs): name for name, theirs in columns}
+    row = {**{key: value for key, value in row.items() if key not in ours}, **{ours[key]: row[key] for key in ours if key in row}}
     text = row.get("text")
     if not isinstance(text, str):
         raise _Dropped("malformed", f'no "text" string, keys are {sorted(map(str, row))[:8]}')

@@ -8,7 +8,9 @@ before its first item is handed out, so that a damaged one contributes nothing.
 
 from __future__ import annotations
 
+import codecs
 import hashlib
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +21,7 @@ from luyen.core.files import COMPRESSED, open_bytes
 from luyen.core.manifest import MANIFEST, read_json, sha256_file
 from luyen.corpus.tables import rows
 
+Unit = Literal["file", "paragraph", "line"]
 Kind = Literal["html", "text", "line", "page", "parquet", "csv"]
 SUFFIXES: dict[str, Kind] = {
     ".html": "html", ".htm": "html", ".xhtml": "html", ".txt": "text", ".md": "text", ".rst": "text", ".jsonl": "line", ".ndjson": "line",
@@ -27,6 +30,25 @@ SUFFIXES: dict[str, Kind] = {
 CHUNK_ITEMS = 256
 CHUNK_BYTES = 16_000_000
 _STEP = 1 << 20
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How files that are no pages of a crawl are read."""
+
+    columns: tuple[tuple[str, str | int], ...] = ()
+    """Our column names (text, id, url, title, meta) and the file's, where they differ; a number is a place in a table, from 1."""
+    split: str = ""
+    """Only files with this word in their path; empty: all."""
+    unit: Unit = "file"
+    """What a document of a text file is."""
+    strict: bool = False
+    """Stop at the first bad row."""
+
+    @property
+    def header(self) -> bool:
+        """Whether a table begins with its column names."""
+        return not any(isinstance(place, int) for _, place in self.columns)
 
 
 @dataclass(frozen=True)
@@ -54,8 +76,11 @@ class SourceFile:
     kind: Kind
 
 
-def list_files(source: Path) -> tuple[list[SourceFile], list[str]]:
-    """The files to read, sorted by name, and the names of those that are ignored. Raises DataError when there is nothing to read."""
+def list_files(source: Path, split: str = "") -> tuple[list[SourceFile], list[str]]:
+    """The files to read, sorted by name, and the names of those that are ignored: of other kinds, or of a folder not of the split.
+
+    Raises DataError when there is nothing to read.
+    """
     source = Path(source)
     if source.is_file():
         kind = _kind(source)
@@ -78,9 +103,20 @@ def list_files(source: Path) -> tuple[list[SourceFile], list[str]]:
                 found.append(SourceFile(path, name, kind))
             elif path.name != MANIFEST:
                 ignored.append(name)
+    if split:
+        ignored += [file.name for file in found if not _of_split(file.name, split)]
+        found = [file for file in found if _of_split(file.name, split)]
+        if not found:
+            raise DataError(
+                f"{source} has no files of the split {split!r}", found=", ".join(ignored[:5]), expected="it as a word of their path"
+            )
     if not found:
         raise DataError(f"nothing to read in {source}", found=f"{len(ignored)} files of other kinds", expected=", ".join(SUFFIXES))
     return found, ignored
+
+
+def _of_split(name: str, split: str) -> bool:
+    return split in re.split(r"[^0-9A-Za-z]+", name)
 
 
 def promised(source: Path) -> dict[str, dict[str, Any]]:
@@ -111,16 +147,19 @@ def check(file: SourceFile, listed: Mapping[str, Mapping[str, Any]]) -> None:
                 pass
 
 
-def items(file: SourceFile, limit: int) -> Iterator[Item]:
+def items(file: SourceFile, limit: int, reading: Reading = Reading()) -> Iterator[Item]:
     """The documents of a file, each with at most `limit` bytes of its content."""
     # A line of JSON escapes what the document's bytes do not: six characters for one, and base64.
     most = 6 * limit + 65_536
     if file.kind in ("parquet", "csv"):
-        for number, row in enumerate(rows(file.path), 1):
+        for number, row in enumerate(rows(file.path, header=reading.header), 1):
             size = len(row)
             yield Item(file.name, number, "line", row if size < most else row[:limit], size)
         return
     with open_bytes(file.path) as stream:
+        if file.kind == "text" and reading.unit != "file":
+            yield from _pieces(file, stream, limit, reading.unit)
+            return
         if file.kind in ("html", "text"):
             data = stream.read(limit + 1)
             yield Item(file.name, 0, file.kind, data[:limit], len(data) + _skip(stream, to_newline=False))
@@ -134,6 +173,25 @@ def items(file: SourceFile, limit: int) -> Iterator[Item]:
                 line = line[:limit]
             if line.strip():
                 yield Item(file.name, number, file.kind, line.rstrip(b"\r\n"), size)
+
+
+def _pieces(file: SourceFile, stream: IO[bytes], limit: int, unit: Unit) -> Iterator[Item]:
+    """The lines of a text file, or its paragraphs, which blank lines separate."""
+    number = first = size = 0
+    held = b""
+    while line := stream.readline(limit + 1):
+        number += 1
+        if number == 1 and line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            raise DataError(f"{file.path} is UTF-16 text, which is only read whole", fix="Save it as UTF-8, or leave out read.text_unit.")
+        long = 0 if line.endswith(b"\n") else _skip(stream, to_newline=True)
+        if line.strip():
+            first = first if size else number
+            held, size = (held + line)[:limit], size + len(line) + long
+        if size and (unit == "line" or not line.strip()):
+            yield Item(file.name, first, file.kind, held.rstrip(b"\r\n"), size)
+            held, size = b"", 0
+    if size:
+        yield Item(file.name, first, file.kind, held.rstrip(b"\r\n"), size)
 
 
 def _skip(stream: IO[bytes], to_newline: bool) -> int:

@@ -21,13 +21,14 @@ FIELD_CHARACTERS = 1 << 27
 """Longest field of a csv file; a longer one is a quotation mark that is never closed."""
 
 
-def rows(path: Path) -> Iterator[bytes]:
-    """One JSON object a row, in constant memory for csv and by row group for parquet. A csv or tsv file begins with its column names.
+def rows(path: Path, *, header: bool = True) -> Iterator[bytes]:
+    """One JSON object a row, in constant memory for csv and by row group for parquet. A csv or tsv file begins with its column names;
+    without a header they are the places "1", "2", ...
 
     Lists and cells without a value (null, NaN) are left out; a csv row with more cells than columns is a JSON array, which no reader
     takes for a document. Raises DamagedFile when the file cannot be read to its end.
     """
-    for row in _parquet(path) if path.suffix.lower() == ".parquet" else _csv(path):
+    for row in _parquet(path) if path.suffix.lower() == ".parquet" else _csv(path, header):
         kept = {name: value for name, value in row.items() if not _is_left_out(value)}
         yield json.dumps([*row.values()] if None in row else kept, default=str).encode()
 
@@ -45,13 +46,17 @@ def _parquet(path: Path) -> Iterator[Mapping[str | None, Any]]:
         raise DamagedFile(path, f"is not a whole parquet file ({error})") from error
 
 
-def _csv(path: Path) -> Iterator[Mapping[str | None, Any]]:
+def _csv(path: Path, header: bool) -> Iterator[Mapping[str | None, Any]]:
     plain = Path(path.stem) if path.suffix in COMPRESSED else path
     delimiter = "\t" if plain.suffix.lower() == ".tsv" else ","
     before = csv.field_size_limit(FIELD_CHARACTERS)
     try:
         with open_bytes(path) as stream, io.TextIOWrapper(stream, "utf-8-sig", "replace", newline="") as text:
-            yield from csv.DictReader(text, delimiter=delimiter)
+            if header:
+                yield from csv.DictReader(text, delimiter=delimiter)
+            else:
+                for cells in csv.reader(text, delimiter=delimiter):
+                    yield {str(place): cell for place, cell in enumerate(cells, 1)}
     except csv.Error as error:
         raise DamagedFile(path, f"is not a {delimiter!r}-separated table ({error})") from error
     finally:

@@ -23,6 +23,8 @@ class CurateVerbConfig(CurateConfig):
 
     source: Input
     """Pages of a crawl stage, a file or folder of HTML, text, jsonl or tables, also compressed, or a hub data set."""
+    read: ReadConfig = ReadConfig()
+    """How files that are no pages of a crawl are read."""
 
 
 class TokenizerVerbConfig(TokenizerConfig):

@@ -10,17 +10,14 @@ import yaml
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from alone import LOOP, lines, verb  # noqa: E402
 from toy import write_recipe  # noqa: E402
 
 from luyen.core import manifest, progress  # noqa: E402
-from luyen.core.config import dump, load, parse_overrides  # noqa: E402
 from luyen.core.errors import DataError, UserError  # noqa: E402
 from luyen.data.rejects import rejected_rows  # noqa: E402
-from luyen.recipe.graph import Plan, StagePlan, plan  # noqa: E402
-from luyen.recipe.run import run  # noqa: E402
-from luyen.recipe.table import load_config_class  # noqa: E402
+from luyen.recipe.graph import plan  # noqa: E402
 
-LOOP = ("train.steps=1", "train.device=cpu", "batch.rows=1")
 SIZE = ("model.preset=llama-1m", "model.num_layers=1", "model.context_length=64")
 BAD = b'{"text": "broken \xff"}\n'
 
@@ -57,21 +54,8 @@ def base(tmp_path_factory: pytest.TempPathFactory, tokenizer: Path) -> Path:
     return verb("pretrain", folder / "run", f"data={folder / 'words.txt'}", f"tokenizer={tokenizer}", *SIZE, *LOOP)
 
 
-def verb(name: str, folder: Path, *settings: str) -> Path:
-    """One verb alone, as the command line runs it; the folder of its result."""
-    config = load(load_config_class(name), parse_overrides(settings))
-    source = {"version": 1, "name": name, "stages": {name: {"do": name, **dump(config)}}}
-    run(Plan(name, "", 0, "", (StagePlan(name, name, config, ()),), source), folder)
-    return folder / name
-
-
 def facts(folder: Path) -> dict[str, object]:
     return dict(manifest.verify(folder)["metrics"])
-
-
-def lines(path: Path, rows: list[dict[str, object]]) -> Path:
-    path.write_bytes("".join(json.dumps(row) + "\n" for row in rows).encode())
-    return path
 
 
 DOCUMENTS = [{"Body": f"Document {place} says that the sum of its numbers is {place}."} for place in range(30)]
@@ -196,3 +180,20 @@ def test_a_row_is_as_long_as_the_model_allows_unless_more_is_asked(base: Path, t
     path.write_text(yaml.safe_dump(values))
     with pytest.raises(UserError, match="batch.length 129 is more than the model's context_length 128"):
         plan(path, {})
+
+
+def test_curation_takes_the_same_section_and_data_sets_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: list[str]) -> None:
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    for split in ("train", "test"):
+        lines(copy / f"{split}.jsonl", [{"Body": f"The {split} {n} runs under the old bridge of stone."} for n in range(30)])
+    with open(copy / "train.jsonl", "ab") as file:
+        file.write(b"{broken\n")
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: str(copy))
+    monkeypatch.chdir(tmp_path)
+    settings = ("source=owner/dataset", "quality=none", "dedup.near=false")
+    done = verb("curate", tmp_path / "run", *settings, "read.columns.text=Body", "read.split=train")
+    assert facts(done)["documents"] == 31 and facts(done)["train"]["documents"] + facts(done)["heldout"]["documents"] == 30
+    assert f"  1 rows rejected, kept in {done / 'dropped-*.jsonl.zst'}" in said
+    with pytest.raises(DataError, match="train.jsonl:31: not JSON"):
+        verb("curate", tmp_path / "run", *settings, "read.columns.text=Body", "read.split=train", "read.strict=true")

@@ -10,7 +10,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from test_reading import LOOP, lines, verb  # noqa: E402
+from alone import LOOP, lines, verb  # noqa: E402
 
 from luyen.core import manifest  # noqa: E402
 from luyen.core.errors import ConfigError, ModelError, UserError  # noqa: E402

@@ -1,0 +1,76 @@
+"""Curation of files as their owner describes them: other column names, splits, lines and paragraphs; bad rows byte for byte."""
+
+import base64
+import json
+from pathlib import Path
+
+import pytest
+
+from luyen.core.errors import ConfigError, DataError
+from luyen.corpus.curate import CurateConfig, curate, read_documents
+from luyen.corpus.sources import Reading
+
+CONFIG = CurateConfig(quality="none", heldout_fraction=0)
+TEXTS = [f"The {word} runs under the old bridge of stone." for word in ("river", "train", "child", "water", "horse")]
+
+
+def documents(source: Path, folder: Path, reading: Reading, config: CurateConfig = CONFIG) -> set[tuple[str, str]]:
+    folder.mkdir()
+    curate(config, source, folder, reading)
+    return {(document.url, document.text) for document in read_documents(folder)}
+
+
+def test_columns_have_the_names_that_the_owner_gives(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"Body": text, "Link": f"u{n}"}) + "\n" for n, text in enumerate(TEXTS)))
+    (tmp_path / "a.csv").write_text("Body,Link\n" + "".join(f"{text},u{n}\n" for n, text in enumerate(TEXTS)))
+    (tmp_path / "b.csv").write_text("".join(f"u{n},{text}\n" for n, text in enumerate(TEXTS)))
+    wanted = {(f"u{n}", text) for n, text in enumerate(TEXTS)}
+    named = Reading((("text", "Body"), ("url", "Link")))
+    assert documents(tmp_path / "a.jsonl", tmp_path / "1", named) == wanted
+    assert documents(tmp_path / "a.csv", tmp_path / "2", named) == wanted
+    assert documents(tmp_path / "b.csv", tmp_path / "3", Reading((("text", 2), ("url", 1)))) == wanted
+    assert all("Body" not in document.meta for document in read_documents(tmp_path / "1")), "the text is not there twice"
+    with pytest.raises(ConfigError, match="unknown column 'txet'. Did you mean 'text'"):
+        documents(tmp_path / "a.csv", tmp_path / "4", Reading((("txet", "Body"),)))
+
+
+def test_a_text_file_gives_lines_or_paragraphs(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text(f"{TEXTS[0]}\n{TEXTS[1]}\n\n \n{TEXTS[2]}\r\n\r\n{TEXTS[3]}", newline="")
+    assert {text for _, text in documents(path, tmp_path / "1", Reading(unit="line"))} == set(TEXTS[:4])
+    assert {text for _, text in documents(path, tmp_path / "2", Reading(unit="paragraph"))} == {"\n".join(TEXTS[:2]), *TEXTS[2:4]}
+    assert len(documents(path, tmp_path / "3", Reading())) == 1
+    (tmp_path / "long.txt").write_text("x" * 5000 + "\n" + TEXTS[0] + "\n" + "y " * 2500)
+    small = CurateConfig(quality="none", heldout_fraction=0, max_document_bytes=1000)
+    assert {text for _, text in documents(tmp_path / "long.txt", tmp_path / "4", Reading(unit="line"), small)} == {TEXTS[0]}
+    assert [document.meta["rule"] for document in read_documents(tmp_path / "4", "dropped")] == ["too_large"] * 2
+    (tmp_path / "wide.txt").write_text(TEXTS[0], encoding="utf-16")
+    with pytest.raises(DataError, match="wide.txt is UTF-16 text"):
+        documents(tmp_path / "wide.txt", tmp_path / "5", Reading(unit="line"))
+
+
+def test_a_split_is_a_word_of_the_path(tmp_path: Path) -> None:
+    (tmp_path / "in" / "test").mkdir(parents=True)
+    (tmp_path / "in" / "train-0.txt").write_text(TEXTS[0])
+    (tmp_path / "in" / "test" / "a.txt").write_text(TEXTS[1])
+    assert {text for _, text in documents(tmp_path / "in", tmp_path / "1", Reading(split="train"))} == {TEXTS[0]}
+    assert {text for _, text in documents(tmp_path / "in", tmp_path / "2", Reading(split="test"))} == {TEXTS[1]}
+    with pytest.raises(DataError, match="no files of the split 'dev'"):
+        documents(tmp_path / "in", tmp_path / "3", Reading(split="dev"))
+
+
+def test_bad_rows_are_kept_byte_for_byte_and_told_when_strict(tmp_path: Path) -> None:
+    long, broken, other = b'{"text": "' + b"x" * 5000, b'{"text": "\xff\xfe"}', '["không phải đối tượng"]'.encode()
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b"\n".join([json.dumps({"text": TEXTS[0]}).encode(), long, broken, other]) + b"\n")
+    assert len(documents(path, tmp_path / "out", Reading())) == 1
+    kept = set()
+    for document in read_documents(tmp_path / "out", "dropped"):
+        kept.add(base64.b64decode(document.meta["base64"]) if "base64" in document.meta else document.text.encode())
+    assert kept == {long, broken, other}
+    with pytest.raises(DataError, match=r"^a\.jsonl:2: not JSON.*leave out read.strict"):
+        documents(path, tmp_path / "strict", Reading(strict=True))
+    (tmp_path / "more.jsonl").write_bytes(path.read_bytes())
+    with pytest.raises(DataError, match=r"a\.jsonl:2: not JSON"):
+        two = CurateConfig(quality="none", processes=2)
+        documents(path, tmp_path / "two", Reading(strict=True), two)
