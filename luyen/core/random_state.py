@@ -30,11 +30,13 @@ def random_state() -> dict[str, torch.Tensor]:
     }
     for index in range(torch.cuda.device_count()):
         states[f"cuda.{index}"] = torch.cuda.get_rng_state(index)
+    if torch.backends.mps.is_available():
+        states["mps"] = torch.mps.get_rng_state()
     return states
 
 
 def restore_random_state(states: dict[str, torch.Tensor]) -> None:
-    """Put back what `random_state` gave."""
+    """Put back what `random_state` gave, as far as the devices are there now."""
     version, internal, gauss = json.loads(bytes(states["python"].tolist()))
     random.setstate((version, tuple(internal), gauss))
     algorithm, keys, position, has_gauss, cached = json.loads(bytes(states["numpy"].tolist()))
@@ -43,3 +45,5 @@ def restore_random_state(states: dict[str, torch.Tensor]) -> None:
     for index in range(torch.cuda.device_count()):
         if f"cuda.{index}" in states:
             torch.cuda.set_rng_state(states[f"cuda.{index}"], index)
+    if "mps" in states and torch.backends.mps.is_available():
+        torch.mps.set_rng_state(states["mps"])

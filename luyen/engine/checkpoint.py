@@ -1,15 +1,17 @@
 """Checkpoints: folders `step-00000100` that are whole or not there, verified before they are used.
 
-Each holds model.safetensors (parameters and persistent buffers), optimizer.safetensors (state tensors by parameter name),
+Each holds model.safetensors (trained parameters and persistent buffers), optimizer.safetensors (state tensors by parameter name),
 random.safetensors (every random generator), state.json (step, stream position, log lengths, ...: nothing of when or how long),
 timing.json (seconds, joules) and luyen.json with the sha256 of each. A folder is written under a temporary name, every
-file fsynced, and renamed last, so a kill at any point leaves the previous checkpoints as they were.
+file fsynced, and renamed last, so a kill at any point leaves the previous checkpoints as they were. Frozen parameters are not stored:
+state.json then holds their fingerprint, and a run over other ones is refused.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import os
 import re
 import shutil
@@ -29,6 +31,7 @@ from luyen.core.errors import DamagedFile, ModelError, StorageError
 
 KIND = "checkpoint"
 FILES = frozenset({"model.safetensors", "optimizer.safetensors", "random.safetensors", "state.json", "timing.json"})
+RETIRED = f"{manifest.TEMPORARY}retired-"
 _NAME = re.compile(r"step-(\d{8,})")
 
 
@@ -46,8 +49,11 @@ def save(
 ) -> Path:  # fmt: skip
     """Write `root/step-N` for N = state["step"], with the random generators as they are now. Returns the folder.
 
-    An existing folder of that step is replaced. Raises StorageError when the disk is full; earlier checkpoints are intact.
+    An existing folder of that step is replaced. Where parameters are frozen, `frozen_fingerprint(model)` is added to the state unless it
+    is there. Raises StorageError when the disk is full; earlier checkpoints are intact.
     """
+    if "frozen" not in state and (frozen := frozen_fingerprint(model)) is not None:
+        state = {**state, "frozen": frozen}
     final = root / f"step-{state['step']:08d}"
     groups = {"model": model_tensors(model), "optimizer": optimizer_tensors(model, optimizers), "random": random_state.random_state()}
     needed = sum(tensor.nbytes for tensors in groups.values() for tensor in tensors.values())
@@ -75,6 +81,7 @@ def newest_valid(root: Path) -> Checkpoint | None:
 
 def open_checkpoint(folder: Path) -> Checkpoint:
     """A checkpoint after checking every file against the manifest. Raises DamagedFile naming the first bad one."""
+    manifest.recover(folder)
     try:
         found = manifest.read_json(folder / manifest.MANIFEST)
         if found["kind"] != KIND or set(found["files"]) != FILES:  # before a name in it is opened
@@ -88,11 +95,17 @@ def open_checkpoint(folder: Path) -> Checkpoint:
 def restore(checkpoint: Checkpoint, model: nn.Module, optimizers: Iterable[Optimizer]) -> None:
     """Put a checkpoint's tensors into the model, the optimizers and the random generators, in place.
 
-    Raises ModelError when its names or shapes are not the model's; nothing is changed then.
+    Raises ModelError when its names, shapes or frozen parameters are not the model's; nothing is changed then.
     """
     folder = checkpoint.folder
     found, stored = load_file(folder / "model.safetensors"), model_tensors(model)
     _check_fit(found, stored, folder)
+    before, now = checkpoint.state.get("frozen"), frozen_fingerprint(model)
+    if before != now:
+        raise ModelError(
+            f"checkpoint {folder} was made with other frozen weights", found=f"{now}", expected=f"{before}",
+            fix="Give the base model that it was made with, or start anew in another folder.",
+        )  # fmt: skip
     with torch.no_grad():
         for name, tensor in stored.items():
             tensor.copy_(found[name])
@@ -120,15 +133,30 @@ def retain(root: Path, keep_last: int) -> None:
 
 
 def clean(root: Path) -> None:
-    """Remove what a killed process left half written or half deleted."""
-    for leftover in root.glob(f"{manifest.TEMPORARY}*"):
+    """Finish a replacement that was cut, and remove what killed processes left half written or half deleted."""
+    manifest.clean_up(root)
+    for leftover in root.glob(f"{RETIRED}*"):
         shutil.rmtree(leftover, ignore_errors=True)
 
 
 def model_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters (a shared one once) and persistent buffers by name; they share memory with the model."""
-    once = {name for name, _ in model.named_parameters()} | {name for name, _ in model.named_buffers()}
+    """Trained parameters (a shared one once) and persistent buffers by name; they share memory with the model."""
+    once = {name for name, parameter in model.named_parameters() if parameter.requires_grad} | {name for name, _ in model.named_buffers()}
     return {name: tensor.detach() for name, tensor in model.state_dict().items() if name in once}
+
+
+def frozen_fingerprint(model: nn.Module) -> str | None:
+    """sha256 (hex) over names, types, shapes and bits of the parameters that are not trained; None when all are.
+
+    Costs about a second per GB, so a run computes it once.
+    """
+    found = {name: parameter.detach() for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    frozen = sorted(found.items(), key=lambda item: item[0])
+    digest = hashlib.sha256()
+    for name, tensor in frozen:
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(memoryview(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy()))
+    return digest.hexdigest() if frozen else None
 
 
 def optimizer_tensors(model: nn.Module, optimizers: Iterable[Optimizer]) -> dict[str, Tensor]:
@@ -159,7 +187,7 @@ def _folders(root: Path) -> list[Path]:
 
 def _delete(folder: Path) -> None:
     """Rename first, so that a kill in the middle leaves nothing that looks like a damaged checkpoint."""
-    retired = folder.with_name(f"{manifest.TEMPORARY}retired-{folder.name}")
+    retired = folder.with_name(f"{RETIRED}{folder.name}")
     with manifest.storage_errors(folder):
         os.rename(folder, retired)
         shutil.rmtree(retired)

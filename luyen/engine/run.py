@@ -57,7 +57,9 @@ class Run:
         self.scale = LossScale.for_dtype(self.dtype)
         self.checkpoints = folder / "checkpoints"
         self.done = Done()
-        self.saved_step = -1
+        self.saved = (-1, -1)
+        """Step of the newest checkpoint, and of the last evaluation that it holds."""
+        self.frozen: str | None = None
         lengths, self.seconds_before, self.joules_before = self._resume()
         self.metrics, self.timings, self.samples = (
             LineLog(folder / f"{name}.jsonl", lengths.get(name, 0)) for name in ("metrics", "timings", "samples")
@@ -75,12 +77,14 @@ class Run:
         found = checkpoint.newest_valid(self.checkpoints)
         if found is None:
             seed_everything(derive(self.seed, "training"))
+            self.frozen = checkpoint.frozen_fingerprint(self.model)
             return {}, 0.0, 0.0
         self._check_same(found)
         checkpoint.restore(found, self.model, self.optimizers)
         self.done = Done(**{**found.state["done"], "loss": float(found.state["done"]["loss"])})
         self.scale = LossScale(**found.state["scale"])
-        self.saved_step = self.done.step
+        self.saved = (self.done.step, self.done.evaluated)
+        self.frozen = found.state.get("frozen")
         progress.say(f"continuing after step {self.done.step} from {found.folder}")
         return {**found.state["logs"], **found.timing["logs"]}, found.timing["seconds"], found.timing["joules"]
 
@@ -180,7 +184,7 @@ class Run:
         samples = [identifier for batch in batches for identifier in batch.sample_ids]
         self.metrics.append({"step": row["step"], "loss": str(row["loss"]), "gradient_norm": str(norm), "sample_ids": samples})
         self.metrics.sync()
-        kept = f"the checkpoint of step {self.saved_step} is intact" if self.saved_step >= 0 else "nothing was saved yet"
+        kept = f"the checkpoint of step {self.saved[0]} is intact" if self.saved[0] >= 0 else "nothing was saved yet"
         raise NonFinite(
             f"step {row['step']}: the {what}; samples {_names(batches)}. Nothing was updated and {kept}. "
             "Look at these samples, or lower train.optimizer.learning_rate"
@@ -219,9 +223,9 @@ class Run:
     def save(self) -> None:
         """Write a checkpoint of the present step, unless there is one, and delete those that are too old.
 
-        A step's checkpoint is never written twice: replacing it would for a moment leave none.
+        One that a stop left before the step's evaluation is replaced by one that holds it, so that all ends as without the stop.
         """
-        if self.saved_step == self.done.step:
+        if self.saved == (self.done.step, self.done.evaluated):
             return
         logs = (self.metrics, self.samples, self.timings)
         for log in logs:
@@ -234,11 +238,12 @@ class Run:
             "config": self._identity(),
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,
+            **({} if self.frozen is None else {"frozen": self.frozen}),
         }
         seconds, joules = self._spent()
         timing = {"seconds": seconds, "joules": joules, "logs": {"timings": self.timings.length}}
         checkpoint.save(self.checkpoints, self.model, self.optimizers, state, timing)
-        self.saved_step = self.done.step
+        self.saved = (self.done.step, self.done.evaluated)
         checkpoint.retain(self.checkpoints, self.config.checkpoint.keep_last)
 
     def _spent(self) -> tuple[float, float | None]:

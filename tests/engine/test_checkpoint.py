@@ -3,17 +3,21 @@
 import os
 import random
 import shutil
+from itertools import islice
 
 import numpy
 import pytest
 import torch
-from training_toys import toy_model
+from safetensors.torch import load_file
+from torch import nn
+from training_toys import toy_algorithm, toy_config, toy_model
 
 from luyen.core import progress
 from luyen.core.errors import DamagedFile, ModelError
 from luyen.engine import checkpoint
 from luyen.engine.config import OptimizerConfig
 from luyen.engine.optim import build
+from luyen.engine.trainer import fit
 
 TIMING = {"seconds": 1.5, "joules": None, "logs": {"timings": 0}}
 
@@ -124,7 +128,7 @@ def test_another_model_is_refused_and_left_alone(tmp_path):
 
 def test_leftovers_are_cleaned_and_other_folders_left(tmp_path):
     write(tmp_path, 1)
-    for name in (".tmp-99-step-00000002", ".tmp-retired-step-00000000", "notes"):
+    for name in (".tmp-new-99-0-step-00000002", ".tmp-old-99-0-step-00000001", ".tmp-retired-step-00000000", "notes"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "file").write_text("x")
     checkpoint.clean(tmp_path)
@@ -149,3 +153,75 @@ def test_no_checkpoint_is_none(tmp_path):
     assert checkpoint.newest_valid(tmp_path / "nowhere") is None
     (tmp_path / "step-00000009").mkdir()
     assert checkpoint.newest_valid(tmp_path) is None
+
+
+def frozen_model(seed=0):
+    """The toy model of which only the last layer and the norm are trained."""
+    model = toy_model(seed, tied=False)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name.startswith(("model.layers.1.", "model.norm")))
+    return model
+
+
+def test_frozen_weights_are_not_stored_but_must_be_the_same_when_going_on(tmp_path):
+    model = frozen_model()
+    optimizers = build(model, OptimizerConfig(name="adamw"))
+    trained_names = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    folder = checkpoint.save(tmp_path, model, optimizers, {"step": 1}, TIMING)
+    assert set(load_file(folder / "model.safetensors")) == trained_names and len(trained_names) < len(list(model.parameters()))
+    found = checkpoint.newest_valid(tmp_path)
+    assert found.state["frozen"] == checkpoint.frozen_fingerprint(model) != checkpoint.frozen_fingerprint(frozen_model(1))
+    again = frozen_model()
+    with torch.no_grad():
+        for name in trained_names:
+            again.get_parameter(name).zero_()
+    checkpoint.restore(found, again, build(again, OptimizerConfig(name="adamw")))
+    assert all(torch.equal(model.state_dict()[name], tensor) for name, tensor in again.state_dict().items())
+    other = frozen_model(1)
+    before = {name: tensor.clone() for name, tensor in other.state_dict().items()}
+    with pytest.raises(ModelError, match="was made with other frozen weights"):
+        checkpoint.restore(found, other, build(other, OptimizerConfig(name="adamw")))
+    assert all(torch.equal(before[name], tensor) for name, tensor in other.state_dict().items())
+    with pytest.raises(ModelError, match=r"of another model: lm_head\.weight; found nothing"):
+        checkpoint.restore(found, toy_model(0, tied=False), [])
+
+
+def test_the_fingerprint_of_frozen_weights_sees_names_types_and_bits():
+    def fingerprint(**tensors):
+        holder = nn.Module()
+        for name, tensor in tensors.items():
+            holder.register_parameter(name, nn.Parameter(tensor, requires_grad=False))
+        return checkpoint.frozen_fingerprint(holder)
+
+    ones = torch.ones(2, 2)
+    different = [
+        fingerprint(a=ones), fingerprint(b=ones), fingerprint(a=ones.bfloat16()), fingerprint(a=ones.reshape(4)), fingerprint(a=-ones),
+        fingerprint(a=ones, b=ones), fingerprint(a=torch.ones(())),
+    ]  # fmt: skip
+    assert len(set(different)) == len(different)
+    assert fingerprint(b=ones, a=ones) == fingerprint(a=ones.T.clone().T, b=ones)
+    assert checkpoint.frozen_fingerprint(toy_model()) is None
+
+
+def test_the_whole_run_goes_on_over_frozen_weights(tmp_path, monkeypatch):
+    """Hashed once a run, however many checkpoints there are; and full fine-tuning's state names no frozen weights."""
+    made = []
+    plain = checkpoint.frozen_fingerprint
+    monkeypatch.setattr(checkpoint, "frozen_fingerprint", lambda model: made.append(1) or plain(model))
+    results = []
+    for name, parts in (("whole", [8]), ("parts", [4, 8])):
+        for steps in parts:
+            algorithm = toy_algorithm()
+            for layer in algorithm.model.model.layers[:1]:
+                layer.requires_grad_(False)
+            if steps == 4:
+                algorithm.batches = lambda state, batches=algorithm.batches: islice(batches(state), 5)
+                with pytest.raises(StopIteration):
+                    fit(algorithm, toy_config(checkpoint={"every_steps": 2}), tmp_path / name)
+            else:
+                fit(algorithm, toy_config(checkpoint={"every_steps": 2}), tmp_path / name)
+        results.append(algorithm.model.state_dict())
+    assert all(torch.equal(results[0][name], tensor) for name, tensor in results[1].items())
+    assert len(made) == 3
+    fit(toy_algorithm(), toy_config(), tmp_path / "full")
+    assert "frozen" not in checkpoint.newest_valid(tmp_path / "full" / "checkpoints").state

@@ -6,7 +6,7 @@ import pytest
 from training_faults import CONFIG, STEPS, outcome, run_plan
 
 # Passings of each point in an uninterrupted run, roughly: a fault is drawn from within.
-INSIDE_SAVE = {"os.rename": 6, "os.replace": 20, "os.fsync": 110, "os.mkdir": 7, "shutil.rmtree": 10, "save_file": 18, "retain": 6}
+INSIDE_SAVE = {"os.rename": 6, "os.replace": 20, "os.fsync": 110, "os.mkdir": 7, "shutil.rmtree": 4, "save_file": 18, "retain": 6}
 
 
 def faults(count: int, seed: int) -> list[dict[str, object]]:
@@ -51,6 +51,21 @@ def test_kill_minus_nine_sample(tmp_path):
     short = {**CONFIG, "steps": 15, "accumulation": 2, "checkpoint": {"every_steps": 4, "keep_last": 1}}
     kills = every_point_of_one_save()
     assert sweep(tmp_path, [*kills, *faults(4, seed=1)], short) >= len(kills)
+
+
+def test_kill_while_the_last_checkpoint_is_replaced_by_one_with_its_evaluation(tmp_path):
+    """SIGTERM in the last step saves before the last evaluation; the next attempt writes that checkpoint anew, and is killed there."""
+    config = {**CONFIG, "steps": 6, "checkpoint": {"every_steps": 4, "keep_last": 1}}
+    stop = {"point": "loss", "nth": 6, "do": "term"}
+    points = [("save_file", 1, "middle"), ("os.rename", 1, "before"), ("os.rename", 1, "after"), ("os.rename", 2, "before")]
+    points += [("os.rename", 2, "after"), ("shutil.rmtree", 1, "before"), ("shutil.rmtree", 1, "middle"), ("retain", 1, "before")]
+    kills = [{"point": point, "nth": nth, "when": when, "do": "kill"} for point, nth, when in points]
+    runs = [[None], [stop, None], *([stop, kill, None] for kill in kills)]
+    plan = [{"folder": str(tmp_path / str(number)), "attempts": run, "config": config} for number, run in enumerate(runs)]
+    assert run_plan(tmp_path, plan) == [[0], [143, 0], *[[143, -9, 0]] * len(kills)]
+    expected = outcome(tmp_path / "0")
+    for number, run in enumerate(runs):
+        assert outcome(tmp_path / str(number)) == expected, run
 
 
 @pytest.mark.slow

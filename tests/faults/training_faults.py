@@ -38,8 +38,7 @@ def outcome(folder: Path) -> dict[str, str]:
     paths = [last / f"{name}.safetensors" for name in ("model", "optimizer", "random")]
     paths += [folder / "metrics.jsonl", folder / "samples.jsonl"]
     hashes = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
-    state = json.loads((last / "state.json").read_text(encoding="utf-8"))
-    hashes["progress"] = json.dumps([state["step"], state["done"]["stream"], state["done"]["tokens"], state["scale"]])
+    hashes["state"] = (last / "state.json").read_text(encoding="utf-8")
     hashes["leftovers"] = str(sorted(path.name for path in (folder / "checkpoints").glob(".*")))
     return hashes
 
