@@ -21,12 +21,12 @@ def download(name: str, kind: Kind, patterns: Sequence[str]) -> Path:
     Raises ModelError or DataError (by `kind`) when it is not in the cache and the hub does not give it, StorageError when the
     disk is full.
     """
-    import huggingface_hub  # a second to import, and most runs are offline
+    from huggingface_hub import constants, snapshot_download  # a second to import, and most runs are offline
 
     repository, _, revision = name.partition("@")
     try:
-        with storage_errors(Path(huggingface_hub.constants.HF_HUB_CACHE)):
-            found = huggingface_hub.snapshot_download(
+        with storage_errors(Path(constants.HF_HUB_CACHE)):
+            found = snapshot_download(
                 repository, repo_type=kind, revision=revision or None, allow_patterns=list(patterns)
             )  # fmt: skip
     except Exception as error:

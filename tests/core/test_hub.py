@@ -1,5 +1,8 @@
 """What the hub does not give is told in one line of our own words, by the type of the exception."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import httpx2
@@ -78,3 +81,11 @@ def test_what_is_asked_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(huggingface_hub, "snapshot_download", give)
     assert download("owner/name@v1", "dataset", ("*.csv",)) == tmp_path
     assert asked == [("owner/name", {"repo_type": "dataset", "revision": "v1", "allow_patterns": ["*.csv"]})]
+
+
+def test_a_fresh_process_without_a_network_gets_one_line(tmp_path: Path) -> None:
+    code = "from luyen.core.hub import download; download('owner/name', 'model', ['*.json'])"
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert result.stderr.splitlines()[-1].endswith("ModelError: model 'owner/name': not in the cache, and the hub is switched off. Unset "
+                                                   "HF_HUB_OFFLINE, or give a path.")  # fmt: skip
