@@ -12,14 +12,12 @@ from dataclasses import dataclass, field
 from luyen.core.errors import DataError
 from luyen.core.records import Message
 from luyen.inference.generate import stream
+from luyen.inference.pieces import text_pieces
 from luyen.inference.sampling import SamplingConfig
 from luyen.models.transformer import Transformer
 from luyen.retrieval.context import context_message
 from luyen.tokenizer.chat import render
 from luyen.tokenizer.load import Tokenizer
-
-REPLACEMENT = "\ufffd"
-"""What a decoder gives for the first bytes of a character whose last bytes are still to come."""
 
 
 @dataclass(frozen=True)
@@ -55,17 +53,8 @@ class ChatSession:
         prompt = self._prompt(asked)  # a template that refuses the question leaves the conversation as it was
         self.messages = asked
         answer: list[int] = []
-        shown = ""
         try:
-            for token in stream(self.model, prompt, self.sampling, self.tokenizer.stop_ids):
-                answer.append(token)
-                text = self.tokenizer.decode(answer)
-                if not text.endswith(REPLACEMENT):
-                    yield text[len(shown) :]
-                    shown = text
-            rest = self.tokenizer.decode(answer)[len(shown) :]
-            if rest:
-                yield rest
+            yield from text_pieces(stream(self.model, prompt, self.sampling, self.tokenizer.stop_ids), self.tokenizer, answer)
         finally:
             self.messages.append(Message("assistant", self.tokenizer.decode(answer)))
 

@@ -172,10 +172,15 @@ def _finish(batch: _Decoding, stop_ids: frozenset[int]) -> list[Generation]:
     return [Generation(answer, end) for answer, end in zip(ids, stopped, strict=True)]
 
 
-def stream(model: Transformer, prompt: Sequence[int], sampling: SamplingConfig, stop_ids: Collection[int] = ()) -> Iterator[int]:
-    """The same answer as `generate` to one prompt, id by id as it is made. Closing the iterator ends the work."""
+def stream(
+    model: Transformer, prompt: Sequence[int], sampling: SamplingConfig, stop_ids: Collection[int] = (), copy: int = 0
+) -> Iterator[int]:
+    """The same answer as `generate` to one prompt, id by id as it is made. Closing the iterator ends the work.
+
+    `copy`: which of equal prompts this is, from 0; each has draws of its own.
+    """
     _check(model, prompt, "the prompt")
-    return _stream(_Decoding(model, [prompt], sampling, [0]), frozenset(stop_ids))
+    return _stream(_Decoding(model, [prompt], sampling, [copy]), frozenset(stop_ids))
 
 
 def _stream(batch: _Decoding, stop_ids: frozenset[int]) -> Iterator[int]:
