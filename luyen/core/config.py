@@ -6,6 +6,7 @@ is another config. `Input` marks a field that names a folder, a file or, inside 
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic.fields import FieldInfo
 
-from luyen.core.errors import ConfigError, nearest
+from luyen.core.errors import ConfigError
 
 
 class Config(BaseModel):
@@ -123,15 +124,37 @@ def _explain(config_class: type[Config], error: ValidationError, source: str) ->
     path = [str(part) for part in problem["loc"]]
     dotted = ".".join(path)
     if problem["type"] == "extra_forbidden":
-        owner = _section(config_class, path[:-1])
-        known = owner.model_fields if owner else {}
-        return ConfigError(f"{source}: unknown key {dotted!r}", fix=nearest(path[-1], known))
+        return ConfigError(f"{source}: unknown key {dotted!r}", fix=_nearest_key(config_class, path))
     if problem["type"] == "missing":
         return ConfigError(f"{source}: key {dotted!r} is missing", fix=f"Add {dotted}=...")
     message = problem["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
     if not path:
         return ConfigError(f"{source}: {message}")
     return ConfigError(f"{source}: {dotted}", found=repr(problem["input"]), expected=_lower_first(message.removeprefix("Input should be ")))
+
+
+def _nearest_key(config_class: type[Config], path: list[str]) -> str:
+    """A sentence with the whole key that was probably meant: one of this name in another section, else the closest in this one."""
+    keys = list(_keys(config_class))
+    moved = [key for key in keys if key.split(".")[-1] == path[-1]]
+    if moved:
+        return f"Did you mean {' or '.join(map(repr, moved))}?"
+    owner = _section(config_class, path[:-1])
+    here = [".".join([*path[:-1], name]) for name in owner.model_fields] if owner else []
+    names = sorted({key.split(".")[-1] for key in keys})
+    for name in difflib.get_close_matches(path[-1], names, n=1):
+        fitting = [key for key in keys if key.split(".")[-1] == name]
+        return f"Did you mean {' or '.join(map(repr, [key for key in fitting if key in here] or fitting))}?"
+    return f"Known: {', '.join(sorted(here or keys))}."
+
+
+def _keys(config_class: type[Config], prefix: str = "") -> Iterator[str]:
+    """Every key with its sections, sections themselves included."""
+    for name, field in config_class.model_fields.items():
+        yield f"{prefix}{name}"
+        section = _config_in(field.annotation)
+        if section is not None:
+            yield from _keys(section, f"{prefix}{name}.")
 
 
 def _lower_first(text: str) -> str:

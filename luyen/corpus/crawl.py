@@ -78,6 +78,11 @@ class CrawlConfig(Config):
     def _some_start(cls, value: str | tuple[str, ...]) -> str | tuple[str, ...]:
         if not value:
             raise ValueError("pydoc, an address or a list of addresses")
+        for url in () if value == "pydoc" else (value,) if isinstance(value, str) else value:
+            if "://" not in url:
+                plain = url.strip().lstrip("/")
+                near = f"https://{plain}{'' if '/' in plain else '/'}" if "." in plain else "https://example.org/, or the one word pydoc"
+                raise ValueError(f"addresses with their scheme, such as {near}")
         return value
 
 

@@ -40,7 +40,11 @@ def test_values_lie_over_defaults() -> None:
     ("values", "message"),
     [
         ({"dat": 1}, "Did you mean 'data'?"),
-        ({"data": "x", "inner": {"rat": 1}}, "unknown key 'inner.rat'. Did you mean 'rate'?"),
+        ({"data": "x", "inner": {"rat": 1}}, "unknown key 'inner.rat'. Did you mean 'inner.rate'?"),
+        ({"data": "x", "rate": 1}, "unknown key 'rate'. Did you mean 'inner.rate'?"),
+        ({"data": "x", "rates": 1}, "unknown key 'rates'. Did you mean 'inner.rate'?"),
+        ({"data": "x", "inner": {"steps": 1}}, "unknown key 'inner.steps'. Did you mean 'steps'?"),
+        ({"data": "x", "inner": {"zzz": 1}}, "unknown key 'inner.zzz'. Known: inner.rate."),
         ({}, "key 'data' is missing"),
         ({"data": "x", "steps": "many"}, "steps; found 'many'; expected a valid integer"),
         ({"data": "x", "inner": {"rate": float("nan")}}, "inner.rate"),

@@ -221,7 +221,22 @@ def test_nothing_to_be_had_is_one_line(tmp_path: Path) -> None:
         crawl(config(site), tmp_path / "gone")
 
 
-@pytest.mark.parametrize("start", ["http://10.0.0.1/", "http://127.1/", "ftp://example.org/", "example.org", "http://u:p@example.org/"])
+@pytest.mark.parametrize(
+    ("start", "near"),
+    [
+        ("example.org", "https://example.org/"),
+        (["https://a.org/", " example.org/docs"], "https://example.org/docs"),
+        ("//example.org/docs/", "https://example.org/docs/"),
+        ("pydocs", "https://example.org/, or the one word pydoc"),
+    ],
+)
+def test_a_start_without_a_scheme_is_told_the_whole_address(start: object, near: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        load(CrawlConfig, {"start": start})
+    assert str(error.value).endswith(f"expected addresses with their scheme, such as {near}")
+
+
+@pytest.mark.parametrize("start", ["http://10.0.0.1/", "http://127.1/", "ftp://example.org/", "http://u:p@example.org/"])
 def test_a_start_that_is_refused_is_said_at_once(start: str, tmp_path: Path) -> None:
     with pytest.raises(FetchError) as error:
         crawl(CrawlConfig(start=(start,)), tmp_path)
