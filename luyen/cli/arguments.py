@@ -66,14 +66,18 @@ def runs_folder() -> Path:
     return data_home() / "runs"
 
 
-def last_run(holding: str = "") -> Path:
-    """The run that was worked on last, here or in the user's data folder, of those that hold a file like `holding` (a glob)."""
+def all_runs(holding: str = "") -> list[Path]:
+    """The runs here and in the user's data folder that hold a file like `holding` (a glob), the one worked on last first."""
     logs = [path for root in (Path("runs"), data_home() / "runs") for path in root.glob("*/events.jsonl")]
     fitting = [path for path in logs if not holding or any(path.parent.glob(holding))]
-    if not fitting:
-        what = "no run here has a finished model yet" if logs else "there is no run yet"
-        raise UserError(what, fix="Start one with `luyen run quickstart`, or name a folder.")
-    return max(fitting, key=lambda path: path.stat().st_mtime).parent
+    return [path.parent for path in sorted(fitting, key=lambda path: path.stat().st_mtime, reverse=True)]
+
+
+def last_run() -> Path:
+    """The run that was worked on last, here or in the user's data folder."""
+    for run in all_runs():
+        return run
+    raise UserError("there is no run yet", fix="Start one with `luyen run quickstart`, or name a folder.")
 
 
 @contextlib.contextmanager

@@ -1,30 +1,46 @@
-"""`luyen chat [RUN | MODEL]`: a conversation in the terminal, over the pages that the run crawled."""
+"""`luyen chat [RUN | MODEL]`: a conversation in the terminal, over the pages that the run crawled; or texts to be continued."""
 
 from __future__ import annotations
 
 import contextlib
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from luyen.cli.arguments import field_help, last_run, one_word, plain_command, split_words, warn
+from luyen.cli.arguments import all_runs, field_help, one_word, plain_command, split_words, warn
+from luyen.cli.unfinished import RECIPE, command_again, no_model, standing
 from luyen.core import manifest
 from luyen.core.config import load, read_yaml
-from luyen.core.errors import ConfigError, UserError
+from luyen.core.errors import ConfigError, DamagedFile, UserError
 from luyen.inference.config import SamplingConfig
+from luyen.recipe.table import VERBS
 
 if TYPE_CHECKING:
-    from luyen.inference.chat import ChatSession
+    from luyen.models.transformer import Transformer
+    from luyen.tokenizer.load import Tokenizer
 
 HELP = """Talk to a model. Without an argument, to the assistant of the last run; else to a run's or a model's folder or a hub name.
 
 Each question is looked up in the run's pages; a passage that fits is given to the model and shown below its answer.
 --no-retrieval asks the model alone.
-Ctrl-C stops an answer, Ctrl-D ends, /clear forgets the conversation. Questions can also come line by line from a pipe.
+
+A model without a chat template, or one that was only pretrained, continues what you type; an empty line asks for a text from
+nothing. --continue asks the same of any model, --no-continue talks to a pretrained one as if it were an assistant.
+
+Ctrl-C stops an answer, Ctrl-D ends, /help lists the commands (/clear forgets the conversation). A single word that begins with a
+slash is a command; write two slashes to send it. Lines can also come from a pipe.
 
 How answers are written, as key=value:"""
+CONTINUED_TOKENS = 200
+"""Longest continuation when max_new_tokens is not given: a text is longer than an answer."""
+
+
+class ChatConfig(SamplingConfig):
+    """How answers are drawn from the model, and where."""
+
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:N or mps: where the model and its cache are."""
 
 
 def command(name: str) -> click.Command:
@@ -32,74 +48,119 @@ def command(name: str) -> click.Command:
     params: list[click.Parameter] = [
         click.Argument(["words"], nargs=-1, metavar="[RUN | MODEL] [KEY=VALUE]..."),
         click.Option(["--retrieval/--no-retrieval"], default=True, help="Look questions up in the run's pages."),
+        click.Option(["--continue/--no-continue", "continued"], default=None, help="Continue texts, or answer questions."),
         click.Option(["--system"], metavar="TEXT", help="A system message to begin with."),
     ]
-    return plain_command(name, _chat, f"{HELP}\n\n{field_help(SamplingConfig)}", params)
+    return plain_command(name, _chat, f"{HELP}\n\n{field_help(ChatConfig)}", params)
 
 
-def _chat(words: tuple[str, ...], retrieval: bool, system: str | None) -> None:
+def _chat(words: tuple[str, ...], retrieval: bool, continued: bool | None, system: str | None) -> None:
     plain, settings = split_words(words)
-    sampling = load(SamplingConfig, settings, "luyen chat")
-    place = one_word(plain, "run or model") if plain else str(last_run("*/model/config.json"))
-    run, model = _find(place)
-    session = _session(model, run if retrieval else None, sampling)
+    config = load(ChatConfig, settings, "luyen chat")
+    run, model = find(one_word(plain, "run or model")) if plain else _last()
+    from luyen.core.device import pick_device
+    from luyen.models import hf
+    from luyen.tokenizer.load import Tokenizer
+
+    device = pick_device(config.device)
+    network = hf.load(model, device)
+    network.eval()
+    folder = hf.locate(model)
+    tokenizer = Tokenizer.load(folder)
+    reason = _why_continue(model, folder, tokenizer, continued)
+    if reason:
+        if system:
+            raise ConfigError("--system is for a conversation", found=reason, fix="Leave it out.")
+        longest = {} if "max_new_tokens" in settings else {"max_new_tokens": CONTINUED_TOKENS}
+        _continue(network, tokenizer, config.model_copy(update=longest), reason)
+    else:
+        _talk(network, tokenizer, config, model, run if retrieval else None, system)
+
+
+def _why_continue(model: str, folder: Path, tokenizer: Tokenizer, wanted: bool | None) -> str:
+    """Why texts are continued, in one line; "" when questions are answered."""
+    if not tokenizer.has_template:
+        if wanted is False:
+            raise ConfigError(
+                f"{model} has no chat template, so it cannot chat", fix="Fine-tune it with `luyen sft`, or leave --no-continue out."
+            )
+        return f"{model} has no chat template: it continues what you type"
+    if wanted is None and _only_pretrained(folder):
+        return f"{model} was only pretrained: it continues what you type"
+    return f"{model} continues what you type" if wanted else ""
+
+
+def _only_pretrained(folder: Path) -> bool:
+    """Whether Luyện's own manifest says so; the model carries the template that fine-tuning will use."""
+    with contextlib.suppress(DamagedFile, AttributeError):
+        return bool(manifest.read_json(folder / manifest.MANIFEST).get("lineage", {}).get("algorithm") == "pretrain")
+    return False
+
+
+def _continue(model: Transformer, tokenizer: Tokenizer, sampling: SamplingConfig, reason: str) -> None:
+    from luyen.cli.conversation import Texts, converse, interactive
+    from luyen.inference.continuation import Continuation
+
+    if interactive():
+        nothing = "" if tokenizer.bos_id is None else "; an empty line asks for a text from nothing"
+        print(f"{reason}{nothing}. Ctrl-C stops a text, Ctrl-D ends, /help.")
+    else:
+        warn(reason)
+    converse(Texts(Continuation(model, tokenizer, sampling)))
+
+
+def _talk(
+    model: Transformer, tokenizer: Tokenizer, sampling: SamplingConfig, name: str, run: Path | None, system: str | None
+) -> None:  # fmt: skip
+    from luyen.cli.conversation import Answers, converse, interactive
+    from luyen.core.records import Message
+    from luyen.inference.chat import ChatSession
+
+    session = ChatSession(model, tokenizer, sampling, _retrieval(run) if run else None)
     if system:
-        from luyen.core.records import Message
-
         session.messages.append(Message("system", system))
-    about = f"{model}" + (", with its run's pages" if session.retrieve else "")
-    if sys.stdin.isatty():
-        print(f"{about}. Ctrl-C stops an answer, Ctrl-D ends.")
-    _loop(session)
+    if interactive():
+        print(f"{name}" + (", with its run's pages" if session.retrieve else "") + ". Ctrl-C stops an answer, Ctrl-D ends, /help.")
+    converse(Answers(session))
 
 
-def _loop(session: ChatSession) -> None:
-    begin = list(session.messages)
-    while True:
-        try:
-            question = input("you> " if sys.stdin.isatty() else "").strip()
-        except (EOFError, KeyboardInterrupt):
-            print()
-            return
-        if question == "/clear":
-            session.messages[:] = begin
-        elif question in ("/exit", "/quit"):
-            return
-        elif question:
-            try:
-                _answer(session, question)
-            except UserError as error:
-                warn(str(error))
+def _last() -> tuple[Path | None, str]:
+    """The run that was worked on last of those that have a model; else an error about the last that will have one."""
+    if found := all_runs("*/model/config.json"):
+        return find(str(found[0]))
+    begun = [run for run in all_runs() if (run / RECIPE).is_file()]
+    making = [run for run in begun if any(VERBS[verb].kind == "model" for verb in _verbs(run).values() if verb in VERBS)]
+    if making or begun:
+        raise no_model((making or begun)[0])
+    raise UserError("there is no run yet", fix="Start one with `luyen run quickstart`, or name a folder.")
 
 
-def _answer(session: ChatSession, question: str) -> None:
-    pieces = session.ask(question)
-    try:
-        for piece in pieces:
-            print(piece, end="", flush=True)
-    except KeyboardInterrupt:
-        pieces.close()  # type: ignore[attr-defined]
-        print(" [stopped]", end="")
-    print()
-    for source in session.sources:
-        said = f": {source.answer}" if source.answer else ""
-        print(f"    the pages, {source.title}{said}" + (f" ({source.url})" if source.url else ""))
-    if session.forgotten:
-        print(f"    ({session.forgotten} earlier messages no longer fit and were left out)")
+def _verbs(run: Path) -> dict[str, str]:
+    """Stage -> verb, in the recipe's order."""
+    stages = read_yaml(run / RECIPE).get("stages")
+    return {name: str(stage.get("do")) for name, stage in stages.items()} if isinstance(stages, dict) else {}
 
 
-def _find(place: str) -> tuple[Path | None, str]:
-    """The run folder, if it is one, and the model to talk to: the run's last fine-tuned model, else its last model."""
+def find(place: str) -> tuple[Path | None, str]:
+    """The run folder, if there is one, and the model to talk to: of a run its last fine-tuned model, else its last model."""
     path = Path(place).expanduser()
-    if (path / "recipe.resolved.yaml").is_file():
-        stages: dict[str, Any] = read_yaml(path / "recipe.resolved.yaml").get("stages", {})
-        models = [name for name in stages if (path / name / "model" / "config.json").is_file() and _sealed(path / name)]
-        tuned = [name for name in models if stages[name].get("do") != "pretrain"]
+    if (path / RECIPE).is_file():
+        verbs = _verbs(path)
+        models = [name for name in verbs if (path / name / "model" / "config.json").is_file() and _sealed(path / name)]
+        tuned = [name for name in models if verbs[name] != "pretrain"]
         if not models:
-            raise UserError(f"the run {path} has no finished model yet", fix="Run the same `luyen run` command again to continue it.")
-        return path, str(path / (tuned or models)[-1] / "model")
+            raise no_model(path)
+        chosen = (tuned or models)[-1]
+        missing = [name for name, verb in verbs.items() if verb in VERBS and VERBS[verb].kind == "model" and name not in models]
+        if missing and not tuned:
+            warn(f"{missing[-1]} has no finished model yet ({standing(path)}), so this is {chosen}. Continue with: {command_again(path)}")
+        return path, str(path / chosen / "model")
     if path.exists():
-        return (path.parents[1] if (path.parent.parent / "recipe.resolved.yaml").is_file() else None), str(path)
+        run = next((folder for folder in (path.resolve().parent, path.resolve().parents[1]) if (folder / RECIPE).is_file()), None)
+        begun = run and any((path / name).exists() for name in ("stage.json", "checkpoints")) and not (path / "model").exists()
+        if run and begun:
+            raise no_model(run)
+        return run, str(path)
     if place.count("/") == 1 and not place.startswith((".", "/", "~")):
         return None, place
     raise UserError(f"no run or model {place!r}", expected="a folder or a hub name owner/model")
@@ -107,19 +168,6 @@ def _find(place: str) -> tuple[Path | None, str]:
 
 def _sealed(folder: Path) -> bool:
     return (folder / manifest.MANIFEST).is_file()
-
-
-def _session(model: str, run: Path | None, sampling: SamplingConfig) -> ChatSession:
-    from luyen.inference.chat import ChatSession
-    from luyen.models import hf
-    from luyen.tokenizer.load import Tokenizer
-
-    network = hf.load(model)
-    network.eval()
-    tokenizer = Tokenizer.load(hf.locate(model))
-    if not tokenizer.has_template:
-        raise ConfigError(f"{model} has no chat template, so it cannot chat", fix="Fine-tune it with `luyen sft` first.")
-    return ChatSession(network, tokenizer, sampling, _retrieval(run) if run else None)
 
 
 def _retrieval(run: Path) -> Any:

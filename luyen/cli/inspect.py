@@ -3,32 +3,49 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import click
 
 from luyen.cli.arguments import field_help, one_word, plain_command, split_words, working
+from luyen.cli.chat import find
+from luyen.cli.unfinished import RECIPE
+from luyen.core import manifest, progress
 from luyen.core.config import Config, Input, load
-from luyen.core.errors import DataError
+from luyen.core.errors import DamagedFile, DataError, ModelError
+from luyen.core.hub import download
 from luyen.data.config import ReadConfig
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from luyen.data.formats import Dataset
+    from luyen.tokenizer.load import Tokenizer
 
 HELP = """Show rows of a data set as the model will see them ({+trained+}, context, [-cut-]), the detected format and an account
 of every token. Fails (exit code 2) when a row trains on nothing or never trains the end of a turn.
 
-Without a model only the format and the rows are shown. Settings:"""
+DATA is a file, a folder, a data set of the hub, a questions stage, or a run that has one. Of preference pairs both answers are shown;
+labels and token tags hold no answer, so they are shown as they are. Without a model only the format and the rows are shown. Settings:"""
+LONGEST = 512
+"""Limit in tokens when none is given and the model's context is longer or not known."""
+TOKENIZER_FILES = ("*.json", "*.jinja")
+"""What is fetched of a model of the hub: no weights."""
 
 
 class InspectConfig(Config):
     """What to look at."""
 
     model: Input | None = None
-    """Folder whose tokenizer and chat template are used: a model, a tokenizer, or a stage of a run."""
+    """Whose tokenizer and chat template are used: a model, a tokenizer, a run or a stage of one, or a hub name."""
+    template: str = ""
+    """Chat template: a built-in one by name, or the path of a .jinja file; empty: the model's own."""
     rows: int = 3
     """Rows to show."""
-    length: int = 512
-    """Longest row in tokens."""
-    truncation: Literal["drop", "truncate"] = "drop"
-    """drop or truncate: what happens to longer rows."""
+    length: int | None = None
+    """Longest row in tokens; empty: the model's context, at most 512."""
+    truncation: Literal["drop", "truncate", "raise"] = "drop"
+    """drop, truncate or raise: what happens to longer rows."""
     read: ReadConfig = ReadConfig()
     """How the files are read."""
     rejected: str | None = None
@@ -46,37 +63,137 @@ def _inspect(words: tuple[str, ...]) -> None:
     config = load(InspectConfig, settings, "luyen inspect")
     data = one_word(plain, "data file or folder")
     with working():
-        _show(data, config)
+        _show(*_data(data, config.read), config)
 
 
-def _show(data: str, config: InspectConfig) -> None:
+def _data(value: str, read: ReadConfig) -> tuple[str, ReadConfig]:
+    """The data that a name means, and how to read it. Raises DataError for a folder that holds something else than data."""
+    path = Path(value).expanduser()
+    if not path.is_dir():
+        return value, read
+    if _has_questions(path):
+        return str(path / "train.jsonl"), read
+    if (path / RECIPE).is_file():
+        found = [file.parent for file in sorted(path.glob("*/train.jsonl")) if _has_questions(file.parent)]
+        if len(found) != 1:
+            named = ", ".join(map(str, found)) or "none"
+            raise DataError(
+                f"{path} is a run, not data",
+                found=f"stages with training rows: {named}",
+                expected="exactly one",
+                fix="Name a file or a stage.",
+            )
+        progress.say(f"the rows of {found[0]}")
+        return str(found[0] / "train.jsonl"), read
+    kind = _kind(path)
+    if kind in ("model", "tokenizer"):
+        raise DataError(f"{path} is a {kind}, not data", fix=f"Look at data with it: luyen inspect DATA model={path}" +
+                        (f"; talk to it: luyen chat {path}" if kind == "model" else ""))  # fmt: skip
+    if kind in ("pages", "evaluation", "checkpoint"):
+        raise DataError(f"{path} holds the {kind} of a stage, not rows to train on", fix="Name a data file, a corpus or a questions stage.")
+    if kind == "corpus" and not read.split:
+        progress.say("the corpus' documents for training (read.split=heldout shows the others)")
+        return value, read.model_copy(update={"split": "train"})
+    return value, read
+
+
+def _has_questions(folder: Path) -> bool:
+    return (folder / "train.jsonl").is_file() and (folder / "evaluation.jsonl").is_file()
+
+
+def _kind(folder: Path) -> str:
+    """What a folder was made to hold, by its manifest or by its files; "" for any other folder."""
+    if (folder / manifest.MANIFEST).is_file():
+        try:
+            return str(manifest.read_json(folder / manifest.MANIFEST)["kind"])
+        except (DamagedFile, KeyError, TypeError):
+            return ""
+    if (folder / "checkpoints").is_dir() or any(folder.glob("*.safetensors")) or (folder / "config.json").is_file():
+        return "model"
+    return "tokenizer" if (folder / "tokenizer.json").is_file() else ""
+
+
+def _show(data: str, read: ReadConfig, config: InspectConfig) -> None:
     from rich.console import Console
 
-    from luyen.data.formats import read
+    from luyen.data import formats
+    from luyen.data.inspect import NO_ANSWER
 
     console = Console(highlight=False)
-    dataset = read(data, config.read, rejected=Path(config.rejected) if config.rejected else None)
-    if not dataset.records:
-        raise DataError(f"{data} holds no usable row", fix="Look at what was rejected above.")
-    if config.model is None:
-        from luyen.data.inspect import record_text
-
-        for record, origin in list(zip(dataset.records, dataset.origins, strict=True))[: config.rows]:
-            console.print(record_text(record, origin))
+    folder = _tokenizer_folder(config.model) if config.model is not None else None
+    dataset = formats.read(data, read, rejected=Path(config.rejected) if config.rejected else None)
+    kinds = sorted({type(record).__name__.lower() for record in dataset.records if isinstance(record, NO_ANSWER)})
+    if folder is None or kinds:
+        _show_records(dataset, config.rows, console)
+    if folder is None:
         print("Name a model=FOLDER to see tokens and what is trained on.")
-        return
+    elif kinds:
+        count = sum(isinstance(record, NO_ANSWER) for record in dataset.records)
+        print(f"{count:,} of {len(dataset.records):,} rows are {' and '.join(kinds)} texts, for classifiers:")
+        print("they hold no answer to write, so no token of them is trained on, and `luyen sft` does not take them")
+    else:
+        _show_tokens(dataset, folder, config, console)
+
+
+def _show_records(dataset: Dataset, rows: int, console: Console) -> None:
+    from luyen.data.inspect import record_text
+
+    for record, origin in list(zip(dataset.records, dataset.origins, strict=True))[:rows]:
+        console.print(record_text(record, origin))
+
+
+def _show_tokens(dataset: Dataset, folder: Path, config: InspectConfig, console: Console) -> None:
+    from luyen.core.records import Completion, Feedback, Plain, Preference
     from luyen.data.inspect import inspect
     from luyen.tokenizer.load import Tokenizer
 
-    folder = Path(config.model)
-    tokenizer = Tokenizer.load(folder / "model" if (folder / "model" / "tokenizer.json").is_file() else folder)
-    inspection = inspect(dataset, tokenizer, config.length, config.truncation, show=config.rows)
+    tokenizer = _with_template(Tokenizer.load(folder), config.template)
+    if not tokenizer.has_template and not all(isinstance(record, Plain | Completion) for record in dataset.records):
+        fits = ", ".join(tokenizer.fitting_templates()) or "a .jinja file"
+        raise ModelError(f"{folder} has no chat template, which says how a conversation becomes tokens", fix=f"Set template=... ({fits}).")
+    length, reason = (config.length, "") if config.length is not None else _default_length(folder)
+    inspection = inspect(dataset, tokenizer, length, config.truncation, show=config.rows)
     for row in inspection.rows:
         console.print(row.text())
     for line in inspection.summary():
         print(line)
+    if reason:
+        print(f"limit {length:,}: {reason}")
+    if any(isinstance(record, Preference | Feedback) for record in dataset.records):
+        print("each answer is a row here, masked as a loss that compares or judges answers sees it; `luyen sft` does not take such rows")
     if not inspection.ok:
         raise DataError(
             f"{len(inspection.problems)} rows would teach nothing or not how to stop", found=inspection.problems[0],
             fix="Mend or remove them, or raise length.",
         )  # fmt: skip
+
+
+def _with_template(tokenizer: Tokenizer, template: str) -> Tokenizer:
+    """The tokenizer with the template that was asked for, as `luyen sft` would take it; unchanged when none was."""
+    if not template.endswith(".jinja"):
+        return tokenizer.with_template(template) if template else tokenizer
+    return tokenizer.with_jinja(Path(template).expanduser().read_text(encoding="utf-8"), template)
+
+
+def _tokenizer_folder(name: str) -> Path:
+    """The folder with `tokenizer.json` of a path, of a run's model, or of the hub's copy on this machine."""
+    path = Path(name).expanduser()
+    if (path / RECIPE).is_file():
+        path = Path(find(name)[1])
+    if path.exists():
+        return path / "model" if (path / "model" / "tokenizer.json").is_file() else path
+    if name.count("/") != 1 or name.startswith((".", "/", "~")):
+        raise DataError(f"no model or tokenizer {name!r}", expected="a folder, a run or a stage of one, or a hub name owner/model")
+    return download(name, "model", TOKENIZER_FILES)
+
+
+def _default_length(folder: Path) -> tuple[int, str]:
+    """The limit when none is given, and where it comes from."""
+    context: object = None
+    if (folder / "config.json").is_file():
+        values = manifest.read_json(folder / "config.json")
+        context = values.get("max_position_embeddings") if isinstance(values, dict) else None
+    if isinstance(context, int) and 2 <= context <= LONGEST:
+        return context, f"the context of {folder} (length=... sets another)"
+    why = f"the context of {folder} is {context:,}" if isinstance(context, int) else f"{folder} names no context"
+    return LONGEST, f"{why}, so luyen inspect's own limit (length=... sets another)"

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from luyen.cli.arguments import one_word, plain_command, runs_folder, split_words, warn, working
+from luyen.cli.unfinished import told_on_stop
 from luyen.core import progress
 from luyen.core.errors import Interrupted, LuyenError, NonFinite
 from luyen.recipe.graph import Plan, find_recipe, plan
@@ -51,7 +52,8 @@ def _run_plan(made: Plan, folder: Path, dry_run: bool) -> None:
     from luyen.recipe.run import run
 
     try:
-        run(made, folder)
+        with told_on_stop(folder):
+            run(made, folder)
     except (Interrupted, KeyboardInterrupt, NonFinite):
         _report(folder)  # also of a run that stopped
         raise

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from luyen.cli.arguments import field_help, only_settings, plain_command, runs_folder, working
+from luyen.cli.unfinished import told_on_stop
 from luyen.core.config import dump, load, merge, read_yaml
 from luyen.core.errors import LuyenError
 from luyen.recipe.graph import Plan, StagePlan
@@ -29,7 +30,8 @@ def command(verb: str) -> click.Command:
             folder = Path(out) if out else runs_folder() / verb
             stage = StagePlan(verb, verb, checked, ())
             resolved = {"version": 1, "name": verb, "seed": seed, "stages": {verb: {"do": verb, **dump(checked)}}}
-            run(Plan(verb, VERBS[verb].help, int(seed or 0), "", (stage,), resolved), folder)
+            with told_on_stop(folder):
+                run(Plan(verb, VERBS[verb].help, int(seed or 0), "", (stage,), resolved), folder)
         print(f"{folder / verb}")
 
     text = f"{VERBS[verb].help}\n\nSettings, as key=value (nested keys with dots), with their defaults:\n\n{fields}"

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import lru_cache, partial
 
 from luyen.core.errors import ConfigError, DataError, nearest
+from luyen.core.files import COMPRESSED
 from luyen.data import convert
 from luyen.data.convert import Convert, Row
 from luyen.data.turns import is_hash_text, is_transcript
@@ -156,8 +157,9 @@ def detect(rows: Sequence[Row], columns: Mapping[str, str | int], where: str) ->
     changed = [rename(row, renamed) for row in rows]
     votes = Counter(index for row in changed if (index := _form_of(row, wanted)) is not None)
     if not votes:
+        headerless = where.lower().endswith(_TABLES) and KNOWN_COLUMNS.isdisjoint(key for row in changed for key in row)
         raise DataError(f"{where}: no known form", found=f"columns {', '.join(sorted(present)) or 'none'}",
-                        expected=explain_nearest(changed[0] if changed else {}), fix=_HINT)  # fmt: skip
+                        expected=explain_nearest(changed[0] if changed else {}), fix=_BY_PLACE if headerless else _HINT)  # fmt: skip
     best = max(votes, key=lambda index: (votes[index], -index))
     form = FORMS[best]
     filled = {key for row in changed for key, value in row.items() if value not in (None, "", [], {})}
@@ -165,6 +167,11 @@ def detect(rows: Sequence[Row], columns: Mapping[str, str | int], where: str) ->
     return Detection(form, renamed, form.sentence(filled) + (f" ({given})" if given else ""))
 
 
+_TABLES = tuple(kind + compression for kind in (".csv", ".tsv") for compression in ("", *COMPRESSED))
+_BY_PLACE = (
+    "The first row was taken as the columns' names; if it is a row of data, give their places: "
+    "read.columns.prompt=1 read.columns.completion=2. If it names them: read.columns.prompt=NAME and so on."
+)
 _HINT = "Name your columns with read.columns.prompt=... read.columns.completion=... (or one of the forms above)."
 
 

@@ -1,19 +1,21 @@
 """Rows as the model will see them: which tokens are trained on, which are context, which are cut, and where every token went.
 
+Of a preference both answers are rows, and of a judged answer the answer alone is trained: what a loss on them would look at.
 Without colour the same is told by marks as wdiff writes them: {+trained+}, [-cut-], context bare.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Literal
 
 import numpy as np
 from rich.text import Text
 
 from luyen.core.errors import ConfigError
-from luyen.core.records import Labelled, Message, Plain, Preference, Record, Tagged
+from luyen.core.records import Conversation, Feedback, Labelled, Message, Plain, Preference, Record, Tagged
 from luyen.data.formats import Dataset
 from luyen.data.packing import best_fit, efficiency
 from luyen.data.samples import (
@@ -30,6 +32,8 @@ from luyen.data.samples import (
 from luyen.tokenizer.chat import Rendered
 from luyen.tokenizer.load import Tokenizer
 
+NO_ANSWER = (Labelled, Tagged)
+"""Records that hold no answer to write: there is nothing in them to show as trained."""
 State = Literal["trained", "context", "cut"]
 # Neighbouring tokens alternate between two shades, so that their borders can be seen.
 STYLES: dict[State, tuple[str, str]] = {
@@ -115,7 +119,8 @@ def inspect(dataset: Dataset, tokenizer: Tokenizer, length: int, truncation: Tru
     """Render a dataset as training would, `show` rows of it to look at.
 
     Plain text is split at the limit as in pretraining; anything else is cut or dropped as in fine-tuning. Raises DataError for records that
-    have no answer to imitate (see `record_text` for those), and as `truncation: raise` says; ConfigError for a length that holds no target.
+    have no answer at all (`NO_ANSWER`; see `record_text` for those), and as `truncation: raise` says; ConfigError for a length that holds
+    no target.
     """
     if length < 2:
         raise ConfigError("length of a row in tokens", found=length, expected="at least 2: a token and the one after it")
@@ -126,19 +131,50 @@ def inspect(dataset: Dataset, tokenizer: Tokenizer, length: int, truncation: Tru
     lengths: list[int] = []
     samples: list[Sample] = []
     problems: list[str] = []
-    for start in range(0, len(dataset.records), BATCH_ROWS):
-        for offset, rendered in enumerate(render_records(dataset.records[start : start + BATCH_ROWS], tokenizer)):
-            origin = dataset.origins[start + offset]
-            sample, entry = cut_sample(rendered, length, truncation, key=origin)
+    expanded = _sides(dataset)
+    while batch := list(islice(expanded, BATCH_ROWS)):
+        for side, found in zip(batch, render_records([side.record for side in batch], tokenizer), strict=True):
+            rendered = _answer_only(found, side.context)
+            sample, entry = cut_sample(rendered, length, truncation, key=side.origin)
             account += entry
             lengths.append(entry.rendered)
             problem = problem_of(rendered, sample, entry, tokenizer.stop_ids)
-            problems += [f"{origin}: {problem}"] if problem else []
+            problems += [f"{side.origin}: {problem}"] if problem else []
             samples += [sample] if sample else []
             if len(rows) < show:
-                rows.append(_shown(origin, rendered, len(sample.tokens) if sample else -1, entry, tokenizer))
+                rows.append(_shown(side.origin, rendered, len(sample.tokens) if sample else -1, entry, tokenizer))
     filled = _packing(samples, length)
     return Inspection(tuple(rows), account, tuple(lengths), tuple(problems), filled, length)
+
+
+@dataclass(frozen=True)
+class _Side:
+    """A row to render: a record as it is, or one of the answers that a record compares or judges."""
+
+    origin: str
+    record: Record
+    context: int = 0
+    """So many messages at the start are context, whoever wrote them."""
+
+
+def _sides(dataset: Dataset) -> Iterator[_Side]:
+    for record, origin in zip(dataset.records, dataset.origins, strict=True):
+        match record:
+            case Preference(prompt=prompt, chosen=chosen, rejected=rejected):
+                yield _Side(f"{origin} chosen", Conversation((*prompt, *chosen)), len(prompt))
+                yield _Side(f"{origin} rejected", Conversation((*prompt, *rejected)), len(prompt))
+            case Feedback(prompt=prompt, completion=completion, label=label):
+                yield _Side(f"{origin} {'good' if label else 'bad'}", Conversation((*prompt, *completion)), len(prompt))
+            case _:
+                yield _Side(origin, record)
+
+
+def _answer_only(rendered: Rendered, context: int) -> Rendered:
+    """The same row with nothing trained in its first `context` messages."""
+    if not context:
+        return rendered
+    trained = [is_trained and turn >= context for is_trained, turn in zip(rendered.trained, rendered.message_index, strict=True)]
+    return Rendered(rendered.ids, trained, rendered.message_index)
 
 
 def _inspect_text(dataset: Dataset, tokenizer: Tokenizer, length: int, show: int) -> Inspection:

@@ -97,7 +97,7 @@ def _header(source: RowSource, fields: Sequence[str], problem: str | None) -> li
     if problem is None and (twice := first_repeated(names)) is not None:
         problem = f"the column {shown(twice)} stands twice"
     if problem:
-        fix = "Mend the first row of the file, which names the columns."
+        fix = "Mend the first row, which names the columns; if it is data: read.columns.prompt=1 read.columns.completion=2."
         raise DataError(f"{source.path}: the columns have no clear names", found=problem, fix=fix)
     return names
 

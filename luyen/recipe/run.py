@@ -65,7 +65,7 @@ def _run_stage(item: StagePlan, plan: Plan, run_folder: Path, fingerprints: Mapp
         return manifest.content_fingerprint(finished)
     resumed = _prepare(folder, wanted)
     stage = Stage(item.name, folder, seed, {name: run_folder / name for name in fingerprints})
-    progress.say(f"{item.name}: {'continuing' if resumed else item.verb}")
+    progress.say(f"{item.name}: continuing" if resumed else item.name if item.name == item.verb else f"{item.name}: {item.verb}")
     event(run_folder, "resumed" if resumed else "started", item.name)
     seconds = _work(item, stage, wanted, run_folder)
     facts = {

@@ -47,7 +47,8 @@ def test_help_of_a_verb_shows_every_field(verb: str) -> None:
 
 MISTAKES = [
     (("run", "quickstrat"), "Did you mean 'quickstart'?"),
-    (("run", "quickstart", "base.train.stepz=3"), "Did you mean 'steps'?"),
+    (("run", "quickstart", "base.train.stepz=3"), "Did you mean 'train.steps'?"),
+    (("sft", "steps=10", "model=a", "data=b"), "unknown key 'steps'. Did you mean 'train.steps'?"),
     (("run", "quickstart", "base.train.steps=three"), "found 'three'"),
     (("run", "quickstart", "--budget", "3m"), "has no budget '3m'. It has: 5m, 1h, 8h"),
     (("run", "quickstart", "bse.train.steps=3"), "Did you mean 'base'?"),
@@ -62,6 +63,7 @@ MISTAKES = [
     (("import", "a.bin", "tokenizer=b.bin", "--out", "x"), "no file a.bin"),
     (("schema", "dopo"), "no verb 'dopo'"),
     (("curate", "source=nowhere"), "no such file or folder 'nowhere'"),
+    (("crawl", "start=example.org"), "https://example.org/"),
     (("crawl", "start=[http://127.0.0.1:1/]"), "127.0.0.1"),
 ]
 

@@ -1,0 +1,136 @@
+"""Runs that stopped: where they stand, and the command that goes on with this very run, settings included."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shlex
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from luyen.core.config import describe, dump, load, parse_overrides, parse_yaml, read_yaml
+from luyen.core.errors import ConfigError, Interrupted, UserError
+from luyen.recipe.graph import builtin_recipes, plan
+from luyen.recipe.journal import EVENTS
+from luyen.recipe.table import VERBS, load_config_class
+
+RECIPE = "recipe.resolved.yaml"
+
+
+def command_again(run: Path) -> str:
+    """The command that continues a run from the same settings, quoted for a shell: its verb's, or `luyen run` with its recipe."""
+    recipe = read_yaml(run / RECIPE)
+    name = str(recipe.get("name", ""))
+    words = _verb_words(name, recipe) or ["run", *(_builtin_words(name, recipe) or [str(run / RECIPE)])]
+    usual = (Path("runs") / name).resolve() == run.resolve()
+    return shlex.join(["luyen", *words, *([] if usual else ["--out", str(run)])])
+
+
+def _verb_words(name: str, recipe: Mapping[str, Any]) -> list[str]:
+    """The words of `luyen VERB` for the run of a verb alone; none for a recipe, or where no words say the same."""
+    stages = recipe.get("stages")
+    if not isinstance(stages, dict) or list(stages) != [name] or name not in VERBS or stages[name].get("do") != name:
+        return []
+    values = {key: value for key, value in stages[name].items() if key != "do"}
+    words: list[str] = []
+    for field in describe(load_config_class(name)):
+        value = _at(values, field.path)
+        if field.default == "required" or parse_yaml(field.default) != value:
+            words.append(f"{field.path}={_yaml(value)}")
+    with contextlib.suppress(ConfigError):
+        if dump(load(load_config_class(name), parse_overrides(words))) == values:
+            return [name, *words]
+    return []
+
+
+def _at(values: Any, path: str) -> Any:
+    for part in path.split("."):
+        values = values.get(part) if isinstance(values, dict) else None
+    return values
+
+
+def _yaml(value: object) -> str:
+    if isinstance(value, str) and parse_yaml(value) == value:
+        return value
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _builtin_words(name: str, recipe: Mapping[str, Any]) -> list[str]:
+    """A recipe that comes with the package, by name and budget, if the run is just that."""
+    path = builtin_recipes().get(name)
+    if path is None:
+        return []
+    with contextlib.suppress(ConfigError):
+        budgets = list(read_yaml(path).get("budgets") or {})
+        for budget in (None, *budgets):
+            if plan(path, {}, budget).source == recipe:
+                return [name, *(["--budget", budget] if budget else [])]
+    return []
+
+
+def standing(run: Path) -> str:
+    """Where a run stands, in a few words: "sft was stopped at step 3 of 40"; "" when its log tells nothing."""
+    last = _last_event(run)
+    stage, what = str(last.get("stage", "")), last.get("event")
+    if what == "interrupted":
+        return f"{stage} was stopped{_step(run, stage)}"
+    if what == "failed":
+        return f"{stage} failed{_step(run, stage)} ({str(last.get('error', ''))[:200] or 'no reason was given'})"
+    if what in ("started", "resumed"):
+        return f"{stage} was cut off or is still at work{_step(run, stage)}"
+    return f"it stopped after {stage}" if stage else ""
+
+
+def _last_event(run: Path) -> dict[str, Any]:
+    with contextlib.suppress(OSError):
+        for line in reversed((run / EVENTS).read_text(encoding="utf-8", errors="replace").splitlines()):
+            with contextlib.suppress(ValueError):  # a line that a kill cut short
+                row = json.loads(line)
+                if isinstance(row, dict):
+                    return row
+    return {}
+
+
+def _checkpoint(run: Path, stage: str) -> Path | None:
+    return max((run / stage / "checkpoints").glob("step-*"), default=None)
+
+
+def _step(run: Path, stage: str) -> str:
+    """ " at step 3 of 40" by the newest checkpoint; "" for a stage that has none."""
+    newest = _checkpoint(run, stage)
+    if newest is None:
+        return ""
+    steps = _at(read_yaml(run / RECIPE), f"stages.{stage}.train.steps")
+    return f" at step {int(newest.name.removeprefix('step-')):,}" + (f" of {steps:,}" if isinstance(steps, int) else "")
+
+
+@contextlib.contextmanager
+def told_on_stop(run: Path) -> Iterator[None]:
+    """When a signal stops the work inside, the error says in which stage, at which step, where the checkpoint is, and how to go on."""
+    try:
+        yield
+    except Interrupted as error:
+        last = _last_event(run)
+        stage = str(last.get("stage", ""))
+        if last.get("event") != "interrupted":
+            where = f" after stage {stage}" if stage else ""
+        else:
+            newest = _checkpoint(run, stage)
+            where = f" in stage {stage}" + (f"{_step(run, stage)}, saved in {newest}" if newest else "; what is done is kept")
+        command = shlex.join(["luyen", *sys.argv[1:]])
+        raise Interrupted(error.exit_code - 128, f"stopped{where}. Go on with: {command}") from error
+
+
+def no_model(run: Path) -> UserError:
+    """What to tell someone who wants to talk to a run that has no finished model."""
+    stages = read_yaml(run / RECIPE).get("stages") or {}
+    if not any(VERBS[stage["do"]].kind == "model" for stage in stages.values() if stage.get("do") in VERBS):
+        return UserError(
+            f"the run {run} makes no model", found=", ".join(stages), fix="Start one with `luyen run quickstart`, or name a folder."
+        )
+    where = standing(run)
+    return UserError(
+        f"the run {run} has no finished model yet" + (f": {where}" if where else ""), fix=f"Continue it with: {command_again(run)}"
+    )

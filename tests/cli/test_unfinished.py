@@ -1,0 +1,139 @@
+"""Runs that stopped: what the last line says, and that the named command continues this very run."""
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from toy_models import write_model, write_tokenizer
+
+from luyen.cli.chat import find
+from luyen.cli.unfinished import command_again, no_model, standing
+from luyen.core import manifest
+from luyen.core.config import dump, load, merge, parse_overrides
+from luyen.core.errors import UserError
+from luyen.recipe.graph import builtin_recipes, plan
+from luyen.recipe.table import load_config_class
+
+
+def write_run(folder: Path, recipe: dict[str, object], *events: dict[str, object]) -> Path:
+    folder.mkdir(parents=True)
+    (folder / "recipe.resolved.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False), encoding="utf-8")
+    (folder / "events.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events), encoding="utf-8")
+    return folder
+
+
+def resolved(verb: str, values: dict[str, object]) -> dict[str, object]:
+    config = dump(load(load_config_class(verb), values))
+    return {"version": 1, "name": verb, "seed": values.get("seed", 0), "stages": {verb: {"do": verb, **config}}}
+
+
+SFT = {"seed": 5, "model": "a b/model", "data": ["x.jsonl", "y z.jsonl"], "train": {"steps": 40, "optimizer": {"learning_rate": 3e-4}}}
+
+
+def test_a_verbs_run_is_continued_by_the_verb_with_its_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_run(Path("runs/sft"), resolved("sft", SFT))
+    words = shlex.split(command_again(Path("runs/sft")))
+    assert words[:2] == ["luyen", "sft"] and "--out" not in words and len(words) == 7
+    again = load(load_config_class("sft"), parse_overrides(words[2:]))
+    assert dump(again) == dump(load(load_config_class("sft"), SFT))
+    write_run(Path("my runs/one"), resolved("crawl", {"start": ["https://example.org/"], "user_agent": "me/1"}))
+    assert command_again(Path("my runs/one")) == ("""luyen crawl 'start=["https://example.org/"]' user_agent=me/1 --out 'my runs/one'""")
+
+
+def test_a_recipes_run_is_continued_by_its_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    quickstart = builtin_recipes()["quickstart"]
+    write_run(Path("runs/quickstart"), dict(plan(quickstart, {}).source))
+    assert command_again(Path("runs/quickstart")) == "luyen run quickstart"
+    write_run(Path("larger"), dict(plan(quickstart, {}, "1h").source))
+    assert command_again(Path("larger")) == "luyen run quickstart --budget 1h --out larger"
+    changed = plan(quickstart, merge({}, {"base": {"train": {"steps": 3}}}))
+    write_run(Path("other/quickstart"), dict(changed.source))
+    assert command_again(Path("other/quickstart")) == "luyen run other/quickstart/recipe.resolved.yaml --out other/quickstart"
+    assert plan(Path("other/quickstart/recipe.resolved.yaml"), {}).source == changed.source
+
+
+@pytest.mark.parametrize(
+    ("event", "told"),
+    [
+        ({"event": "interrupted", "stage": "sft"}, "sft was stopped at step 30 of 40"),
+        ({"event": "failed", "stage": "sft", "error": "the disk is full"}, "sft failed at step 30 of 40 (the disk is full)"),
+        ({"event": "resumed", "stage": "sft"}, "sft was cut off or is still at work at step 30 of 40"),
+        ({"event": "finished", "stage": "corpus"}, "it stopped after corpus"),
+    ],
+)
+def test_where_a_run_stands(event: dict[str, object], told: str, tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", resolved("sft", SFT), {"event": "started", "stage": "sft"}, event)
+    for step in (20, 30):
+        (run / "sft" / "checkpoints" / f"step-{step:08d}").mkdir(parents=True)
+    with (run / "events.jsonl").open("a") as file:
+        file.write('{"event": "fin')  # a line that a kill cut short
+    assert standing(run) == told
+    with pytest.raises(UserError, match="has no finished model yet") as error:
+        find(str(run))
+    assert told in str(error.value) and "Continue it with: luyen sft 'model=a b/model'" in str(error.value)
+    with pytest.raises(UserError, match="Continue it with: luyen sft"):
+        find(str(run / "sft"))
+
+
+def test_a_run_that_makes_no_model_is_told_apart(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", resolved("crawl", {}), {"event": "interrupted", "stage": "crawl"})
+    assert "makes no model; found crawl" in str(no_model(run)) and "Continue" not in str(no_model(run))
+
+
+def test_a_base_model_stands_in_for_an_assistant_that_is_not_done(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = resolved("sft", SFT)
+    stages = {"base": {"do": "pretrain"}, "chat": recipe["stages"]["sft"]}  # type: ignore[index]
+    run = write_run(tmp_path / "run", recipe | {"name": "mine", "stages": stages}, {"event": "interrupted", "stage": "chat"})
+    write_model(run / "base" / "model", algorithm="pretrain")
+    manifest.seal(run / "base", "model")
+    assert find(str(run)) == (run, str(run / "base" / "model"))
+    told = capsys.readouterr().err
+    assert told.startswith("luyen: chat has no finished model yet (chat was stopped), so this is base. Continue with: luyen run ")
+
+
+def luyen(*words: str, cwd: Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "luyen.cli.main", *words], cwd=cwd, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+
+
+def test_a_stopped_training_says_where_it_is_and_how_to_go_on(tmp_path: Path) -> None:
+    write_tokenizer(tmp_path / "tokenizer")
+    (tmp_path / "text.txt").write_text("The function dumps turns an object into a string. " * 40)
+    words = [
+        "pretrain", "data=text.txt", "tokenizer=tokenizer", "model.preset=llama-1m", "model.num_layers=1", "model.context_length=32",
+        "batch.length=32", "batch.rows=1", "train.steps=100000", "train.device=cpu",
+    ]  # fmt: skip
+    process = luyen(*words, cwd=tmp_path)
+    log = tmp_path / "runs" / "pretrain" / "pretrain" / "metrics.jsonl"
+    end = time.monotonic() + 60
+    while not (log.is_file() and log.stat().st_size) and time.monotonic() < end and process.poll() is None:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert "\npretrain\n" in f"\n{out}" and "pretrain: pretrain" not in out
+    checkpoint = max((log.parent / "checkpoints").glob("step-*"))
+    step = int(checkpoint.name.removeprefix("step-"))
+    assert err.splitlines()[-1] == (
+        f"luyen: stopped in stage pretrain at step {step:,} of 100,000, saved in {checkpoint.relative_to(tmp_path)}. "
+        f"Go on with: luyen {shlex.join(words)}"
+    )
+    talk = luyen("chat", cwd=tmp_path)
+    told = talk.communicate(timeout=60)[1]
+    assert talk.returncode == 2
+    assert f"has no finished model yet: pretrain was stopped at step {step:,} of 100,000. Continue it with: luyen pretrain " in told
+    again = shlex.split(told.strip().partition("Continue it with: luyen ")[2])
+    assert load(load_config_class("pretrain"), parse_overrides(again[1:])) == load(
+        load_config_class("pretrain"), parse_overrides(words[1:])
+    )
