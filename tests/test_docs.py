@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import luyen
+from luyen.cli.chat import ChatConfig
 from luyen.cli.import_ import ImportConfig
 from luyen.cli.inspect import InspectConfig
 from luyen.cli.main import COMMANDS
@@ -18,7 +19,6 @@ from luyen.core.config import Config, describe, load, parse_overrides, parse_yam
 from luyen.core.errors import ConfigError
 from luyen.core.records import Document
 from luyen.data.formats import read
-from luyen.inference.config import SamplingConfig
 from luyen.recipe.graph import find_recipe, plan
 from luyen.recipe.table import VERBS, load_config_class
 from luyen.tasks.entries import read_entries
@@ -31,7 +31,7 @@ FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 SPAN = re.compile(r"(?<!`)`([^`\n]+)`(?!`)")
 PATH = re.compile(r"\b(?:luyen|tests|bench|recipes)/[\w./-]+\.(?:py|yaml|jinja|css|json)\b")
 OPTIONS_WITH_VALUE = {"--budget", "--out", "--config", "--system"}
-FLAGS = {"--dry-run", "--no-retrieval", "--retrieval", "--help"}
+FLAGS = {"--dry-run", "--no-retrieval", "--retrieval", "--continue", "--no-continue", "--help"}
 PLACES = {"VERB", "COMMAND", "RECIPE"}
 every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
@@ -192,7 +192,7 @@ def check_command(name: str, words: list[str], where: str) -> None:
     elif name == "run" and plain and plain[0] not in PLACES and not plain[0].endswith(".yaml"):
         plan(find_recipe(plain[0]), parse_overrides(settings), budget)
     elif name in ("inspect", "chat", "import"):
-        check_settings({"inspect": InspectConfig, "chat": SamplingConfig, "import": ImportConfig}[name], settings, where)
+        check_settings({"inspect": InspectConfig, "chat": ChatConfig, "import": ImportConfig}[name], settings, where)
     elif name == "schema":
         assert set(plain) <= {*VERBS, *PLACES}, where
 

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from luyen.core.records import Completion, Conversation, Message, Plain, Preference, Record, Tagged
+from luyen.core.errors import DataError
+from luyen.core.records import Completion, Conversation, Feedback, Message, Plain, Preference, Record, Tagged
 from luyen.data.formats import Dataset, ReadAccount
 from luyen.data.inspect import inspect, record_text, token_texts, visible
 from luyen.tokenizer.load import Tokenizer
@@ -101,3 +102,25 @@ def test_records_without_a_tokenizer() -> None:
 def test_long_rows_are_shown_in_part(tokenizer: Tokenizer, tmp_path: Path) -> None:
     shown = inspect(dataset(conversation("What?", "функция " * 300)), tokenizer, 10_000)
     assert "more tokens" in plain(shown.rows[0].text(50)) and "more tokens" not in plain(shown.rows[0].text(10_000))
+
+
+def test_of_a_preference_both_answers_are_rows_and_earlier_answers_are_context(tokenizer: Tokenizer) -> None:
+    before = (Message("user", "What?"), Message("assistant", "One."), Message("user", "And?"))
+    pair = Preference(before, (Message("assistant", "Two."),), (Message("assistant", "Three."),))
+    shown = inspect(dataset(pair, Feedback(before, (Message("assistant", "Four."),), False)), tokenizer, 200)
+    texts = [plain(row.text()) for row in shown.rows]
+    assert [text.partition(":")[2].partition(":")[0] for text in texts] == ["1 chosen", "1 rejected", "2 bad"]
+    for text, answer in zip(texts, ("Two.", "Three.", "Four."), strict=True):
+        assert f"{{+{answer}<|end|>+}}" in text and "{+One." not in text and "One.<|end|>" in text
+    assert shown.ok and shown.account.rows == 3
+
+
+def test_a_side_that_teaches_nothing_is_a_problem(tokenizer: Tokenizer) -> None:
+    pair = Preference((Message("user", "What?"),), (Message("assistant", "Two."),), (Message("assistant", "функция " * 30),))
+    shown = inspect(dataset(pair), tokenizer, 30, "truncate")
+    assert shown.problems == ("toy.jsonl:1 rejected: never trains the end of turn: the row is cut before it",)
+
+
+def test_raise_names_the_row(tokenizer: Tokenizer) -> None:
+    with pytest.raises(DataError, match="row toy.jsonl:2 is too long; found .* expected at most 30"):
+        inspect(dataset(conversation("What?", "Two."), conversation("What?", "функция " * 30)), tokenizer, 30, "raise")
