@@ -5,6 +5,7 @@ import importlib
 import pkgutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -84,6 +85,33 @@ def test_budgets_and_signatures(path: Path) -> None:
             assert len([a for a in arguments if a.arg not in ("self", "cls", "ctx")]) <= 7, f"{node.name} has too many arguments"
             assert node.returns is not None or node.name == "__init__", f"{node.name} does not say what it returns"
             assert all(a.annotation or a.arg in ("self", "cls", "__self") for a in arguments), f"{node.name} has an untyped argument"
+
+
+SHORT = 8
+"""Lines of a function that is read at a glance: inside another function or a private class it needs no docstring."""
+
+
+def functions(
+    tree: ast.AST, way: tuple[str, ...] = (), inside: bool = False
+) -> Iterator[tuple[str, ast.FunctionDef | ast.AsyncFunctionDef, bool]]:
+    """Qualified name and node of every function, and whether it is public: reached from the module by names without underscore."""
+    for node in ast.iter_child_nodes(tree):
+        name = getattr(node, "name", None)
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            yield ".".join((*way, node.name)), node, not inside and not any(part.startswith("_") for part in (*way, node.name))
+            yield from functions(node, (*way, node.name), True)
+        else:
+            yield from functions(node, (*way, name) if isinstance(node, ast.ClassDef) and name else way, inside)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_public_function_says_what_it_does(path: Path) -> None:
+    """Also longer ones that only the file or a library calls, unless their own name has an underscore."""
+    for name, node, public in functions(TREES[path]):
+        own = name.rpartition(".")[2]
+        long = not own.startswith("_") and (node.end_lineno or 0) - node.lineno >= SHORT
+        told = own in ("forward", "backward") and not long  # the docstring of its class is the formula
+        assert told or not (public or long) or ast.get_docstring(node), f"{name} has no docstring"
 
 
 @pytest.mark.parametrize("path", [p for p in FILES if room_of(p) != "cli"], ids=lambda path: str(path.relative_to(ROOT)))

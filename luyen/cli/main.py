@@ -33,9 +33,11 @@ class Commands(click.Group):
     """Looks commands up in the table; unknown ones are answered with the nearest."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
+        """Names in the table's order."""
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        """The command of a name, None when there is none; its module is imported only when it is the one called."""
         if name not in COMMANDS:
             return None
         if len(sys.argv) < 2 or sys.argv[1] != name:  # only listed, not called: its help line is enough
@@ -45,6 +47,7 @@ class Commands(click.Group):
         return command
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+        """As click does; an unknown command fails with the nearest name."""
         if args and args[0] not in COMMANDS and not args[0].startswith("-"):
             ctx.fail(f"no command {args[0]!r}. {nearest(args[0], COMMANDS)}")
         return super().resolve_command(ctx, args)

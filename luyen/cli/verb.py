@@ -23,6 +23,7 @@ def command(verb: str) -> click.Command:
         fields = str(error)
 
     def work(settings: tuple[str, ...], config: str | None, out: str | None) -> None:
+        """Check the settings, then run the verb as a recipe of one stage."""
         values = merge(read_yaml(Path(config)) if config else {}, only_settings(settings))
         seed = values.get("seed") if isinstance(values.get("seed"), int) else 0
         checked = load(load_config_class(verb), values, f"luyen {verb}")

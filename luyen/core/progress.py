@@ -27,9 +27,11 @@ class Task(Protocol):
 class Display(Protocol):
     """Somewhere to show progress."""
 
-    def task(self, name: str, total: float | None, unit: str) -> contextlib.AbstractContextManager[Task]: ...
+    def task(self, name: str, total: float | None, unit: str) -> contextlib.AbstractContextManager[Task]:
+        """Show a piece of work while the block runs; `total` None when it is not known."""
 
-    def say(self, text: str) -> None: ...
+    def say(self, text: str) -> None:
+        """Show one line."""
 
 
 class _Silent:
@@ -72,11 +74,13 @@ class Plain:
 
     @contextlib.contextmanager
     def task(self, name: str, total: float | None, unit: str) -> Iterator[Task]:
+        """Lines about a piece of work."""
         task = _PlainTask(name, total, unit)
         yield task
         task.print_line()
 
     def say(self, text: str) -> None:
+        """Print one line at once."""
         print(text, flush=True)
 
 
@@ -101,6 +105,7 @@ class Terminal:
 
     @contextlib.contextmanager
     def task(self, name: str, total: float | None, unit: str) -> Iterator[Task]:
+        """A bar for a piece of work."""
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
         columns = (
@@ -111,6 +116,7 @@ class Terminal:
             yield _RichTask(bar, bar.add_task(name, total=total, note=""))
 
     def say(self, text: str) -> None:
+        """Print one line above the bars."""
         self.console.print(text, markup=False, soft_wrap=True)
 
 

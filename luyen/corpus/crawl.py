@@ -195,6 +195,7 @@ class _Crawl:
             raise FetchError("the crawl has ended")
 
     def go(self) -> dict[str, Any]:
+        """Take batch after batch from the frontier until there are pages enough or none is left; returns the facts for the manifest."""
         limits = self.config.limits
         frontier = Frontier(self.source.starts, self.source.in_scope, self.source.max_depth, limits.max_redirects)
         counts: Counter[str] = Counter()

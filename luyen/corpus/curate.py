@@ -120,6 +120,7 @@ def _chunks(
     listed = sources.promised(source)
 
     def items() -> Iterator[sources.Item]:
+        """Items of every file that is whole; damaged ones are collected, or raised when they may not be skipped."""
         for file in files:
             try:
                 sources.check(file, listed)

@@ -218,6 +218,7 @@ class _Writer:
         self.first_of_code = False
 
     def write(self, text: str) -> str:
+        """The marked text as Markdown, line by line."""
         for line in text.replace(FILL, "").replace(SPACE, " ").replace("\xa0", " ").split("\n"):
             if self.in_code or CODE in line:
                 self._code(line)

@@ -240,6 +240,10 @@ class GuardedBackend(httpcore2.NetworkBackend):
         local_address: str | None = None,
         socket_options: Iterable[httpcore2.SOCKET_OPTION] | None = None,
     ) -> httpcore2.NetworkStream:
+        """A connection to a checked address of `host`, the next one when one does not answer.
+
+        Raises Refused for a forbidden address, httpcore2.ConnectError when none answers.
+        """
         if host in self.guard.routes:
             address, real_port = self.guard.routes[host]
             return self._open(address, real_port, timeout, local_address, socket_options)
@@ -261,4 +265,5 @@ class GuardedBackend(httpcore2.NetworkBackend):
     def connect_unix_socket(
         self, path: str, timeout: float | None = None, socket_options: Iterable[httpcore2.SOCKET_OPTION] | None = None
     ) -> httpcore2.NetworkStream:
+        """Refused always: the crawler opens no local sockets."""
         raise Refused("local sockets are not fetched", found=path)

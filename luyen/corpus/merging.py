@@ -158,6 +158,7 @@ class _Writer:
         cuts = [0]
 
         def rows(held: bool) -> Iterator[Row]:
+            """Held-out sections as documents of their own (`held`), or what is left of each document without them."""
             number = 0
             for row in self._unique(self._kept()):
                 cut = sections(row["text"])

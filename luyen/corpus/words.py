@@ -48,6 +48,7 @@ class Words:
 
     @cached_property
     def words(self) -> list[str]:
+        """Every word and sign, in order."""
         return [match[0] for match in WORD.finditer(self.text)]
 
     @cached_property
@@ -88,6 +89,7 @@ class Words:
 
     @cached_property
     def paragraphs(self) -> list[str]:
+        """Parts of the text between blank lines."""
         return _PARAGRAPHS.split(self.text.strip())
 
     @cached_property

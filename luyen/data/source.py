@@ -88,6 +88,7 @@ class _Recoded(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int:
+        """Fill `buffer` with UTF-8 as far as one chunk of the file gives it; 0 at the end (see io.RawIOBase)."""
         while not self.ready:
             chunk = self.stream.read(_CHUNK)
             try:

@@ -56,6 +56,7 @@ class Attention(nn.Module):
         self.o_proj = nn.Linear(config.num_heads * config.head_dim, config.hidden_size, bias=False)
 
     def forward(self, hidden_BTD: Tensor, context: Context) -> Tensor:
+        """What every position gathers from those before it: in the cache, in its own packed sequence, or in its row."""
         query_BTHE = rotate(self.q_proj(hidden_BTD).unflatten(-1, (-1, self.head_dim)), context.cosine, context.sine)
         key_BTKE = rotate(self.k_proj(hidden_BTD).unflatten(-1, (-1, self.head_dim)), context.cosine, context.sine)
         value_BTKE = self.v_proj(hidden_BTD).unflatten(-1, (-1, self.head_dim))

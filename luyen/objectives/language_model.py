@@ -48,6 +48,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, chunk_size: int, gradients: bool) -> Tensor:
+        """The summed loss; both gradients are made on the way and kept for `backward`."""
         exact = torch.promote_types(hidden_ND.dtype, torch.float32)
         total = torch.zeros((), dtype=exact, device=hidden_ND.device)
         wants_hidden, wants_weight = (gradients and needed for needed in ctx.needs_input_grad[:2])
