@@ -122,13 +122,6 @@ class PackedStream:
         return int(state["epoch"]), int(state["row"])
 
 
-def one_epoch_batches(samples: Sequence[Sample], capacity: int, rows: int) -> Iterator[Batch]:
-    """Every sample once, in a fixed order, for evaluation; the last batch may hold fewer rows."""
-    packed = best_fit([len(sample.tokens) for sample in samples], capacity)
-    for start in range(0, len(packed), rows):
-        yield collate([samples[index] for row in packed[start : start + rows] for index in row])
-
-
 def _fingerprint(samples: Sequence[Sample], first_order: NDArray[np.int64], settings: str) -> str:
     """A short hash of everything that decides the stream, so that a state cannot be used with other data."""
     digest = hashlib.blake2b(settings.encode(), digest_size=12)

@@ -10,7 +10,6 @@ share, and an epoch holds every sample exactly once.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from fractions import Fraction
 
 import numpy as np
@@ -19,22 +18,6 @@ from numpy.typing import NDArray
 from luyen.core.errors import ConfigError, DataError, nearest
 from luyen.data.samples import Sample
 from luyen.data.shuffle import permutation
-
-
-@dataclass(frozen=True)
-class SourceCount:
-    """What one source gives to one epoch."""
-
-    name: str
-    available: int
-    weight: float
-    used: int
-    distinct: int
-
-    @property
-    def repetitions(self) -> float:
-        """Times each of its samples comes in the epoch, on average."""
-        return self.used / self.available
 
 
 class Mixture:
@@ -65,16 +48,6 @@ class Mixture:
             offset += self.sizes[name]
         chosen = np.concatenate(parts)
         return chosen[permutation(len(chosen), self.seed, "mixture", epoch)]
-
-    def counts(self, epoch: int = 0) -> list[SourceCount]:
-        """What each source gives to an epoch."""
-        result = []
-        for name in self.names:
-            start, stop = self._range(name, epoch)
-            used, size = stop - start, self.sizes[name]
-            distinct = len(np.unique(np.concatenate([*self._passes(name, start, stop), np.empty(0, np.int64)])))
-            result.append(SourceCount(name, size, float(self.weights[name]), used, distinct))
-        return result
 
     def _range(self, name: str, epoch: int) -> tuple[int, int]:
         """The stretch of the source's endless sequence of passes that the epoch takes."""

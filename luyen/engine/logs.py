@@ -35,11 +35,6 @@ class LineLog:
                 written += self._file.write(line[written:])
         self.length += len(line)
 
-    def rewind(self, length: int) -> None:
-        """Cut off everything after the first `length` bytes."""
-        self._file.truncate(length)
-        self.length = length
-
     def sync(self) -> None:
         """Force what was appended to the disk."""
         with storage_errors(self.path):

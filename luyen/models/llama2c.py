@@ -30,7 +30,6 @@ from luyen.models.transformer import Transformer
 
 BOS, EOS = 1, 2
 SPECIAL = ("<unk>", "<s>", "</s>")
-BYTES_FROM = 3
 SPACE = "▁"  # stands for a space inside pieces, as in SentencePiece
 _VERSIONED = 0x616B3432  # "ak42": a later format with another header
 

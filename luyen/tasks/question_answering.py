@@ -119,11 +119,6 @@ def chrf(prediction: str, reference: str) -> float:
     return float(_chrf().sentence_score(prediction, [reference]).score)
 
 
-def chrf_corpus(predictions: Sequence[str], references: Sequence[str]) -> float:
-    """chrF of all answers together, from 0 to 100: n-grams are counted over the corpus before the score is made."""
-    return float(_chrf().corpus_score(list(predictions), [list(references)]).score)
-
-
 def admits(answer: str, patterns: Sequence[str]) -> bool:
     """Whether an answer says that it does not know, by any of the patterns."""
     return any(re.search(pattern, answer) for pattern in patterns)

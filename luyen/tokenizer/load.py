@@ -6,7 +6,6 @@ import functools
 import json
 import os
 import re
-import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -198,11 +197,6 @@ def checked_text(text: str) -> str:
             fix="Decode its source with errors='replace'.",
         ) from error
     return text
-
-
-def normalised(text: str) -> str:
-    """Unicode NFC: what `decode(encode(text))` gives back."""
-    return unicodedata.normalize("NFC", text)
 
 
 def _check_ids(description: Mapping[str, Any], built: tokenizers.Tokenizer) -> None:

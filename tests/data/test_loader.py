@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from luyen.core.errors import DataError
-from luyen.data.loader import Batch, PackedStream, one_epoch_batches
+from luyen.data.loader import Batch, PackedStream
 from luyen.data.samples import NOT_TRAINED, Sample
 
 
@@ -121,12 +121,3 @@ def test_wrong_input_is_one_clear_line() -> None:
         PackedStream([], capacity=8, rows=1, seed=0)
     with pytest.raises(DataError, match="sample s:.* does not fit a row; found .* tokens; expected at most 3"):
         PackedStream(make_samples(5), capacity=3, rows=1, seed=0)
-
-
-def test_evaluation_batches_hold_every_sample_once_in_a_fixed_order() -> None:
-    samples = make_samples(33)
-    batches = list(one_epoch_batches(samples, 40, 4))
-    assert Counter(name for batch in batches for name in batch.sample_ids) == Counter(sample.id for sample in samples)
-    assert sum(batch.num_targets for batch in batches) == sum(sample.num_targets for sample in samples)
-    assert [key(batch) for batch in batches] == [key(batch) for batch in one_epoch_batches(samples, 40, 4)]
-    assert list(one_epoch_batches([], 40, 4)) == []
