@@ -136,6 +136,15 @@ def test_leftovers_are_cleaned_and_other_folders_left(tmp_path):
     assert checkpoint.newest_valid(tmp_path).state["step"] == 1
 
 
+def test_a_checkpoint_whose_replacement_was_cut_is_found_again(tmp_path):
+    write(tmp_path, 1, 2)
+    for step, use in ((1, lambda folder: checkpoint.open_checkpoint(folder)), (2, lambda folder: checkpoint.clean(folder.parent))):
+        folder = tmp_path / f"step-{step:08d}"
+        folder.rename(tmp_path / f".tmp-old-4194304-0-{folder.name}")
+        use(folder)
+        assert checkpoint.open_checkpoint(folder).state["step"] == step
+
+
 def test_a_deletion_cut_in_the_middle_leaves_nothing_that_looks_damaged(tmp_path, monkeypatch):
     write(tmp_path, 1, 2)
 

@@ -87,6 +87,22 @@ def test_a_stage_folder_finds_its_model_and_damage_is_named(tmp_path) -> None:
         hf.load(tmp_path / "stage")
 
 
+def test_a_model_whose_replacement_was_cut_is_found_again(tmp_path) -> None:
+    saved(tmp_path / "stage" / "model")
+    (tmp_path / "stage" / "model").rename(tmp_path / "stage" / ".tmp-old-4194304-0-model")
+    hf.load(tmp_path / "stage")
+    assert [path.name for path in (tmp_path / "stage").iterdir()] == ["model"]
+
+
+def test_a_model_without_a_manifest_of_its_own_is_checked_against_its_stage(tmp_path) -> None:
+    saved(tmp_path / "stage" / "model")
+    manifest.seal(tmp_path / "stage", "pretrain")
+    hf.load(tmp_path / "stage")
+    (tmp_path / "stage" / "model" / "generation_config.json").write_text("{}")
+    with pytest.raises(DamagedFile, match=r"generation_config\.json"):
+        hf.load(tmp_path / "stage" / "model")
+
+
 @pytest.mark.parametrize(
     ("changes", "told"),
     [

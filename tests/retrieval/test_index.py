@@ -152,3 +152,8 @@ def test_passages_of_a_sealed_stage_are_checked(index: Index, tmp_path: Path) ->
     path.unlink()
     with pytest.raises(DamagedFile, match=r"passages\.jsonl: is missing"):
         Index.from_file(path)
+
+
+def test_an_index_whose_replacement_was_cut_is_found_again(index: Index, tmp_path: Path) -> None:
+    index.save(tmp_path / ".tmp-old-4194304-0-mine")
+    assert Index.load(tmp_path / "mine").passages == index.passages

@@ -177,3 +177,9 @@ def test_every_file_of_a_sealed_tokenizer_is_checked(own: Tokenizer, name: str, 
     (tmp_path / name).unlink()
     with pytest.raises(DamagedFile, match=f"{name}: is missing"):
         Tokenizer.load(tmp_path)
+
+
+def test_a_tokenizer_whose_replacement_was_cut_is_found_again(own: Tokenizer, tmp_path: Path) -> None:
+    own.save(tmp_path / ".tmp-old-4194304-0-mine")
+    assert Tokenizer.load(tmp_path / "mine").vocab_size == own.vocab_size
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
