@@ -42,18 +42,19 @@ def _run(words: tuple[str, ...], budget: str | None, out: str | None, dry_run: b
 
 
 def _run_plan(made: Plan, folder: Path, dry_run: bool) -> None:
-    from luyen.recipe.estimate import estimate_lines
+    from luyen.recipe.estimate import lines, predict
+    from luyen.recipe.run import run, up_to_date
 
     progress.say(f"{made.name}{f', budget {made.budget}' if made.budget else ''}: {made.about}")
-    for line in estimate_lines(made):
+    done = up_to_date(made, folder)
+    expected = predict(made, done)
+    for line in lines(expected, tuple(done)):
         progress.say(line)
     if dry_run:
         return
-    from luyen.recipe.run import run
-
     try:
         with told_on_stop(folder):
-            run(made, folder)
+            run(made, folder, {name: item.as_dict() for name, item in expected.items()})
     except (Interrupted, KeyboardInterrupt, NonFinite):
         _report(folder)  # also of a run that stopped
         raise

@@ -1,22 +1,99 @@
-"""Time and memory of a training run, from sizes alone, before anything is built.
+"""Time and memory of a training run, from sizes and two speeds of the machine, before anything is built.
 
-Operations per token: 6 for every weight that multiplies, and 6 L H T for causal attention (Chowdhery et al., 2022,
-arXiv:2204.02311, appendix B, halved since half of the square is masked). Memory: weights, gradients and optimizer state at four
-bytes, and the activations that a block keeps for its backward pass.
+Work is counted in two units, because a machine is fast at one and slow at the other: operations of matrix products, and bytes that
+everything else moves (norms, rotations, activations, residual sums). Both speeds are measured now, under the threads that training uses.
+
+    seconds = operations / (operations per second) + bytes / (bytes per second)
+
+A token costs 6 operations for every weight that multiplies (2 forward, 4 backward) and 6 L H E T for causal attention (Chowdhery et
+al., 2022, arXiv:2204.02311, appendix B, halved since half of the square is masked). Muon adds its Newton-Schulz iterations to every
+update; AdamW's update, under a hundredth of a step, is left out. Where a part of the work runs below the speed of a large product,
+its share is a constant here, each measured on two cores of an AMD EPYC (Milan), fp32, torch 2.13. No GPU was measured: expect less there.
 """
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
+from functools import cache
 
+import torch
+
+from luyen.core.device import matmul_rate
 from luyen.engine.config import TrainConfig
+from luyen.engine.optim import NEWTON_SCHULZ_STEPS
 from luyen.models.config import TransformerConfig
 from luyen.models.presets import count_parameters
 
-UTILISATION = 0.35
-"""Share of the matrix-product rate that a training step of a small model reaches; bench/pretrain.py measures it."""
-PROCESS_BYTES = 450_000_000
-"""Python with torch and the data libraries loaded."""
+MATRIX_SHARE = 0.95
+"""Share of the large product's rate that products of a layer's shapes reach (0.95 to 1.0 for widths of 192 to 384)."""
+HEAD_SHARE = 0.8
+"""The same for the head with its loss (0.79 to 0.80 for vocabularies of 2,048 to 8,192)."""
+ATTENTION_SHARE = 0.5
+"""The same for attention (0.3 to 0.7 for rows of 512 and 256 tokens)."""
+UPDATE_SHARE = 0.88
+"""The same for Muon's iterations (0.87 to 0.89)."""
+DECODING_SHARE = 0.15
+"""The same for answers written 64 at a time (two million parameters; one thread writes them, so half of 0.31 of one thread's rate)."""
+MOVED_BYTES = 2000.0
+"""Bytes that a layer moves for each token and unit of width, forward and backward (2,200 at width 192, 1,900 to 2,100 at 384)."""
+FORWARD = 1 / 3
+"""Share of forward and backward together that forward alone takes."""
+LIBRARIES_BYTES = 290_000_000
+"""Python with torch and the libraries of every verb loaded."""
+FIRST_STEP_BYTES = 100_000_000
+"""What torch's kernels take for themselves in a first step, whatever the model (75 to 120 MB)."""
+PROBE_NUMBERS = 8_000_000
+"""Numbers of the vector that shows how fast memory is: 32 MB, more than a core's cache."""
+
+
+@dataclass(frozen=True)
+class Speed:
+    """What a machine does in a second."""
+
+    operations: float
+    """Of a large matrix product."""
+    bytes: float
+    """Read and written by an operation on long vectors."""
+
+
+def measure_speed(device: torch.device, dtype: torch.dtype) -> Speed:
+    """Both speeds, measured once in a process for each device, type and number of threads (about 0.2 s on two cores)."""
+    return _measure(device, dtype, torch.get_num_threads())
+
+
+@cache
+def _measure(device: torch.device, dtype: torch.dtype, threads: int) -> Speed:
+    del threads  # part of the key alone
+    source = torch.ones(PROBE_NUMBERS, device=device, dtype=dtype)
+    target = torch.empty_like(source)
+    seconds = []
+    for _ in range(6):
+        started = time.perf_counter()
+        torch.mul(source, 1.5, out=target)
+        target[-1].item()  # waits for a GPU
+        seconds.append(time.perf_counter() - started)
+    return Speed(matmul_rate(device, dtype), 2 * source.numel() * source.element_size() / sorted(seconds[1:])[2])
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is to be done."""
+
+    operations: float = 0.0
+    """Of matrix products, counted as if all ran at the rate of a large one."""
+    bytes: float = 0.0
+    """Moved by everything else."""
+
+    def __add__(self, other: Work) -> Work:
+        return Work(self.operations + other.operations, self.bytes + other.bytes)
+
+    def __mul__(self, times: float) -> Work:
+        return Work(self.operations * times, self.bytes * times)
+
+    def seconds(self, speed: Speed) -> float:
+        """Time on a machine of this speed."""
+        return self.operations / speed.operations + self.bytes / speed.bytes
 
 
 @dataclass(frozen=True)
@@ -25,31 +102,67 @@ class Estimate:
 
     parameters: int
     tokens: int
-    operations: float
-    """Floating-point operations."""
+    work: Work
     bytes: int
     """Peak memory of the process."""
 
-    def seconds(self, rate: float) -> float:
-        """Time on a device that multiplies matrices at `rate` operations per second."""
-        return self.operations / (rate * UTILISATION)
+    def seconds(self, speed: Speed) -> float:
+        """Time on a machine of this speed."""
+        return self.work.seconds(speed)
 
 
-def estimate_training(model: TransformerConfig, train: TrainConfig, rows: int, length: int) -> Estimate:
-    """Estimate for `train.steps` updates on micro-batches of `rows` full rows of `length` tokens."""
+def token_work(model: TransformerConfig, length: int, trained: float = 1.0) -> Work:
+    """Forward and backward of one token in a sequence of `length`; `trained` is the share of tokens whose target the head predicts."""
+    head = model.vocab_size * model.hidden_size
+    layers = count_parameters(model) - head * (1 if model.tied else 2)
+    attention = model.num_layers * model.num_heads * model.head_dim * length
+    operations = 6.0 * (layers / MATRIX_SHARE + trained * head / HEAD_SHARE + attention / ATTENTION_SHARE)
+    return Work(operations, MOVED_BYTES * model.num_layers * model.hidden_size)
+
+
+def update_work(model: TransformerConfig, optimizer: str) -> Work:
+    """One update of the weights.
+
+    Muon, five times for each A x B matrix (A the shorter side): X X' (2 A A B), its square (2 A A A), their product with X (2 A A B).
+    """
+    if optimizer != "muon":
+        return Work()
+    width, query, key = model.hidden_size, model.num_heads * model.head_dim, model.num_kv_heads * model.head_dim
+    shapes = [(query, width)] * 2 + [(key, width)] * 2 + [(model.intermediate_size, width)] * 3
+    products = sum(4 * min(shape) ** 2 * max(shape) + 2 * min(shape) ** 3 for shape in shapes)
+    return Work(NEWTON_SCHULZ_STEPS * model.num_layers * products / UPDATE_SHARE)
+
+
+def writing_work(model: TransformerConfig, tokens: float) -> Work:
+    """Writing `tokens` tokens of answers: 2 operations for every weight and token, at the rate that small steps reach."""
+    return Work(2.0 * count_parameters(model) * tokens / DECODING_SHARE)
+
+
+def estimate_training(model: TransformerConfig, train: TrainConfig, rows: int, length: int, trained: float = 1.0) -> Estimate:
+    """Estimate for `train.steps` updates on micro-batches of `rows` full rows of `length` tokens, evaluations left out.
+
+    `trained` is the share of the tokens that have a target.
+    """
     parameters = count_parameters(model)
-    multiplied = parameters - (0 if model.tied else model.vocab_size * model.hidden_size)
-    per_token = 6.0 * multiplied + 6.0 * model.num_layers * model.num_heads * model.head_dim * length
     tokens = train.steps * train.accumulation * rows * length
-    return Estimate(parameters, tokens, per_token * tokens, _peak_bytes(model, train, parameters, rows * length))
+    recomputed = {"keep": 0.0, "selective": 0.5, "recompute": 1.0}[train.activations]
+    work = token_work(model, length, trained) * (tokens * (1 + FORWARD * recomputed))
+    work = work + update_work(model, train.optimizer.name) * train.steps
+    return Estimate(parameters, tokens, work, _peak_bytes(model, train, parameters, rows * length))
+
+
+def evaluations(train: TrainConfig) -> int:
+    """How often a training run evaluates: before the first step, every `evaluate_every` steps, after the last."""
+    every = train.evaluate_every
+    return 2 + (-(-train.steps // every) - 1 if every else 0)
 
 
 def _peak_bytes(model: TransformerConfig, train: TrainConfig, parameters: int, tokens: int) -> int:
-    """Weights, gradients and optimizer, then activations of one micro-batch, all in fp32."""
+    """Libraries; weights, gradients and optimizer; activations that one micro-batch keeps for its backward pass, all in fp32."""
     moments = 2 if train.optimizer.name == "adamw" else 1.5
     heads = model.head_dim * (2 * model.num_heads + 4 * model.num_kv_heads)
     kept = 6 * model.hidden_size + heads + 3 * model.intermediate_size
     layers = {"keep": model.num_layers, "selective": (model.num_layers + 1) // 2, "recompute": 1}[train.activations]
     activations = tokens * (layers * kept + model.num_layers * model.hidden_size)
     logits = min(tokens * model.vocab_size, 32_000_000) * 2
-    return PROCESS_BYTES + 4 * int(parameters * (2 + moments) + activations + logits)
+    return LIBRARIES_BYTES + FIRST_STEP_BYTES + 4 * int(parameters * (2 + moments) + activations + logits)

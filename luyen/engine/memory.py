@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import resource
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import torch
+
+from luyen.core import host_memory
 
 # Parameters of mallopt in glibc's <malloc.h>.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4
@@ -42,23 +42,12 @@ def freed_memory_kept() -> Iterator[None]:
 
 def peak_bytes(device: torch.device) -> int:
     """Most memory held so far: of the GPU's allocator there, else of the process (since `reset_peak` where that is possible)."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    status = Path("/proc/self/status")
-    if status.is_file():
-        for line in status.read_text(encoding="ascii", errors="replace").splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024  # macOS counts bytes, Linux kB
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else host_memory.peak()
 
 
 def reset_peak(device: torch.device) -> None:
     """Measure the peak from now on. Where the system cannot (macOS) the peak stays that of the whole process."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-        return
-    try:
-        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # proc(5): resets the high-water mark VmHWM
-    except OSError:
-        return
+    else:
+        host_memory.reset_peak()

@@ -1,74 +1,304 @@
-"""What a run will take, said before it starts: time and memory of every training stage on this machine."""
+"""What a run will take, said before it starts: time and memory of every stage on this machine, or why they are not known before.
+
+Training and evaluation are counted in operations and bytes (engine/estimate.py). Other stages are counted in bytes of text at rates
+measured once and scaled by a small probe of this machine. Amounts come from finished stages and files where there are any, else from
+the config and from what the quickstart's pages held. All rates: one core of an AMD EPYC (Milan), Python 3.11.
+"""
 
 from __future__ import annotations
 
+import re
+import time
 from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from typing import Any
 
-from luyen.core.device import matmul_rate, pick_device, pick_dtype
+from luyen.core.device import pick_device, pick_dtype
+from luyen.core.files import read_jsonl
+from luyen.core.manifest import MANIFEST, read_json
+from luyen.corpus.crawl import CrawlConfig
 from luyen.engine.config import TrainConfig
-from luyen.engine.estimate import Estimate, estimate_training
+from luyen.engine.estimate import (
+    FORWARD,
+    LIBRARIES_BYTES,
+    Estimate,
+    Speed,
+    Work,
+    estimate_training,
+    evaluations,
+    measure_speed,
+    token_work,
+    writing_work,
+)  # fmt: skip
 from luyen.models import hf
 from luyen.models.config import TransformerConfig
-from luyen.recipe.configs import BatchSection, PretrainConfig, SFTConfig, TokenizerVerbConfig
+from luyen.models.presets import count_parameters
+from luyen.recipe.configs import (
+    BatchSection,
+    CurateVerbConfig,
+    EvaluateConfig,
+    PretrainConfig,
+    SFTConfig,
+    SynthVerbConfig,
+    TokenizerVerbConfig,
+)  # fmt: skip
 from luyen.recipe.graph import Plan, StagePlan
-from luyen.recipe.sizes import model_config, row_length
+from luyen.recipe.sizes import HELD_OUT_BYTES, SAMPLE_TOKENS, model_config, row_length
 from luyen.tokenizer.load import Tokenizer
 
+PROBE_SECONDS = 0.0053
+"""Time of `_probe` on the machine that the rates below were measured on."""
+CURATE_START, CURATE_RATE = 1.0, 3.1e6
+"""Seconds until the language model is loaded; bytes of HTML a second through all steps (bench/curation.py: 21 ms for pages of 67 kB)."""
+TOKENIZER_RATE, SYNTH_RATE = 1.4e6, 0.45e6
+"""Bytes of text a second (quickstart)."""
+NGRAM_RATE, NGRAM_TOKENS = 160_000, 400_000
+"""Tokens a second that the n-gram baseline counts (quickstart), and the most it counts."""
+PYDOC_START, PYDOC_RATE, PYDOC_PAGES = 0.1, 70.0, 200
+"""Seconds until the documentation server answers, pages a second from it, and pages of the whole standard library (quickstart)."""
+PYDOC_PAGE_BYTES, WEB_PAGE_BYTES = 33_000, 67_000
+"""Mean page of the quickstart, and of bench/curation.py."""
+TEXT_SHARE = 0.37
+"""Bytes of clean text for each byte of HTML (quickstart)."""
+BYTES_PER_TOKEN = 3.4
+"""Of the quickstart's tokenizer on held-out text."""
+QUESTIONS_PER_BYTE = 1080 / 175_000
+"""Test questions for each byte of text that the built-in template finds (quickstart); at most `examples` of each of its four sets."""
+ANSWER_SHARE = 0.33
+"""Share of a conversation's tokens that are answers and so have a target (quickstart)."""
+CURATION_BYTES = 180_000_000
+"""What curation's language model and filters add to a process, also for the stages after it."""
 
-def training_rate(train: TrainConfig) -> float:
-    """Matrix-product operations per second of the device and type that `train` will use, measured now."""
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a stage is expected to take; without seconds `told` says why that is not known before."""
+
+    seconds: float | None
+    bytes: int | None
+    """Peak memory of the process."""
+    told: str
+    """What was counted."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """For the stage's manifest."""
+        return {"seconds": None if self.seconds is None else round(self.seconds, 3), "bytes": self.bytes, "counted": self.told}
+
+
+def training_rate(train: TrainConfig) -> Speed:
+    """What the device does in a second in the type and with the threads that `train` will use, measured now."""
     device = pick_device(train.device)
-    return matmul_rate(device, pick_dtype(train.precision, device))
+    return measure_speed(device, pick_dtype(train.precision, device))
 
 
-def of_stage(train: TrainConfig, batch: BatchSection, model: TransformerConfig) -> Estimate:
-    """The estimate of a training stage."""
-    return estimate_training(model, train, batch.rows, row_length(batch, model.context_length))
+def of_stage(train: TrainConfig, batch: BatchSection, model: TransformerConfig, trained: float = 1.0) -> Estimate:
+    """The estimate of a training stage without its evaluations; `trained` is the share of tokens that have a target."""
+    return estimate_training(model, train, batch.rows, row_length(batch, model.context_length), trained)
 
 
-def estimate_lines(plan: Plan) -> list[str]:
-    """One line a training stage; a stage whose model is not known yet (a hub name) is said to be so."""
-    stages = {stage.name: stage for stage in plan.stages}
-    lines: list[str] = []
-    whole, rate = 0.0, 0.0
+def predict(plan: Plan, done: Mapping[str, Path] | None = None) -> dict[str, Prediction]:
+    """A prediction for every stage that is still to do; `done` are the folders of those that are up to date."""
+    outlook = _Outlook({stage.name: stage for stage in plan.stages}, done or {})
+    found: dict[str, Prediction] = {}
     for stage in plan.stages:
-        config = stage.config
-        if not isinstance(config, (PretrainConfig, SFTConfig)):
-            continue
-        model = _model_of(stage, stages)
-        if model is None:
-            lines.append(f"  {stage.name}: the model's size is not known here, so nothing can be estimated")
-            continue
-        rate = rate or training_rate(config.train)
-        estimate = of_stage(config.train, config.batch, model)
-        seconds = estimate.seconds(rate)
-        whole += seconds
-        lines.append(
-            f"  {stage.name}: {estimate.parameters / 1e6:.1f}M parameters, at most {estimate.tokens:,} tokens, "
-            f"about {seconds:,.0f} s and {estimate.bytes / 1e9:.1f} GB"
-        )
-    if not lines:
+        if stage.name not in outlook.done:
+            outlook.curated = outlook.curated or isinstance(stage.config, CurateVerbConfig)
+            found[stage.name] = outlook.of(stage)
+    return found
+
+
+def lines(predictions: Mapping[str, Prediction], done: tuple[str, ...] = ()) -> list[str]:
+    """Predictions in words: one line a stage, then all together with what that leaves out; empty when everything is up to date."""
+    if not predictions:
         return []
-    return [f"estimate, for {rate / 1e9:,.0f} GFLOP/s measured now:", *lines, f"  all training: about {whole / 60:.1f} min"]
+    told = ["estimate for this machine, before anything is done:"]
+    for name, item in predictions.items():
+        taken = "not known before" if item.seconds is None else f"about {_duration(item.seconds)}"
+        memory = f", {item.bytes / 1e9:.1f} GB" if item.bytes is not None and item.seconds is not None else ""
+        told.append(f"  {name}: {taken}{memory} ({item.told})")
+    known = [item for item in predictions.values() if item.seconds is not None]
+    unknown = [name for name, item in predictions.items() if item.seconds is None]
+    total = f"  together: about {_duration(sum(item.seconds or 0.0 for item in known))}" if known else "  together: not known before"
+    if known:
+        total += f", at most {max(item.bytes or 0 for item in known) / 1e9:.1f} GB at a time"
+    if unknown and known:
+        total += f", without {', '.join(unknown)}"
+    return [*told, total + (f"; up to date and not counted: {', '.join(done)}" if done else "")]
 
 
-def _model_of(stage: StagePlan, stages: Mapping[str, StagePlan]) -> TransformerConfig | None:
-    config = stage.config
-    if isinstance(config, PretrainConfig):
-        size = _vocabulary(config.tokenizer, stages)
-        return model_config(config.model, size) if size else None
-    assert isinstance(config, SFTConfig)
-    if config.model in stages:
-        return _model_of(stages[config.model], stages)
-    path = Path(config.model).expanduser()
-    folder = path / "model" if (path / "model" / "config.json").is_file() else path
-    return hf.read_config(folder) if (folder / "config.json").is_file() else None
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.1f} s" if seconds < 9.5 else f"{seconds:.0f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
-def _vocabulary(name: str, stages: Mapping[str, StagePlan]) -> int:
-    if name in stages:
-        config = stages[name].config
-        return config.vocab_size if isinstance(config, TokenizerVerbConfig) else 0
-    path = Path(name).expanduser()
-    return Tokenizer.load(path).vocab_size if (path / "tokenizer.json").is_file() else 0
+@dataclass
+class _Outlook:
+    """What is known of a plan before it runs."""
+
+    stages: Mapping[str, StagePlan]
+    done: Mapping[str, Path]
+    curated: bool = False
+    """Whether curation will have run in this process."""
+
+    def of(self, stage: StagePlan) -> Prediction:
+        """The prediction for one stage."""
+        match stage.config:
+            case CrawlConfig() as config:
+                return self._crawl(config)
+            case CurateVerbConfig() as config:
+                start, rate = CURATE_START * pace(), CURATE_RATE * config.processes
+                return self._reading(config.source, rate, start)
+            case TokenizerVerbConfig() as config:
+                return self._reading(config.data, TOKENIZER_RATE)
+            case SynthVerbConfig() as config:
+                return self._reading(config.source, SYNTH_RATE)
+            case PretrainConfig() | SFTConfig() as config:
+                return self._training(config)
+            case EvaluateConfig() as config:
+                return self._evaluate(config)
+        return Prediction(None, None, f"no rate was measured for {stage.verb}")
+
+    def _memory(self) -> int:
+        return LIBRARIES_BYTES + (CURATION_BYTES if self.curated else 0)
+
+    def _crawl(self, config: CrawlConfig) -> Prediction:
+        pages = _pages(config)
+        if config.start == "pydoc":
+            return Prediction(
+                (PYDOC_START + pages / PYDOC_RATE) * pace(), self._memory(), f"{pages:,} pages of this Python's documentation"
+            )
+        hosts = 1 if isinstance(config.start, str) else len({re.sub(r"^\w+://|/.*", "", url) for url in config.start})
+        seconds = pages * config.delay_seconds / min(hosts, config.hosts_at_once)
+        told = (
+            f"at most {pages:,} pages, only the pauses of {config.delay_seconds:g} s between requests; the servers' own time is not known"
+        )
+        return Prediction(seconds, self._memory(), told)
+
+    def _reading(self, source: str, rate: float, start: float = 0.0) -> Prediction:
+        """A stage whose time goes with the bytes that it reads."""
+        size = self.text(source)
+        if size is None:
+            return Prediction(None, None, f"how much {source} holds is not known")
+        return Prediction(start + size / rate * pace(), self._memory(), f"{size / 1e6:.1f} MB to read")
+
+    def text(self, source: str) -> float | None:
+        """Bytes in a source: counted where it exists, else expected."""
+        if source in self.done:
+            metrics = read_json(self.done[source] / MANIFEST).get("metrics", {})
+            sides = [metrics.get(side) or {} for side in ("train", "heldout")]
+            size = metrics.get("bytes") or sum(side.get("bytes", 0) for side in sides if isinstance(side, dict))
+            return float(size) or None
+        if source in self.stages:
+            config = self.stages[source].config
+            if isinstance(config, CrawlConfig):
+                return float(_pages(config)) * (PYDOC_PAGE_BYTES if config.start == "pydoc" else WEB_PAGE_BYTES)
+            if isinstance(config, CurateVerbConfig):
+                size = self.text(config.source)
+                crawled = config.source in self.stages
+                return size and size * (TEXT_SHARE if crawled else 1.0)
+            return None
+        path = Path(source).expanduser()
+        files = [path] if path.is_file() else [item for item in path.rglob("*") if item.is_file()] if path.is_dir() else []
+        return float(sum(item.stat().st_size for item in files)) or None
+
+    def held_out_tokens(self, source: str | None, limit: int | None = None) -> float:
+        """Held-out tokens of a corpus: its fraction of the text, at most `limit` bytes; `limit` alone where nothing is known."""
+        if source is None:
+            return 0.0
+        config = self.stages[source].config if source in self.stages else None
+        share = config.heldout_fraction if isinstance(config, CurateVerbConfig) else 0.05
+        size = self.text(source)
+        found = share * size if size is not None else float(limit or 0)
+        return (min(found, limit) if limit is not None else found) / BYTES_PER_TOKEN
+
+    def _training(self, config: PretrainConfig | SFTConfig) -> Prediction:
+        model = self.model(config.model if isinstance(config, SFTConfig) else config)
+        if model is None:
+            return Prediction(None, None, "the model's size is not known here")
+        tuning = isinstance(config, SFTConfig)
+        estimate = of_stage(config.train, config.batch, model, ANSWER_SHARE if tuning else 1.0)
+        held_out = self.held_out_tokens(config.heldout if isinstance(config, SFTConfig) else config.data, HELD_OUT_BYTES)
+        length = row_length(config.batch, model.context_length)
+        once = token_work(model, length) * (FORWARD * held_out) + writing_work(model, SAMPLE_TOKENS * len(config.prompts))
+        work = estimate.work + once * evaluations(config.train)
+        told = f"{estimate.parameters / 1e6:.1f} million parameters, at most {estimate.tokens:,} tokens"
+        beside = self._memory() - LIBRARIES_BYTES
+        return Prediction(work.seconds(training_rate(config.train)), estimate.bytes + beside, told)
+
+    def _evaluate(self, config: EvaluateConfig) -> Prediction:
+        models = [self.model(name) for name in config.models.values()]
+        known = [model for model in models if model is not None]
+        if len(known) < len(models) or not known:
+            return Prediction(None, None, "the size of a model is not known here")
+        questions = self._questions(config)
+        if questions is None:
+            return Prediction(None, None, "how many questions there will be is not known")
+        work = Work()
+        answers = questions * config.sampling.max_new_tokens
+        for model in [*known, known[-1]] if questions else known:  # the last model is asked again, with the pages
+            work = work + writing_work(model, answers)
+        for model in known:
+            work = work + token_work(model, model.context_length) * (FORWARD * self.held_out_tokens(config.heldout))
+        counted = min(NGRAM_TOKENS, (self.text(config.heldout) or 0.0) / BYTES_PER_TOKEN + 200_000) if config.heldout else 0.0
+        device = pick_device(config.device)
+        speed = measure_speed(device, pick_dtype(config.precision, device))
+        asked = f"{questions:,} questions to {len(known) + 1} models, answers of at most {config.sampling.max_new_tokens} tokens"
+        memory = self._memory() + 4 * sum(map(count_parameters, known))
+        return Prediction(work.seconds(speed) + counted / NGRAM_RATE * pace(), memory, asked if questions else "held-out text")
+
+    def _questions(self, config: EvaluateConfig) -> int | None:
+        """How many questions each model is asked: counted where they exist, else expected from the text."""
+        if config.questions is None:
+            return 0
+        folder = self.done.get(config.questions, Path(config.questions).expanduser())
+        if (folder / "evaluation.jsonl").is_file():
+            sets: dict[str, int] = {}
+            for row in read_jsonl(folder / "evaluation.jsonl"):
+                sets[str(row.get("set"))] = sets.get(str(row.get("set")), 0) + 1
+            return sum(min(count, config.examples) for count in sets.values())
+        made = self.stages[config.questions].config if config.questions in self.stages else None
+        size = self.text(made.source) if isinstance(made, SynthVerbConfig) else None
+        return None if size is None else int(min(4 * config.examples, size * QUESTIONS_PER_BYTE))
+
+    def model(self, value: str | PretrainConfig) -> TransformerConfig | None:
+        """The size of a model from its stage, its folder or the config that makes it; None where that is not here."""
+        if isinstance(value, PretrainConfig):
+            size = self._vocabulary(value.tokenizer)
+            return model_config(value.model, size) if size else None
+        made = self.stages[value].config if value in self.stages else None
+        if isinstance(made, PretrainConfig):
+            return self.model(made)
+        if isinstance(made, SFTConfig):
+            return self.model(made.model)
+        path = Path(value).expanduser()
+        folder = path / "model" if (path / "model" / "config.json").is_file() else path
+        return hf.read_config(folder) if (folder / "config.json").is_file() else None
+
+    def _vocabulary(self, name: str) -> int:
+        if name in self.stages:
+            config = self.stages[name].config
+            return config.vocab_size if isinstance(config, TokenizerVerbConfig) else 0
+        path = Path(name).expanduser()
+        return Tokenizer.load(path).vocab_size if (path / "tokenizer.json").is_file() else 0
+
+
+def _pages(config: CrawlConfig) -> int:
+    if config.start != "pydoc":
+        return config.max_pages
+    return min(config.max_pages, PYDOC_PAGES if config.modules == "all" else len(config.modules))
+
+
+@cache
+def pace() -> float:
+    """How much longer this machine takes over text than the one that the rates were measured on; 1 is the same."""
+    return min(_probe() for _ in range(5)) / PROBE_SECONDS
+
+
+def _probe() -> float:
+    text = "Return the smallest value of heapq.merge(*iterables, key=None), not more. " * 3000
+    started = time.perf_counter()
+    re.findall(r"\w+", text)
+    return time.perf_counter() - started

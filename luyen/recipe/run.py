@@ -18,7 +18,7 @@ from typing import Any
 
 import yaml
 
-from luyen.core import interrupt, manifest, progress
+from luyen.core import host_memory, interrupt, manifest, progress
 from luyen.core.config import dump
 from luyen.core.errors import DamagedFile, Interrupted, StorageError, UserError
 from luyen.core.seed import derive
@@ -35,8 +35,11 @@ UNSEALED = (IN_PROGRESS, "timings.jsonl", "checkpoints")
 BEFORE = ".before"
 
 
-def run(plan: Plan, folder: Path) -> None:
-    """Bring every stage of `plan` up to date in `folder`. Raises the first stage's error; what is done stays done."""
+def run(plan: Plan, folder: Path, estimates: Mapping[str, Mapping[str, Any]] | None = None) -> None:
+    """Bring every stage of `plan` up to date in `folder`. Raises the first stage's error; what is done stays done.
+
+    `estimates` (stage -> what it was expected to take) stand in the stages' manifests beside what was measured.
+    """
     folder = Path(folder)
     check_inputs(plan, folder)
     if folder.exists() and not folder.is_dir():
@@ -49,28 +52,53 @@ def run(plan: Plan, folder: Path) -> None:
         fingerprints: dict[str, str] = {}
         for item in plan.stages:
             interrupt.check()
-            fingerprints[item.name] = _run_stage(item, plan, folder, fingerprints)
+            facts = {"estimate": dict(estimates[item.name])} if estimates and item.name in estimates else {}
+            stage = Stage(item.name, folder / item.name, _seed(item, plan), facts=facts)
+            fingerprints[item.name] = _run_stage(item, stage, fingerprints)
 
 
-def _run_stage(item: StagePlan, plan: Plan, run_folder: Path, fingerprints: Mapping[str, str]) -> str:
+def up_to_date(plan: Plan, folder: Path) -> dict[str, Path]:
+    """Folders of the stages that `run` will skip, by their manifests alone; whether their files are whole is seen when it comes to them."""
+    fingerprints: dict[str, str] = {}
+    for item in plan.stages:
+        path = folder / item.name / manifest.MANIFEST
+        if not path.is_file() or any(name not in fingerprints for name in item.inputs):
+            continue
+        with contextlib.suppress(DamagedFile):
+            found = manifest.read_json(path)
+            if found.get("fingerprint") == _wanted(item, _seed(item, plan), fingerprint_inputs(item.config, fingerprints)):
+                fingerprints[item.name] = manifest.content_fingerprint(found)
+    return {name: folder / name for name in fingerprints}
+
+
+def _seed(item: StagePlan, plan: Plan) -> int:
+    return derive(plan.seed if getattr(item.config, "seed", None) is None else item.config.seed, item.name)  # type: ignore[attr-defined]
+
+
+def _wanted(item: StagePlan, seed: int, inputs: Mapping[str, str]) -> str:
+    """The fingerprint that a finished stage must have to be up to date."""
+    return manifest.fingerprint([item.verb, neutral_config(item.config, inputs), seed, code_version()])
+
+
+def _run_stage(item: StagePlan, stage: Stage, fingerprints: Mapping[str, str]) -> str:
     """Do one stage unless it is up to date; returns the fingerprint of its content."""
-    seed = derive(plan.seed if getattr(item.config, "seed", None) is None else item.config.seed, item.name)  # type: ignore[attr-defined]
+    folder, run_folder = stage.folder, stage.folder.parent
     inputs = fingerprint_inputs(item.config, fingerprints)
-    wanted = manifest.fingerprint([item.verb, neutral_config(item.config, inputs), seed, code_version()])
-    folder = run_folder / item.name
+    wanted = _wanted(item, stage.seed, inputs)
     finished = _finished(folder, wanted)
     if finished is not None:
         progress.say(f"{item.name}: up to date")
         event(run_folder, "skipped", item.name)
         return manifest.content_fingerprint(finished)
     resumed = _prepare(folder, wanted)
-    stage = Stage(item.name, folder, seed, {name: run_folder / name for name in fingerprints})
+    stage.sources.update({name: run_folder / name for name in fingerprints})
     progress.say(f"{item.name}: continuing" if resumed else item.name if item.name == item.verb else f"{item.name}: {item.verb}")
     event(run_folder, "resumed" if resumed else "started", item.name)
+    host_memory.reset_peak()
     seconds = _work(item, stage, wanted, run_folder)
     facts = {
-        "verb": item.verb, "stage": item.name, "fingerprint": wanted, "config": dump(item.config), "inputs": inputs, "seed": seed,
-        "metrics": stage.metrics, "seconds": round(seconds, 2), "versions": versions(), **stage.facts,
+        "verb": item.verb, "stage": item.name, "fingerprint": wanted, "config": dump(item.config), "inputs": inputs, "seed": stage.seed,
+        "metrics": stage.metrics, "seconds": round(seconds, 2), "peak_bytes": host_memory.peak(), "versions": versions(), **stage.facts,
     }  # fmt: skip
     sealed = _seal(folder, VERBS[item.verb].kind, facts)
     event(run_folder, "finished", item.name, seconds=round(seconds, 2))

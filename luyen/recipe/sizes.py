@@ -1,4 +1,4 @@
-"""The model that a `model:` section asks for, and how long the rows are that it is trained on."""
+"""Sizes that several modules must agree on: the model of a `model:` section, its rows, what is measured while it trains."""
 
 from __future__ import annotations
 
@@ -10,6 +10,10 @@ from luyen.recipe.configs import BatchSection, ModelSection
 
 USUAL_ROW = 512
 """Longest row in tokens that is chosen when nothing is said."""
+HELD_OUT_BYTES = 200_000
+"""Held-out text measured during training, so that measuring stays cheap; the evaluation stage takes all of it."""
+SAMPLE_TOKENS = 48
+"""Most tokens of an answer to one of the fixed prompts."""
 
 
 def model_config(section: ModelSection, vocab_size: int) -> TransformerConfig:

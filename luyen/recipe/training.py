@@ -25,13 +25,12 @@ from luyen.models import hf
 from luyen.models.transformer import Transformer
 from luyen.recipe.environment import versions
 from luyen.recipe.estimate import training_rate
+from luyen.recipe.sizes import HELD_OUT_BYTES, SAMPLE_TOKENS
 from luyen.recipe.stage import Stage
 from luyen.tokenizer.chat import render
 from luyen.tokenizer.load import Tokenizer
 
-HELD_OUT_BYTES = 200_000
-"""Held-out text measured during training, so that measuring stays cheap; the evaluation stage takes all of it."""
-SAMPLE = SamplingConfig(max_new_tokens=48)
+SAMPLE = SamplingConfig(max_new_tokens=SAMPLE_TOKENS)
 
 
 def some_text(documents: Iterable[Document], limit: int = HELD_OUT_BYTES) -> list[Document]:
@@ -79,7 +78,8 @@ def train_stage(
 ) -> TrainResult:  # fmt: skip
     """Run the loop in the stage's folder, continuing what is there, and record what it did beside what was estimated."""
     reset_peak(pick_device(config.device))
-    stage.facts["estimate"] = {"seconds": round(estimate.seconds(training_rate(config)), 1), "bytes": estimate.bytes}
+    said = {"seconds": round(estimate.seconds(training_rate(config)), 3), "bytes": estimate.bytes}
+    stage.facts.setdefault("estimate", said)  # one made before the whole run is what its user was told
     seed_everything(derive(stage.seed, "loop"))
     result = fit(algorithm, config, stage.folder, seed=stage.seed, hooks=hooks)
     stage.metrics.update(dataclasses.asdict(result))

@@ -19,7 +19,7 @@ from luyen.models import hf
 from luyen.models.presets import count_parameters
 from luyen.recipe.configs import SFTConfig
 from luyen.recipe.documents import Texts, read_whole
-from luyen.recipe.estimate import of_stage
+from luyen.recipe.estimate import ANSWER_SHARE, of_stage
 from luyen.recipe.sizes import row_length
 from luyen.recipe.stage import Stage
 from luyen.recipe.training import answer_questions, heldout_hook, some_text, train_stage, write_model
@@ -42,7 +42,7 @@ def run(config: SFTConfig, stage: Stage) -> None:
         samples=lambda: answer_questions(model, tokenizer, config.prompts),
     )
     stage.metrics.update(parameters=count_parameters(model.config), row_length=length)
-    result = train_stage(SFT(model, stream), config.train, stage, hooks, of_stage(config.train, config.batch, model.config))
+    result = train_stage(SFT(model, stream), config.train, stage, hooks, of_stage(config.train, config.batch, model.config, ANSWER_SHARE))
     lineage = {"algorithm": "sft", "base": Path(folder).name, "tokens": result.tokens, "targets": result.targets, "seed": stage.seed}
     write_model(model, tokenizer, stage, lineage)
 
