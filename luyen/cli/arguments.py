@@ -66,11 +66,10 @@ def runs_folder() -> Path:
     return data_home() / "runs"
 
 
-def all_runs(holding: str = "") -> list[Path]:
-    """The runs here and in the user's data folder that hold a file like `holding` (a glob), the one worked on last first."""
+def all_runs() -> list[Path]:
+    """The runs here and in the user's data folder, the one worked on last first."""
     logs = [path for root in (Path("runs"), data_home() / "runs") for path in root.glob("*/events.jsonl")]
-    fitting = [path for path in logs if not holding or any(path.parent.glob(holding))]
-    return [path.parent for path in sorted(fitting, key=lambda path: path.stat().st_mtime, reverse=True)]
+    return [path.parent for path in sorted(logs, key=lambda path: path.stat().st_mtime, reverse=True)]
 
 
 def last_run() -> Path:

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from pydantic import PositiveInt
 
 from luyen.cli.arguments import all_runs, field_help, one_word, plain_command, split_words, warn
-from luyen.cli.unfinished import RECIPE, command_again, no_model, standing
+from luyen.cli.unfinished import RECIPE, command_again, makes_model, no_model, standing, verbs_of
 from luyen.core import manifest
-from luyen.core.config import load, read_yaml
+from luyen.core.config import load
 from luyen.core.errors import ConfigError, DamagedFile, UserError
 from luyen.inference.config import SamplingConfig
 from luyen.recipe.table import VERBS
@@ -39,6 +40,8 @@ CONTINUED_TOKENS = 200
 class ChatConfig(SamplingConfig):
     """How answers are drawn from the model, and where."""
 
+    max_new_tokens: PositiveInt = 64
+    """Longest answer in tokens; a continued text has at most 200 unless this is given."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:N or mps: where the model and its cache are."""
 
@@ -126,27 +129,27 @@ def _talk(
 
 def _last() -> tuple[Path | None, str]:
     """The run that was worked on last of those that have a model; else an error about the last that will have one."""
-    if found := all_runs("*/model/config.json"):
-        return find(str(found[0]))
     begun = [run for run in all_runs() if (run / RECIPE).is_file()]
-    making = [run for run in begun if any(VERBS[verb].kind == "model" for verb in _verbs(run).values() if verb in VERBS)]
-    if making or begun:
-        raise no_model((making or begun)[0])
+    for run in begun:
+        if _models(run):
+            return find(str(run))
+    if begun:
+        raise no_model(next(filter(makes_model, begun), begun[0]))
     raise UserError("there is no run yet", fix="Start one with `luyen run quickstart`, or name a folder.")
 
 
-def _verbs(run: Path) -> dict[str, str]:
-    """Stage -> verb, in the recipe's order."""
-    stages = read_yaml(run / RECIPE).get("stages")
-    return {name: str(stage.get("do")) for name, stage in stages.items()} if isinstance(stages, dict) else {}
+def _models(run: Path) -> list[str]:
+    """The stages of a run that have a finished model."""
+    return [
+        name for name in verbs_of(run) if (run / name / "model" / "config.json").is_file() and (run / name / manifest.MANIFEST).is_file()
+    ]
 
 
 def find(place: str) -> tuple[Path | None, str]:
     """The run folder, if there is one, and the model to talk to: of a run its last fine-tuned model, else its last model."""
     path = Path(place).expanduser()
     if (path / RECIPE).is_file():
-        verbs = _verbs(path)
-        models = [name for name in verbs if (path / name / "model" / "config.json").is_file() and _sealed(path / name)]
+        verbs, models = verbs_of(path), _models(path)
         tuned = [name for name in models if verbs[name] != "pretrain"]
         if not models:
             raise no_model(path)
@@ -164,10 +167,6 @@ def find(place: str) -> tuple[Path | None, str]:
     if place.count("/") == 1 and not place.startswith((".", "/", "~")):
         return None, place
     raise UserError(f"no run or model {place!r}", expected="a folder or a hub name owner/model")
-
-
-def _sealed(folder: Path) -> bool:
-    return (folder / manifest.MANIFEST).is_file()
 
 
 def _retrieval(run: Path) -> Any:

@@ -40,7 +40,10 @@ def interactive() -> bool:
 
 
 def converse(talk: Talk) -> None:
-    """Take lines until they end or /exit. What comes from a pipe is written before its answer, as if it had been typed."""
+    """Take lines until they end or /exit; Ctrl-C stops an answer, and from a pipe everything.
+
+    What comes from a pipe is written before its answer, as if it had been typed.
+    """
     for line in _lines(talk.prompt):
         word = line.strip()
         if not COMMAND.fullmatch(word):
@@ -48,6 +51,10 @@ def converse(talk: Talk) -> None:
                 talk.send(word[1:] if ESCAPED.fullmatch(word) else line)
             except UserError as error:
                 warn(str(error))
+            except KeyboardInterrupt:
+                print(" [stopped]")
+                if not interactive():
+                    raise
             continue
         if not interactive():
             print(f"{talk.prompt}{word}")
@@ -68,22 +75,26 @@ def _lines(prompt: str) -> Iterator[str]:
     while True:
         try:
             line = input(prompt if interactive() else "")
-        except (EOFError, KeyboardInterrupt):
+        except EOFError:
             if interactive():
                 print()
+            return
+        except KeyboardInterrupt:
+            if not interactive():
+                raise
+            print()
             return
         yield line.removesuffix("\r")
 
 
 def show(pieces: Iterator[str]) -> None:
-    """Print text as it is made, without what a terminal would obey; Ctrl-C stops it."""
+    """Print text as it is made, without what a terminal would obey. Stopped by Ctrl-C, what was shown until then stays said."""
     try:
         for piece in pieces:
             print(visible(piece), end="", flush=True)
-    except KeyboardInterrupt:
+    finally:
         if isinstance(pieces, Generator):
             pieces.close()
-        print(" [stopped]", end="")
     print()
 
 

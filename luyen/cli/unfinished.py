@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import shlex
+import signal
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -108,10 +109,13 @@ def _step(run: Path, stage: str) -> str:
 
 @contextlib.contextmanager
 def told_on_stop(run: Path) -> Iterator[None]:
-    """When a signal stops the work inside, the error says in which stage, at which step, where the checkpoint is, and how to go on."""
+    """When a signal stops the work inside, the error says in which stage, at which step, where the checkpoint is, and how to go on.
+
+    A second Ctrl-C, which stops at once, is told in the same way; the step is always that of the newest checkpoint.
+    """
     try:
         yield
-    except Interrupted as error:
+    except (Interrupted, KeyboardInterrupt) as error:
         last = _last_event(run)
         stage = str(last.get("stage", ""))
         if last.get("event") != "interrupted":
@@ -120,16 +124,28 @@ def told_on_stop(run: Path) -> Iterator[None]:
             newest = _checkpoint(run, stage)
             where = f" in stage {stage}" + (f"{_step(run, stage)}, saved in {newest}" if newest else "; what is done is kept")
         command = shlex.join(["luyen", *sys.argv[1:]])
-        raise Interrupted(error.exit_code - 128, f"stopped{where}. Go on with: {command}") from error
+        number = error.exit_code - 128 if isinstance(error, Interrupted) else signal.SIGINT
+        raise Interrupted(number, f"stopped{where}. Go on with: {command}") from error
+
+
+def verbs_of(run: Path) -> dict[str, str]:
+    """Stage -> verb, in the recipe's order."""
+    stages = read_yaml(run / RECIPE).get("stages")
+    if not isinstance(stages, dict):
+        return {}
+    return {str(name): str(stage.get("do")) for name, stage in stages.items() if isinstance(stage, dict)}
+
+
+def makes_model(run: Path) -> bool:
+    """Whether a stage of the run is to make a model."""
+    return any(verb in VERBS and VERBS[verb].kind == "model" for verb in verbs_of(run).values())
 
 
 def no_model(run: Path) -> UserError:
     """What to tell someone who wants to talk to a run that has no finished model."""
-    stages = read_yaml(run / RECIPE).get("stages") or {}
-    if not any(VERBS[stage["do"]].kind == "model" for stage in stages.values() if stage.get("do") in VERBS):
-        return UserError(
-            f"the run {run} makes no model", found=", ".join(stages), fix="Start one with `luyen run quickstart`, or name a folder."
-        )
+    if not makes_model(run):
+        made = ", ".join(verbs_of(run)) or "no stages"
+        return UserError(f"the run {run} makes no model", found=made, fix="Start one with `luyen run quickstart`, or name a folder.")
     where = standing(run)
     return UserError(
         f"the run {run} has no finished model yet" + (f": {where}" if where else ""), fix=f"Continue it with: {command_again(run)}"

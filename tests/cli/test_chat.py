@@ -1,6 +1,7 @@
 """`luyen chat` in a terminal and in a pipe: conversations, continued texts, commands, devices."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -103,3 +104,17 @@ def test_bytes_that_are_no_text_are_refused_in_one_line(models: Path) -> None:
     result = luyen("chat", "assistant", "max_new_tokens=2", cwd=models, stdin=b"caf\xe9\nHello\n", PYTHONUTF8="1")
     assert result.returncode == 0 and "lone surrogate" in result.stderr and len(result.stderr.splitlines()) == 1
     assert "you> Hello\n" in result.stdout
+
+
+def test_ctrl_c_ends_a_pipe(models: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "luyen.cli.main", "chat", "assistant", "max_new_tokens=3500"], cwd=models, text=True,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert process.stdin and process.stdout
+    process.stdin.write("Hello\nBye\n")
+    process.stdin.flush()
+    assert process.stdout.readline() == "you> Hello\n"
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and out.endswith(" [stopped]\n") and "you> Bye" not in out and err.strip() == "luyen: stopped"

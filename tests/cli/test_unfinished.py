@@ -13,11 +13,11 @@ import pytest
 import yaml
 from toy_models import write_model, write_tokenizer
 
-from luyen.cli.chat import find
-from luyen.cli.unfinished import command_again, no_model, standing
+from luyen.cli.chat import _last, find
+from luyen.cli.unfinished import command_again, no_model, standing, told_on_stop
 from luyen.core import manifest
 from luyen.core.config import dump, load, merge, parse_overrides
-from luyen.core.errors import UserError
+from luyen.core.errors import Interrupted, UserError
 from luyen.recipe.graph import builtin_recipes, plan
 from luyen.recipe.table import load_config_class
 
@@ -137,3 +137,36 @@ def test_a_stopped_training_says_where_it_is_and_how_to_go_on(tmp_path: Path) ->
     assert load(load_config_class("pretrain"), parse_overrides(again[1:])) == load(
         load_config_class("pretrain"), parse_overrides(words[1:])
     )
+
+
+def test_without_a_name_the_newest_run_with_a_finished_model_is_talked_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "home"))
+    with pytest.raises(UserError, match="there is no run yet"):
+        _last()
+    runs = [write_run(Path("runs") / name, resolved(verb, SFT if verb == "sft" else {})) for name, verb in (("a", "sft"), ("b", "crawl"))]
+    for age, run in enumerate(runs):
+        os.utime(run / "events.jsonl", (age, age))
+    with pytest.raises(UserError, match="the run runs/a has no finished model yet. Continue it with: luyen sft .* --out runs/a"):
+        _last()  # the newer crawl makes no model
+    write_run(Path("runs/c"), resolved("sft", SFT))
+    write_model(Path("runs/c/sft/model"))  # not sealed: the stage was stopped after its model was written
+    write_model(Path("runs/a/sft/model"))
+    manifest.seal(Path("runs/a/sft"), "model")
+    assert _last() == (Path("runs/a"), "runs/a/sft/model")
+
+
+def test_a_second_signal_is_told_like_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = write_run(tmp_path / "run", resolved("sft", SFT), {"event": "interrupted", "stage": "sft"})
+    (run / "sft" / "checkpoints" / "step-00000020").mkdir(parents=True)
+    monkeypatch.setattr(sys, "argv", ["luyen", "sft", "model=a b/model"])
+    for error, code in ((KeyboardInterrupt(), 130), (Interrupted(signal.SIGTERM), 143)):
+        with pytest.raises(Interrupted) as told, told_on_stop(run):
+            raise error
+        assert told.value.exit_code == code
+        assert str(told.value) == (
+            f"stopped in stage sft at step 20 of 40, saved in {run}/sft/checkpoints/step-00000020. Go on with: luyen sft 'model=a b/model'"
+        )
+    (run / "events.jsonl").write_text('{"event": "finished", "stage": "corpus"}\n')
+    with pytest.raises(Interrupted, match="stopped after stage corpus. Go on with"), told_on_stop(run):
+        raise Interrupted(signal.SIGINT)
