@@ -81,6 +81,7 @@ def test_a_run_stopped_at_random_moments_ends_in_the_same_bits(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_forty_kills_end_in_the_same_bits(undisturbed: tuple[Path, dict[str, str], float]) -> None:
     folder, wanted, seconds = undisturbed
     for round_number in range(10):
