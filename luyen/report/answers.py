@@ -6,9 +6,9 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from luyen.report.blocks import Block, Cell, Exchange, Group, Heading, Limits, Note, Quote, Section, Table, missing
+from luyen.report.blocks import Block, Cell, Exchange, Group, Heading, Limits, Note, Quote, Section, Table, filled
 from luyen.report.reading import Row, Run, Stage, mapping, mappings, number, pick, text
-from luyen.report.wording import clip, counted, decimal, share, whole
+from luyen.report.wording import clip, counted, decimal, joined, share, whole
 
 MOST_ANSWERS = 100_000
 """Rows of answers.jsonl that are read in search of examples."""
@@ -21,6 +21,9 @@ SHARES = {
     "stopped": "Stopped by itself",
 }
 """Measures that are shares, and how a person calls them."""
+
+NGRAM = "n-gram"
+"""The name of the baseline that counts sequences of tokens."""
 
 ORDER = ("exact_match", "f1", "chrf", "invented", "said_unknown", "stopped")
 """Measures from left to right; others follow."""
@@ -78,18 +81,17 @@ def evaluation(run: Run, limits: Limits) -> Section:
         "has learned by heart; one that answers for names that do not exist makes things up. “Exactly right” disregards capitals and "
         "punctuation; small figures below a share are its 95 % interval.",
     )  # fmt: skip
-    done = run.finished("evaluation")
-    if not done:
-        section.blocks.append(missing(run.of_kind("evaluation"), "the comparison of the models"))
-    for stage in done:
-        found = results(run, stage)
-        if not found:
-            section.blocks.append(Note(f"Stage {stage.name} left no results that can be read.", "bad"))
-            continue
-        section.blocks.extend(_tables(run, stage, found, limits))
-        section.blocks.extend(_forgotten(run, stage, limits))
-        section.blocks.extend(_side_by_side(run, stage, trained_models(run, stage, found), limits))
-    return section
+    return filled(section, run, "evaluation", "the comparison of the models", lambda stage: _compared(run, stage, limits))
+
+
+def _compared(run: Run, stage: Stage, limits: Limits) -> Iterator[Block]:
+    found = results(run, stage)
+    if not found:
+        yield Note(f"Stage {stage.name} left no results that can be read.", "bad")
+        return
+    yield from _tables(run, stage, found, limits)
+    yield from _forgotten(run, stage, found, limits)
+    yield from _side_by_side(run, stage, trained_models(run, stage, found), limits)
 
 
 def set_name(name: str) -> str:
@@ -153,21 +155,49 @@ def _value(key: str, row: Result) -> Cell:
     return Cell(decimal(value, digits), "" if certain else f"{decimal(low, digits)} to {decimal(high, digits)}")
 
 
-def _forgotten(run: Run, stage: Stage, limits: Limits) -> Iterator[Block]:
-    rows = forgetting(run, stage)
+def _forgotten(run: Run, stage: Stage, found: list[Result], limits: Limits) -> Iterator[Block]:
+    rows, learned = forgetting(run, stage), trained_models(run, stage, found)
     if not rows:
         return
     cells: list[list[Cell | str]] = []
-    for row in rows[: limits.rows]:
-        difference = pick(row, "difference")
-        tone = "" if not difference else "bad" if difference > 0 else "good"
+    for index, row in enumerate(rows[: limits.rows]):
+        name, difference = text(row.get("model")) or "–", pick(row, "difference") if index else None
+        baseline = bool(learned) and name not in learned
+        tone = "" if baseline or not difference else "bad" if difference > 0 else "good"
         cells.append([
-            Cell(text(row.get("model")) or "–", tone="strong"), decimal(pick(row, "heldout_bits_per_byte", "bits_per_byte")),
-            Cell("–" if difference is None else f"{difference:+.3f}", _forgetting_words(difference), tone),
+            Cell(name, "baseline" if baseline else "", "strong"), decimal(_cost(row)),
+            Cell("–" if difference is None else f"{difference:+.3f}", "" if baseline else _forgetting_words(difference), tone),
         ])  # fmt: skip
     told = "Held-out documents in bits per byte, lower is better: a rise means that the model forgot part of what it had read."
     yield Heading("What fine-tuning cost", told)
     yield Table("Forgetting", ["Model", "Bits per byte", "Against the first"], cells, (1, 2))
+    note = _beaten(rows, learned, text(mapping(_facts(run, stage).get("asked")).get(NGRAM)), found)
+    if note is not None:
+        yield note
+
+
+def _cost(row: Row) -> float | None:
+    return pick(row, "heldout_bits_per_byte", "bits_per_byte")
+
+
+def _beaten(rows: list[Row], learned: list[str], how: str, found: list[Result]) -> Note | None:
+    """What it means when the n-gram predicts held-out text better than a model does; None when it does not."""
+    costs = {text(row.get("model")): cost for row in rows if (cost := _cost(row)) is not None}
+    its = costs.get(NGRAM)
+    worse = [f"{clip(name, 80)} ({decimal(costs[name])})" for name in learned if its is not None and costs.get(name, its) > its]
+    if NGRAM in learned or not worse:
+        return None
+    told = (
+        f"The n-gram predicts the held-out text better ({decimal(its)} bits per byte) than {joined(worse)}. That is no contradiction: this "
+        "text is narrow, held-out pieces repeat phrases of the pages beside them, and an n-gram keeps every short sequence that it has "
+        "counted and looks up what followed, while a small model must press the text into its weights."
+    )
+    exact = {row.model: row.number("exact_match") for row in found if row.set == "taught"}
+    last, own = exact.get(learned[-1]), exact.get(NGRAM)
+    if last is not None and own is not None and own < last:
+        rates = f"{share(own, 0)} exactly right, {clip(learned[-1], 80)} {share(last, 0)}"
+        told += f" Looking up does not answer questions: of the taught ones it has {rates}."
+    return Note(told + (f" How it was counted: {clip(how, 200)}." if how else ""))
 
 
 def _forgetting_words(difference: float | None) -> str:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
 from markupsafe import Markup
+
+from luyen.report.reading import Run, Stage
 
 
 @dataclass(frozen=True)
@@ -179,7 +181,17 @@ class Section:
     blocks: list[Block] = field(default_factory=list)
 
 
-def missing(stages: Sequence[object], what: str) -> Note:
+def filled(section: Section, run: Run, kind: str, what: str, build: Callable[[Stage], Iterable[Block]]) -> Section:
+    """The section with the blocks of every finished stage of a kind, or with the remark that `what` is not there yet."""
+    done = run.finished(kind)
+    if not done:
+        section.blocks.append(missing(run.of_kind(kind), what))
+    for stage in done:
+        section.blocks.extend(build(stage))
+    return section
+
+
+def missing(stages: Sequence[Stage], what: str) -> Note:
     """The remark of a section whose stage has not run."""
-    names = [getattr(stage, "name", "") for stage in stages]
+    names = [stage.name for stage in stages]
     return Note(f"Not there yet: {what}" + (f" (stage {', '.join(names)})." if names else "; this recipe has no such stage."))

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from luyen.report.blocks import Block, Cell, Facts, Fold, Heading, Limits, Note, Quote, Section, Table, Tokens, missing
+from luyen.report.blocks import Block, Cell, Facts, Fold, Heading, Limits, Note, Quote, Section, Table, Tokens, filled
 from luyen.report.reading import Row, Run, Stage, funnel, mapping, mappings, number, pick, text
-from luyen.report.wording import clip, counted, decimal, share, short, size, whole
+from luyen.report.wording import clip, counted, decimal, share, size, whole
 
 MOST_DROPPED_ROWS = 20_000
 """Rows of dropped documents that are read in search of examples; the counts come from the funnel, which has all."""
@@ -20,18 +20,16 @@ def corpus(run: Run, limits: Limits) -> Section:
         "Every page goes through the same steps; what a step throws away is counted and kept, so you can check that the rules "
         "removed rubbish and not your data.",
     )  # fmt: skip
-    for stage in run.finished("pages"):
-        section.blocks.append(_pages(stage))
-    done = run.finished("corpus")
-    if not done:
-        section.blocks.append(missing(run.of_kind("corpus"), "the funnel from pages to clean documents"))
-    for stage in done:
-        facts = funnel(run, stage)
-        steps = mappings(facts.get("steps"))
-        section.blocks.append(_funnel(stage, steps, limits))
-        section.blocks.extend(_kept(facts))
-        section.blocks.extend(_dropped(run, stage, steps, limits))
-    return section
+    section.blocks.extend(_pages(stage) for stage in run.finished("pages"))
+    return filled(section, run, "corpus", "the funnel from pages to clean documents", lambda stage: _cleaned(run, stage, limits))
+
+
+def _cleaned(run: Run, stage: Stage, limits: Limits) -> Iterator[Block]:
+    facts = funnel(run, stage)
+    steps = mappings(facts.get("steps"))
+    yield _funnel(stage, steps, limits)
+    yield from _kept(facts)
+    yield from _dropped(run, stage, steps, limits)
 
 
 def _pages(stage: Stage) -> Facts:
@@ -44,10 +42,10 @@ def _pages(stage: Stage) -> Facts:
     items = [("Pages fetched", whole(stage.number("pages", "fetched")), where)]
     if stage.number("bytes") is not None:
         items.append(("Downloaded", size(stage.number("bytes")), "as the server sent them"))
-    told = (("skipped", "Skipped", "no address was refused or failed"), ("links", "Links not followed", "every link was followed"))
+    told = (("skipped", "Skipped", "no address was refused or failed"), ("links", "Links not followed", ""))
     for name, label, nothing in told:
         counts = counts_of(stage.metrics.get(name))
-        if counts or isinstance(stage.metrics.get(name), dict):
+        if counts or (nothing and isinstance(stage.metrics.get(name), dict)):
             items.append((label, whole(sum(counts.values())), listed(counts, 4) or nothing))
     for name, label, remark in (("redirects", "Redirects", "followed"), ("left", "Left unvisited", "known addresses beyond the limits")):
         value = stage.number(name)
@@ -91,7 +89,7 @@ def _funnel(stage: Stage, steps: list[Row], limits: Limits) -> Block:
 
 
 STEPS = {
-    "read": "read: pages as they came",
+    "read": "read: pages with their addresses and headers",
     "extract": "extract: main text, no menus",
     "normalise": "normalise: Unicode, old encodings",
     "language": "language: wanted ones only",
@@ -169,29 +167,26 @@ def _first_of_each_rule(run: Run, files: list[Path], limits: Limits) -> tuple[di
 
 
 def tokenizer(run: Run, limits: Limits) -> Section:
-    """Vocabulary, fertility per language, one sentence cut into tokens."""
+    """Vocabulary, fertility per language, the beginning of a text cut into tokens."""
     section = Section(
         "tokenizer", "The tokenizer",
         "The model reads pieces of words, not letters. The fewer pieces a word needs, the more text fits into its memory and the "
         "cheaper each sentence is; a language that needs many pieces is poorly served.",
     )  # fmt: skip
-    done = run.finished("tokenizer")
-    if not done:
-        section.blocks.append(missing(run.of_kind("tokenizer"), "the vocabulary and how many pieces a word needs"))
-    for stage in done:
-        vocabulary = stage.number("vocab_size") or pick(stage.config, "vocab_size")
-        items = [("Vocabulary", whole(vocabulary), text(stage.config.get("kind")) or "pieces")]
-        for label, remark, value in (
-            ("Bytes per token", "more is better", stage.number("bytes_per_token")),
-            ("Tokens per word", "fewer is better", stage.number("tokens_per_word")),
-            ("Documents read", "to learn the pieces", stage.number("documents")),
-        ):
-            if value is not None:
-                items.append((label, short(value) if value == int(value) else decimal(value, 2), remark))
-        section.blocks.append(Facts(items))
-        section.blocks.extend(_fertility(run, stage, limits))
-        section.blocks.extend(_pieces(stage, limits))
-    return section
+    return filled(
+        section, run, "tokenizer", "the vocabulary and how many pieces a word needs", lambda stage: _vocabulary(run, stage, limits)
+    )
+
+
+def _vocabulary(run: Run, stage: Stage, limits: Limits) -> Iterator[Block]:
+    vocabulary = stage.number("vocab_size") or pick(stage.config, "vocab_size")
+    items = [("Vocabulary", whole(vocabulary), text(stage.config.get("kind")) or "pieces")]
+    control = mapping(stage.metrics.get("control_tokens"))
+    if control:
+        items.append(("Control tokens", whole(len(control)), "mark turns of a conversation; no text can make them"))
+    yield Facts(items)
+    yield from _fertility(run, stage, limits)
+    yield from _pieces(stage, limits)
 
 
 def _fertility(run: Run, stage: Stage, limits: Limits) -> Iterator[Block]:
@@ -212,7 +207,7 @@ def _fertility(run: Run, stage: Stage, limits: Limits) -> Iterator[Block]:
 
 
 def _pieces(stage: Stage, limits: Limits) -> Iterator[Block]:
-    """Sentences cut into tokens, when the stage kept some: a list of pieces, or a list of such lists."""
+    """Texts cut into tokens, when the stage kept some: a list of pieces, or a list of such lists."""
     for name in ("sample", "sample_tokens", "tokens_of_sample", "samples"):
         value = stage.metrics.get(name)
         if not isinstance(value, list):
@@ -222,7 +217,7 @@ def _pieces(stage: Stage, limits: Limits) -> Iterator[Block]:
             strings = [piece for piece in group if isinstance(piece, str)] if isinstance(group, list) else []
             pieces = [clip(piece, 60).replace("\n", "↵\n") for piece in strings[: limits.characters // 4]]
             if pieces:
-                yield Tokens(f"One sentence as the model sees it: {counted(len(pieces), 'token')}", pieces)
+                yield Tokens(f"The beginning of a text as the model sees it: {counted(len(pieces), 'token')}", pieces)
 
 
 def questions(run: Run, limits: Limits) -> Section:
@@ -230,16 +225,14 @@ def questions(run: Run, limits: Limits) -> Section:
     section = Section(
         "questions", "Questions made from the text",
         "The chat model learns from question–answer pairs that are built from what the documents say, by a template, without another "
-        "model. Some phrasings and some entries are held out, so that the test below asks what was never shown.",
+        "model. Some phrasings and some entries are held out, so that the test above asks what was never shown.",
     )  # fmt: skip
-    done = run.finished("questions")
-    if not done:
-        section.blocks.append(missing(run.of_kind("questions"), "the question–answer pairs"))
-    for stage in done:
-        account = mapping(run.value(stage.folder / "account.json")) or stage.metrics
-        section.blocks.extend(_account(stage, account, limits))
-        section.blocks.extend(_pairs(run, stage, limits))
-    return section
+    return filled(section, run, "questions", "the question–answer pairs", lambda stage: _made(run, stage, limits))
+
+
+def _made(run: Run, stage: Stage, limits: Limits) -> Iterator[Block]:
+    yield from _account(stage, mapping(run.value(stage.folder / "account.json")) or stage.metrics, limits)
+    yield from _pairs(run, stage, limits)
 
 
 COUNTS = {
@@ -247,23 +240,31 @@ COUNTS = {
     "train": ("Training rows by kind of question", "Question about"),
     "evaluation": ("Test questions by set and kind of question", "Set / question about"),
     "left_out": ("Left out, and why", "Reason"),
-    "entries": ("Entries in the documents: found, kept, and why not", "Entries"),
+    "entries": ("Entries found in the documents (matches), kept, and why not", "Entries"),
 }
 """Tables of the account of questions: caption, and what the first column names."""
+
+NOT_A_PART = {"train": "rows", "entries": "documents"}
+"""Keys of those counts that count something else than the rest."""
 
 
 def _account(stage: Stage, account: Row, limits: Limits) -> Iterator[Block]:
     untaught = account.get("untaught")
     held_out = float(len(untaught)) if isinstance(untaught, list) else number(untaught)
+    asked = counts_of(account.get("evaluation"))
+    sets: dict[str, float] = {}
+    for key, count in asked.items():
+        name = key.partition("/")[0]
+        sets[name] = sets.get(name, 0) + count
     items = [
         ("Entries taught", pick(account, "taught"), "the model sees these in training"),
         ("Entries held out", held_out, "never taught, only asked in the test"),
         ("Training rows", pick(account, "train.rows", "train"), "conversations, several phrasings of each entry"),
-        ("Test questions", sum(counts_of(account.get("evaluation")).values()) or None, "in phrasings that training never used"),
+        ("Test questions", sum(asked.values()) or None, listed(sets, 6)),
     ]
     yield Facts([(label, whole(value), remark) for label, value, remark in items if value is not None])
     for name, (caption, first) in COUNTS.items():
-        counts = {key: count for key, count in counts_of(account.get(name)).items() if not (name == "train" and key == "rows")}
+        counts = {key: count for key, count in counts_of(account.get(name)).items() if key != NOT_A_PART.get(name)}
         total = max(counts.values(), default=0)
         if counts:
             rows: list[list[Cell | str]] = [

@@ -85,11 +85,11 @@ def _verdict(run: Run, stage: Stage, rows: list[Result]) -> tuple[str, list[str]
     better = [row.model for row in same if row.model not in learned and (row.number("exact_match") or 0) > exact]
     if better:
         sentences.append(f"{joined(better)} {'does' if len(better) == 1 else 'do'} better than the model alone.")
-    sentences += _honesty(rows, last)
+    sentences += _honesty(rows, last, learned)
     return title, sentences
 
 
-def _honesty(rows: list[Result], last: str) -> list[str]:
+def _honesty(rows: list[Result], last: str, learned: list[str]) -> list[str]:
     sentences = []
     made_up = _row(rows, last, "invented")
     if made_up is not None and made_up.number("invented") is not None:
@@ -99,7 +99,12 @@ def _honesty(rows: list[Result], last: str) -> list[str]:
         sentences.append(f"Asked about names that do not exist, it invented an answer in {cases} of the cases: {verdict}.")
     untaught = _row(rows, last, "untaught")
     if untaught is not None and untaught.number("exact_match") is not None:
-        sentences.append(f"On entries it was never taught it was exactly right in {_asked(untaught, 'exact_match')}.")
+        exact = untaught.number("exact_match") or 0.0
+        better = [row for row in rows if row.set == "untaught" and row.model not in learned and (row.number("exact_match") or 0) > exact]
+        besides = joined([f"{row.model} in {_asked(row, 'exact_match')}" for row in better])
+        sentences.append(
+            f"On entries it was never taught it was exactly right in {_asked(untaught, 'exact_match')}{'; ' if besides else ''}{besides}."
+        )
     return sentences
 
 

@@ -11,7 +11,7 @@ from markupsafe import Markup
 from luyen.report.blocks import Block, Cell, Charts, Exchange, Facts, Heading, Limits, Note, Quote, Section, Table, missing
 from luyen.report.curves import SECOND, Line, draw, smooth, thin
 from luyen.report.reading import Run, Stage, mapping, number, parameters, pick, series, text
-from luyen.report.wording import clip, counted, decimal, duration, short, size, whole
+from luyen.report.wording import clip, counted, decimal, duration, foretold, short, size, whole
 
 Columns = dict[str, tuple[list[float], list[float]]]
 
@@ -105,10 +105,11 @@ def _figures(run: Run, stage: Stage, curves: Curves) -> Facts:
         ("Parameters", weights_of(stage), whole, "trained"),
         ("Steps", steps[-1] if steps else None, whole, f"of {whole(target)} planned" if target and steps and steps[-1] < target else ""),
         ("Loss", last, lambda value: decimal(value, 3), f"from {decimal(first, 3)} at the first step" if first is not None else ""),
-        ("Held-out text", bits, lambda value: f"{decimal(value, 3)} bits/byte", f"best {best}"),
-        ("Speed", rate, lambda value: f"{whole(value)} tokens/s", "median over the steps"),
-        ("Time", measured, duration, f"estimated {duration(estimate)}" if estimate is not None else "no estimate was kept"),
-        ("Memory at its peak", memory, size, f"estimated {size(expected)}" if expected is not None else ""),
+        ("Passes over the data", stage.number("epochs"), lambda value: decimal(value, 1), "each text was read so often"),
+        ("Held-out text", bits, lambda value: decimal(value, 3), f"bits/byte; best {best}"),
+        ("Tokens a second", rate, whole, "median over the steps"),
+        ("Time", measured, duration, foretold(estimate, measured, duration(estimate)) or "no estimate was kept"),
+        ("Most memory", memory, size, foretold(expected, memory, size(expected))),
     ]  # fmt: skip
     return Facts([(label, show(value), remark) for label, value, show, remark in candidates if value is not None])
 

@@ -9,7 +9,7 @@ from luyen.report.answers import results
 from luyen.report.blocks import Block, Cell, Code, Limits, Note, Section, Table
 from luyen.report.model_sections import final_loss, tokens_of, weights_of
 from luyen.report.reading import ENVIRONMENT, RECIPE, Run, Stage, documents, mapping, number, pick, text
-from luyen.report.wording import clip, counted, decimal, duration, energy, moment, share, size, whole
+from luyen.report.wording import clip, counted, decimal, duration, energy, foretold, moment, share, size, whole
 
 STATES = {"done": "done", "failed": "failed", "stopped": "not finished", "waiting": "not begun"}
 
@@ -18,8 +18,8 @@ def stages(run: Run, limits: Limits) -> Section:
     """One row per stage, a total, and what happened when."""
     section = Section(
         "stages", "What was done",
-        "Each stage takes what the one before it made. Estimates were made before the stage began, so you can see how far to trust them "
-        "for a longer run.",
+        "Each stage takes what the one before it made. Below each time and each memory stands what was expected before the work began, so "
+        "you can see how far to trust an estimate for a longer run.",
     )  # fmt: skip
     longest = max((pick(stage.manifest, "seconds") or 0 for stage in run.stages), default=0)
     columns = ["Stage", "Result", "Time", "Tokens", "Loss", "Peak memory", "Energy"]
@@ -38,6 +38,7 @@ def stages(run: Run, limits: Limits) -> Section:
 def _row(run: Run, stage: Stage, longest: float) -> list[Cell | str]:
     seconds, estimate = pick(stage.manifest, "seconds"), pick(stage.manifest, "estimate.seconds")
     memory, expected = pick(stage.manifest, "peak_bytes"), pick(stage.manifest, "estimate.bytes")
+    unforeseen = "not known before" if "counted" in mapping(stage.manifest.get("estimate")) else ""
     trained = stage.kind == "model"
     result = outcome(run, stage)
     if stage.state != "done":
@@ -47,12 +48,12 @@ def _row(run: Run, stage: Stage, longest: float) -> list[Cell | str]:
         Cell(result, "" if stage.planned or not run.recipe else "left from an earlier recipe", "" if stage.state == "done" else "bad"),
         Cell(
             duration(seconds),
-            f"estimated {duration(estimate)}" if estimate else "",
+            foretold(estimate, seconds, duration(estimate)) or unforeseen,
             share=seconds / longest if seconds and longest else None,
         ),
         Cell(whole(tokens_of(stage)) if trained else "–"),
         Cell(decimal(final_loss(run, stage)) if trained else "–"),
-        Cell(size(memory), f"estimated {size(expected)}" if expected and memory else ""),
+        Cell(size(memory), foretold(expected, memory, size(expected)) if memory else ""),
         Cell(energy(pick(stage.manifest, "joules"))),
     ]
 
@@ -67,12 +68,23 @@ def _total(run: Run) -> list[Cell | str]:
     return [
         Cell("Total", tone="strong"),
         Cell(f"{done} of {counted(len(run.stages), 'stage')} done", tone="" if done == len(run.stages) else "bad"),
-        Cell(duration(summed([pick(stage.manifest, "seconds") for stage in run.stages]))),
+        Cell(duration(summed([pick(stage.manifest, "seconds") for stage in run.stages])), _expected_together(run)),
         Cell(whole(summed([tokens_of(stage) for stage in run.of_kind("model")]))),
         Cell("–"),
         Cell(size(max(peaks, default=None)), "highest" if peaks else ""),
         Cell(energy(summed([pick(stage.manifest, "joules") for stage in run.stages]))),
     ]
+
+
+def _expected_together(run: Run) -> str:
+    """All stages that had an estimate, expected beside measured."""
+    both = [(pick(stage.manifest, "estimate.seconds"), pick(stage.manifest, "seconds")) for stage in run.stages]
+    known = [(expected, measured) for expected, measured in both if expected is not None and measured is not None]
+    if not known:
+        return ""
+    expected, measured = sum(pair[0] for pair in known), sum(pair[1] for pair in known)
+    told = foretold(expected, measured, duration(expected))
+    return told if len(known) == len(run.stages) or not told else f"{told}, for the {counted(len(known), 'stage')} with an estimate"
 
 
 def outcome(run: Run, stage: Stage) -> str:

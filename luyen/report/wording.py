@@ -54,6 +54,24 @@ def duration(seconds: float | None) -> str:
     return f"{minutes // 60:,}{JOIN}h{JOIN}{minutes % 60:02d}{JOIN}min"
 
 
+def foretold(expected: float | None, measured: float | None, shown: str) -> str:
+    """A prediction beside what was measured: "29 % less than the 1 min 26 s expected"; `shown` is the prediction with its unit."""
+    if not expected:
+        return ""
+    if not measured:
+        return f"{shown} expected"
+    if abs(measured / expected - 1) < 0.05:
+        return f"as expected ({shown})"
+    return f"{_times(measured / expected)} the {shown} expected"
+
+
+def _times(ratio: float) -> str:
+    """0.71 -> "29 % less than", 1.3 -> "30 % more than", 2.4 -> "2.4 times"."""
+    if ratio >= 2:
+        return f"{_three_digits(ratio)} times"
+    return f"{abs(100 * (ratio - 1)):.0f}{JOIN}% {'less' if ratio < 1 else 'more'} than"
+
+
 def share(value: float | None, digits: int = 1) -> str:
     """0.641 -> "64.1 %"."""
     return "–" if value is None else f"{100 * value:.{digits}f}{JOIN}%"

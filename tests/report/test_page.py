@@ -83,8 +83,8 @@ def test_the_headline_is_measured_and_honest(page: tuple[str, Page]) -> None:
 def test_every_part_of_the_run_is_told(page: tuple[str, Page]) -> None:
     source, parsed = page
     for said in (
-        "estimated 2 min 00 s", "Energy could not be measured", "12 clean documents of 15 (80 %)", "near duplicate 1",
-        "11 words, at least 50", "email 3, phone 1", "4,096", "One sentence as the model sees it: 20 tokens",
+        "18 % more than the 2 min 00 s expected", "Energy could not be measured", "12 clean documents of 15 (80 %)", "near duplicate 1",
+        "11 words, at least 50", "email 3, phone 1", "4,096", "The beginning of a text as the model sees it: 20 tokens",
         "It returns the greatest common divisor",
         "Entries taught 185", "vocab_size: 4096", "luyen chat", "luyen run quickstart --budget 1h", "did not stop by itself", "+0.095",
         "57.3 to 71.3", "by kind of question", "asked in the chat template",
@@ -247,3 +247,44 @@ def test_headline_when_nothing_was_learned(tmp_path: Path) -> None:
             row["exact_match"] = 0.041
     path.write_text(json.dumps(results))
     assert headline(open_run(run)).title.startswith("It learned little: it answered 4")
+
+
+def _with_ngram(tmp_path: Path, bits: float, exact: float) -> str:
+    """The page's text for a run whose n-gram costs `bits` a byte and answers `exact` of the taught questions."""
+    run = build(tmp_path / "run")
+    path = run / "before_after" / "results.json"
+    value = json.loads(path.read_text())
+    value["forgetting"].append({"model": "n-gram", "heldout_bits_per_byte": bits, "difference": bits - 1.305})
+    value["rows"].append({"model": "n-gram", "set": "taught", "examples": 185, "exact_match": exact})
+    value["asked"]["n-gram"] = "Kneser-Ney 5-gram over 251174 tokens"
+    path.write_text(json.dumps(value))
+    return Page(write(run).read_text(encoding="utf-8")).text
+
+
+def test_an_ngram_that_predicts_better_is_explained(tmp_path: Path) -> None:
+    text = _with_ngram(tmp_path, 1.35, 0.02)
+    assert "The n-gram predicts the held-out text better (1.350 bits per byte) than chat (1.400)." in text
+    assert "it has 2 % exactly right, chat 64 %. How it was counted: Kneser-Ney 5-gram over 251174 tokens." in text
+    assert "improved" not in text, "a baseline neither forgot nor improved"
+
+
+def test_an_ngram_that_predicts_worse_is_not(tmp_path: Path) -> None:
+    assert "predicts the held-out text better" not in _with_ngram(tmp_path, 1.5, 0.02)
+
+
+def test_an_ngram_that_answers_as_well_is_not_called_a_mere_table(tmp_path: Path) -> None:
+    text = _with_ngram(tmp_path, 1.2, 0.9)
+    assert "than base (1.305) and chat (1.400)" in text and "Looking up does not answer questions" not in text
+
+
+def test_expected_and_measured_stand_side_by_side(page: tuple[str, Page]) -> None:
+    text = page[1].text
+    assert "20 % less than the 4.0 s expected" in text, "a stage that trains nothing"
+    assert "0.4 s not known before" in text, "the estimate said why"
+    assert "as expected (4 min 04 s), for the 3 stages with an estimate" in text, "the total"
+
+
+def test_figures_say_what_they_count(page: tuple[str, Page]) -> None:
+    text = page[1].text
+    assert "every link was followed" not in text and "in phrasings that training never used" not in text
+    assert "retrieval in" in text.partition("On entries it was never taught")[2].partition("The run read")[0]

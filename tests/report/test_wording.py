@@ -53,3 +53,18 @@ def test_moment_takes_both_forms_of_time_and_refuses_others() -> None:
 def test_clip_says_how_much_was_cut() -> None:
     assert wording.clip("a" * 10, 10) == "a" * 10
     assert wording.clip("a" * 1510, 10) == "a" * 10 + " … (cut: 1,500 more characters)"
+
+
+@pytest.mark.parametrize(
+    ("expected", "measured", "said"),
+    [
+        (100.0, 71.0, "29\u00a0% less than the X expected"),
+        (100.0, 130.0, "30\u00a0% more than the X expected"),
+        (100.0, 240.0, "2.4 times the X expected"),
+        (100.0, 104.0, "as expected (X)"),
+        (100.0, None, "X expected"),
+        (None, 100.0, ""),
+    ],
+)
+def test_a_prediction_stands_beside_the_measurement(expected: float | None, measured: float | None, said: str) -> None:
+    assert wording.foretold(expected, measured, "X") == said

@@ -263,7 +263,9 @@ def _questions(folder: Path, hostile: str, long: int) -> Made:
     write_jsonl(
         folder / "evaluation.jsonl", [{"id": "e1", "set": "taught", "messages": row["messages"][:1], "answer": "It serializes."}] * 4
     )
-    return {**account, "summary": "185 entries taught, 20 held out, 4210 rows"}, {"seconds": 0.4, "joules": None}
+    return {**account, "summary": "185 entries taught, 20 held out, 4210 rows"}, {
+        "seconds": 0.4, "joules": None, "estimate": {"seconds": None, "bytes": None, "counted": "how much corpus holds is not known"},
+    }  # fmt: skip
 
 
 def _results(hostile: str) -> Iterable[dict[str, Any]]:
