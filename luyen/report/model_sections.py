@@ -101,11 +101,13 @@ def _figures(run: Run, stage: Stage, curves: Curves) -> Facts:
     memory, expected = pick(stage.manifest, "peak_bytes"), pick(stage.manifest, "estimate.bytes")
     first, last = (curves.of("loss")[1][0], final_loss(run, stage)) if steps else (None, None)
     bits, best = curves.last("heldout_bits_per_byte"), decimal(curves.lowest("heldout_bits_per_byte"))
+    planned = f"of {whole(target)} planned" if target and steps and steps[-1] < target else ""
+    epochs = stage.number("epochs")
+    passes = f"{decimal(epochs, 1)} times through the data" if epochs is not None else ""
     candidates = [
         ("Parameters", weights_of(stage), whole, "trained"),
-        ("Steps", steps[-1] if steps else None, whole, f"of {whole(target)} planned" if target and steps and steps[-1] < target else ""),
+        ("Steps", steps[-1] if steps else None, whole, planned or passes),
         ("Loss", last, lambda value: decimal(value, 3), f"from {decimal(first, 3)} at the first step" if first is not None else ""),
-        ("Passes over the data", stage.number("epochs"), lambda value: decimal(value, 1), "each text was read so often"),
         ("Held-out text", bits, lambda value: decimal(value, 3), f"bits/byte; best {best}"),
         ("Tokens a second", rate, whole, "median over the steps"),
         ("Time", measured, duration, foretold(estimate, measured, duration(estimate)) or "no estimate was kept"),

@@ -84,7 +84,7 @@ def _expected_together(run: Run) -> str:
         return ""
     expected, measured = sum(pair[0] for pair in known), sum(pair[1] for pair in known)
     told = foretold(expected, measured, duration(expected))
-    return told if len(known) == len(run.stages) or not told else f"{told}, for the {counted(len(known), 'stage')} with an estimate"
+    return told if len(known) == len(run.stages) or not told else f"{told}, of the {counted(len(known), 'stage')} with an estimate"
 
 
 def outcome(run: Run, stage: Stage) -> str:

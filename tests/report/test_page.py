@@ -281,7 +281,7 @@ def test_expected_and_measured_stand_side_by_side(page: tuple[str, Page]) -> Non
     text = page[1].text
     assert "20 % less than the 4.0 s expected" in text, "a stage that trains nothing"
     assert "0.4 s not known before" in text, "the estimate said why"
-    assert "as expected (4 min 04 s), for the 3 stages with an estimate" in text, "the total"
+    assert "as expected (4 min 04 s), of the 3 stages with an estimate" in text, "the total"
 
 
 def test_figures_say_what_they_count(page: tuple[str, Page]) -> None:
