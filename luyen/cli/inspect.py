@@ -12,7 +12,7 @@ from luyen.cli.chat import find
 from luyen.cli.unfinished import RECIPE
 from luyen.core import manifest, progress
 from luyen.core.config import Config, Input, load
-from luyen.core.errors import DamagedFile, DataError, ModelError
+from luyen.core.errors import DamagedFile, DataError
 from luyen.core.hub import download
 from luyen.data.config import ReadConfig
 
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from luyen.data.formats import Dataset
-    from luyen.tokenizer.load import Tokenizer
 
 HELP = """Show rows of a data set as the model will see them ({+trained+}, context, [-cut-]), the detected format and an account
 of every token. Fails (exit code 2) when a row trains on nothing or never trains the end of a turn.
@@ -147,10 +146,9 @@ def _show_tokens(dataset: Dataset, folder: Path, config: InspectConfig, console:
     from luyen.data.inspect import inspect
     from luyen.tokenizer.load import Tokenizer
 
-    tokenizer = _with_template(Tokenizer.load(folder), config.template)
-    if not tokenizer.has_template and not all(isinstance(record, Plain | Completion) for record in dataset.records):
-        fits = ", ".join(tokenizer.fitting_templates()) or "a .jinja file"
-        raise ModelError(f"{folder} has no chat template, which says how a conversation becomes tokens", fix=f"Set template=... ({fits}).")
+    tokenizer = Tokenizer.load(folder)
+    if config.template or not all(isinstance(record, Plain | Completion) for record in dataset.records):
+        tokenizer = tokenizer.with_template(config.template)
     length, reason = (config.length, "") if config.length is not None else _default_length(folder)
     inspection = inspect(dataset, tokenizer, length, config.truncation, show=config.rows)
     for row in inspection.rows:
@@ -166,13 +164,6 @@ def _show_tokens(dataset: Dataset, folder: Path, config: InspectConfig, console:
             f"{len(inspection.problems)} rows would teach nothing or not how to stop", found=inspection.problems[0],
             fix="Mend or remove them, or raise length.",
         )  # fmt: skip
-
-
-def _with_template(tokenizer: Tokenizer, template: str) -> Tokenizer:
-    """The tokenizer with the template that was asked for, as `luyen sft` would take it; unchanged when none was."""
-    if not template.endswith(".jinja"):
-        return tokenizer.with_template(template) if template else tokenizer
-    return tokenizer.with_jinja(Path(template).expanduser().read_text(encoding="utf-8"), template)
 
 
 def _tokenizer_folder(name: str) -> Path:

@@ -14,12 +14,12 @@ from typing import Any
 
 import tokenizers
 
-from luyen.core.errors import DataError, ModelError
+from luyen.core.errors import DataError, ModelError, UserError
 from luyen.core.manifest import write_atomic, write_json
 from luyen.tokenizer.control import control_tokens, prepends_once, unknown_token, without_control
 from luyen.tokenizer.folder import Facts, read_folder
 from luyen.tokenizer.foreign import recognise
-from luyen.tokenizer.templates import TEMPLATES, ChatTemplate, Names, template_named
+from luyen.tokenizer.templates import JINJA_FILE, TEMPLATES, ChatTemplate, Names, template_named
 
 PARALLELISM = "TOKENIZERS_PARALLELISM"
 _CONTROL_LIKE = re.compile(r"<\|[^|<>{}\s]+\|>|</?[a-z_]+>")
@@ -76,7 +76,9 @@ class Tokenizer:
     def template(self) -> ChatTemplate:
         """The chat template. Raises ModelError when the folder has none, as base models do."""
         if self._facts.template is None:
-            raise ModelError("this tokenizer has no chat template", fix=f"Choose one: {', '.join(TEMPLATES)}.")
+            fits = "".join(f"template={name} or " for name in self.fitting_templates())
+            what = "this model's tokenizer has no chat template, which says how a conversation becomes tokens"
+            raise ModelError(what, fix=f"Set {fits}template=FILE{JINJA_FILE}.")
         return self._facts.template
 
     @property
@@ -89,24 +91,32 @@ class Tokenizer:
         return tuple(name for name, template in TEMPLATES.items() if not self._missing(template))
 
     def with_template(self, name: str) -> Tokenizer:
-        """The same tokenizer with a chat template of the table. Raises ModelError when control tokens that it needs are missing."""
-        template = template_named(name)
-        if missing := self._missing(template):
-            raise self._unfit(f"the template {name!r}", missing)
-        return self._with(template)
+        """The same tokenizer with a chat template of the table, or of a file that ends in .jinja; its own for "".
 
-    def with_jinja(self, jinja: str, source: str) -> Tokenizer:
-        """The same tokenizer with a chat template of Jinja text; `source` names the text in errors.
-
-        Raises ModelError when it is no Jinja, or when an answer would not end in a control token that this tokenizer has.
+        Raises UserError for a file that cannot be read, ModelError when it is no Jinja, when an answer would not end in a control token
+        that this tokenizer has, when control tokens of the template are missing, or for "" when it has no template.
         """
+        if name.endswith(JINJA_FILE):
+            return self._with_jinja(name)
+        if name:
+            template = template_named(name)
+            if missing := self._missing(template):
+                raise self._unfit(f"the template {name!r}", missing)
+            return self._with(template)
+        return self._with(self.template)
+
+    def _with_jinja(self, file: str) -> Tokenizer:
+        try:
+            jinja = Path(file).expanduser().read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"cannot read the chat template {file}", found=str(error), fix="Check the path.") from error
         template = recognise(jinja, self.names, self.control)
         if template.end(self.names):
             return self._with(template)
         every = {token: number for known in TEMPLATES.values() for number, token in enumerate(known.needs(self.names), self.vocab_size)}
         known = recognise(jinja, self.names, {**every, **self.control})  # as if the tokenizer had all tokens of the table
         missing = self._missing(known) or [token for token in dict.fromkeys(_CONTROL_LIKE.findall(jinja)) if token not in self.control]
-        raise self._unfit(f"the chat template {source}", missing or ["one after every answer"])
+        raise self._unfit(f"the chat template {file}", missing or ["one after every answer"])
 
     def _missing(self, template: ChatTemplate) -> list[str]:
         return [token for token in template.needs(self.names) if token not in self.control]

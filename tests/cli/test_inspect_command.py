@@ -121,7 +121,7 @@ def test_rows_without_an_answer_are_shown_as_they_are(
 
 def test_a_model_without_a_template_takes_one(tmp_path: Path, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     bare = write_model(tmp_path / "bare", template=False)
-    assert "has no chat template, which says how a conversation becomes tokens. Set template=... (" in refused(run, f"model={bare}")
+    assert "has no chat template, which says how a conversation becomes tokens. Set template=" in refused(run, f"model={bare}")
     assert "{+That." in inspect(run, f"model={bare}", "template=luyen", capsys=capsys)
     own = write_tokenizer(tmp_path / "other")
     assert own.has_template

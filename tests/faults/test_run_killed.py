@@ -97,7 +97,7 @@ def test_the_log_of_a_stopped_run_tells_what_happened(undisturbed: tuple[Path, d
     process.send_signal(signal.SIGTERM)
     output = process.communicate(timeout=100)[0]
     assert process.returncode == 143, output
-    assert "the same command continues" in output and "Traceback" not in output
+    assert "Go on with: luyen run toy.yaml --out told" in output and "Traceback" not in output
     rows = [json.loads(line) for line in (folder / "told" / "events.jsonl").read_text().splitlines()]
     assert rows[-1]["event"] == "interrupted"
     assert (folder / "told" / "report.html").is_file(), "also a run that stopped has a report"

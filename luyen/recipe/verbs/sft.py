@@ -7,7 +7,7 @@ from pathlib import Path
 
 from luyen.algorithms.sft import SFT
 from luyen.core import progress
-from luyen.core.errors import ConfigError, ModelError
+from luyen.core.errors import ConfigError
 from luyen.core.records import Document
 from luyen.core.seed import derive
 from luyen.data.config import ReadConfig
@@ -24,14 +24,13 @@ from luyen.recipe.sizes import row_length
 from luyen.recipe.stage import Stage
 from luyen.recipe.training import answer_questions, heldout_hook, some_text, train_stage, write_model
 from luyen.tokenizer.load import Tokenizer
-from luyen.tokenizer.templates import JINJA_FILE
 
 
 def run(config: SFTConfig, stage: Stage) -> None:
     """Fine-tune all weights on the answers; the result is the stage's `model` folder."""
     folder = stage.model(config.model)
     model = hf.load(folder)
-    tokenizer = _with_template(Tokenizer.load(hf.locate(folder)), config.template, folder)
+    tokenizer = Tokenizer.load(hf.locate(folder)).with_template(config.template)
     length = row_length(config.batch, model.config.context_length)
     progress.say(f"  rows of {length:,} tokens")
     mixture = _mixture(config, stage, tokenizer, length)
@@ -45,22 +44,6 @@ def run(config: SFTConfig, stage: Stage) -> None:
     result = train_stage(SFT(model, stream), config.train, stage, hooks, of_stage(config.train, config.batch, model.config, ANSWER_SHARE))
     lineage = {"algorithm": "sft", "base": Path(folder).name, "tokens": result.tokens, "targets": result.targets, "seed": stage.seed}
     write_model(model, tokenizer, stage, lineage)
-
-
-def _with_template(tokenizer: Tokenizer, template: str, model: str) -> Tokenizer:
-    """The tokenizer with the template that was asked for, else with its own. Raises ModelError when there is none or it does not fit."""
-    if template.endswith(JINJA_FILE):
-        path = Path(template).expanduser()
-        return tokenizer.with_jinja(path.read_text(encoding="utf-8"), str(path))
-    if template:
-        return tokenizer.with_template(template)
-    if not tokenizer.has_template:
-        fits = " or ".join(f"template={name}" for name in tokenizer.fitting_templates())
-        fix = (
-            f"Set {fits}, whose control tokens the model has, or template=FILE{JINJA_FILE}." if fits else f"Set template=FILE{JINJA_FILE}."
-        )
-        raise ModelError(f"{model} has no chat template, which says how a conversation becomes tokens", fix=fix)
-    return tokenizer
 
 
 def _held_out(config: SFTConfig, stage: Stage) -> list[Document]:
