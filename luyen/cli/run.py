@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -42,25 +43,33 @@ def _run(words: tuple[str, ...], budget: str | None, out: str | None, dry_run: b
 
 
 def _run_plan(made: Plan, folder: Path, dry_run: bool) -> None:
-    from luyen.recipe.estimate import lines, predict
-    from luyen.recipe.run import run, up_to_date
+    from luyen.recipe.run import run
 
     progress.say(f"{made.name}{f', budget {made.budget}' if made.budget else ''}: {made.about}")
-    done = up_to_date(made, folder)
-    expected = predict(made, done)
-    for line in lines(expected, tuple(done)):
-        progress.say(line)
+    expected = foretell(made, folder)
     if dry_run:
         return
     try:
         with told_on_stop(folder):
-            run(made, folder, {name: item.as_dict() for name, item in expected.items()})
+            run(made, folder, expected)
     except (Interrupted, KeyboardInterrupt, NonFinite):
         _report(folder)  # also of a run that stopped
         raise
     page = _report(folder)
     progress.say(f"report: {page}")
     progress.say(f"talk to it: luyen chat {folder}" if out_is_unusual(folder) else "talk to it: luyen chat")
+
+
+def foretell(made: Plan, folder: Path) -> dict[str, Any]:
+    """Say what the stages that are not up to date will take, and return it for their manifests."""
+    from luyen.recipe.estimate import lines, predict
+    from luyen.recipe.run import up_to_date
+
+    done = up_to_date(made, folder)
+    expected = predict(made, done)
+    for line in lines(expected, tuple(done)):
+        progress.say(line)
+    return {name: item.as_dict() for name, item in expected.items()}
 
 
 def out_is_unusual(folder: Path) -> bool:

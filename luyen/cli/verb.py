@@ -7,12 +7,17 @@ from pathlib import Path
 import click
 
 from luyen.cli.arguments import field_help, only_settings, plain_command, runs_folder, working
+from luyen.cli.run import foretell
 from luyen.cli.unfinished import told_on_stop
 from luyen.core.config import dump, load, merge, read_yaml
 from luyen.core.errors import LuyenError
 from luyen.recipe.graph import Plan, StagePlan
+from luyen.recipe.inputs import check_inputs
 from luyen.recipe.run import run
 from luyen.recipe.table import VERBS, load_config_class
+
+NEED_TORCH = ("model", "evaluation")
+"""What is made with torch: there measuring the machine for an estimate costs nothing beside importing it."""
 
 
 def command(verb: str) -> click.Command:
@@ -31,8 +36,11 @@ def command(verb: str) -> click.Command:
             folder = Path(out) if out else runs_folder() / verb
             stage = StagePlan(verb, verb, checked, ())
             resolved = {"version": 1, "name": verb, "seed": seed, "stages": {verb: {"do": verb, **dump(checked)}}}
+            made = Plan(verb, VERBS[verb].help, int(seed or 0), "", (stage,), resolved)
+            check_inputs(made, folder)
+            expected = foretell(made, folder) if VERBS[verb].kind in NEED_TORCH else {}
             with told_on_stop(folder):
-                run(Plan(verb, VERBS[verb].help, int(seed or 0), "", (stage,), resolved), folder)
+                run(made, folder, expected)
         print(f"{folder / verb}")
 
     text = f"{VERBS[verb].help}\n\nSettings, as key=value (nested keys with dots), with their defaults:\n\n{fields}"

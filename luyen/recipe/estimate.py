@@ -110,7 +110,7 @@ def predict(plan: Plan, done: Mapping[str, Path] | None = None) -> dict[str, Pre
 
 
 def lines(predictions: Mapping[str, Prediction], done: tuple[str, ...] = ()) -> list[str]:
-    """Predictions in words: one line a stage, then all together with what that leaves out; empty when everything is up to date."""
+    """Predictions in words: one line a stage, then several together with what that leaves out; empty when everything is up to date."""
     if not predictions:
         return []
     told = ["estimate for this machine, before anything is done:"]
@@ -118,6 +118,8 @@ def lines(predictions: Mapping[str, Prediction], done: tuple[str, ...] = ()) -> 
         taken = "not known before" if item.seconds is None else f"about {_duration(item.seconds)}"
         memory = f", {item.bytes / 1e9:.1f} GB" if item.bytes is not None and item.seconds is not None else ""
         told.append(f"  {name}: {taken}{memory} ({item.told})")
+    if len(predictions) == 1 and not done:
+        return told
     known = [item for item in predictions.values() if item.seconds is not None]
     unknown = [name for name, item in predictions.items() if item.seconds is None]
     total = f"  together: about {_duration(sum(item.seconds or 0.0 for item in known))}" if known else "  together: not known before"

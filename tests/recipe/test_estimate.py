@@ -11,6 +11,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from toy import write_recipe  # noqa: E402
 
+from luyen.cli.verb import command  # noqa: E402
 from luyen.core.config import load, parse_overrides  # noqa: E402
 from luyen.engine.config import TrainConfig  # noqa: E402
 from luyen.engine.estimate import (  # noqa: E402
@@ -153,3 +154,18 @@ def test_a_stage_alone_still_records_its_estimate(tmp_path: Path) -> None:
     run(dataclasses.replace(made, stages=made.stages[:3]), tmp_path / "run")
     said = json.loads((tmp_path / "run/base/luyen.json").read_text())["estimate"]
     assert said["seconds"] > 0 and said["bytes"] > 1e8
+
+
+def test_a_training_verb_says_its_estimate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    made = plan(write_recipe(tmp_path), {})
+    run(dataclasses.replace(made, stages=made.stages[:2]), tmp_path / "run")
+    words = [f"data={tmp_path}/run/corpus", f"tokenizer={tmp_path}/run/tokenizer", "model.preset=llama-1m", "model.num_layers=1"]
+    words += ["train.steps=1", "batch.rows=1", "batch.length=64", "train.device=cpu"]
+    capsys.readouterr()
+    command("pretrain").main(words, standalone_mode=False)
+    out = capsys.readouterr().out
+    assert out.index("estimate for this machine") < out.index("  pretrain: about ") < out.index("training: 1/1")
+    assert "together" not in out, "one stage needs no sum"
+    said = json.loads((tmp_path / "runs/pretrain/pretrain/luyen.json").read_text())["estimate"]
+    assert said["counted"] in out
