@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import itertools
 import json
@@ -20,13 +19,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from luyen.core import progress
+from luyen.core import lock, progress
 from luyen.core.errors import DamagedFile, StorageError, UserError
 
 MANIFEST = "luyen.json"
 TEMPORARY = ".tmp-"
 # Fixed fields first, so that one artefact's name is never a part of another's leftovers.
 _LEFTOVER = re.compile(re.escape(TEMPORARY) + r"(?P<kind>new|old)-(?P<tag>\d+-\d+)-(?P<name>.+)", re.DOTALL)
+_LEFT_FILE = f"{TEMPORARY}file-"
 
 
 def canonical(value: object) -> str:
@@ -79,15 +79,19 @@ def write_atomic(path: Path, data: bytes | str) -> None:
     """Write a small file so that a reader sees either the old or the new content, also after a crash."""
     payload = data.encode() if isinstance(data, str) else data
     path = Path(path)
-    temporary = path.with_name(f"{TEMPORARY}{os.getpid()}-{path.name}")
+    temporary = path.with_name(f"{_LEFT_FILE}{os.getpid()}-{path.name}")
     with storage_errors(path):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with open(temporary, "wb") as file:
-                file.write(payload)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
+                lock.own(file.fileno())
+                try:
+                    file.write(payload)
+                    file.flush()
+                    os.fsync(file.fileno())
+                    os.replace(temporary, path)
+                finally:
+                    lock.release(file.fileno())
             fsync(path.parent)
         finally:
             temporary.unlink(missing_ok=True)
@@ -120,9 +124,9 @@ def new_folder(final: Path) -> Iterator[Path]:
         raise UserError(f"{final} is a file", expected="a folder or nothing there", fix="Choose another name.")
     with storage_errors(final):
         final.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(final.parent):
+        with lock.exclusive(final.parent):
             _clean(final.parent, final.name)
-            temporary, lock = _temporary(final)
+            temporary, descriptor = _temporary(final)
         try:
             yield temporary
             sync_folder(temporary)
@@ -131,7 +135,18 @@ def new_folder(final: Path) -> Iterator[Path]:
             _discard(temporary)
             raise
         finally:
-            os.close(lock)
+            lock.release(descriptor)
+            os.close(descriptor)
+
+
+def existing(name: str | Path) -> Path | None:
+    """The file or folder of that name (~ is the home folder), a cut replacement of it finished first; None when there is none.
+
+    Everything that a user names goes through here, so that a folder is found which a kill left under its temporary name.
+    """
+    path = Path(name).expanduser()
+    recover(path)
+    return path if path.exists() else None
 
 
 def recover(final: Path) -> None:
@@ -143,15 +158,22 @@ def recover(final: Path) -> None:
     final = Path(final)
     if not final.name or final.exists() or not any(left.kind == "old" for left in _leftovers(final.parent, final.name)):
         return
-    with storage_errors(final), _locked(final.parent):
+    with storage_errors(final), lock.exclusive(final.parent):
         _recover(final)
 
 
 def clean_up(parent: Path) -> None:
-    """Recover what can be recovered in `parent`, and remove what killed processes left of new folders; those of living ones stay."""
-    if Path(parent).is_dir():
-        with storage_errors(Path(parent)), _locked(Path(parent)):
-            _clean(Path(parent), None)
+    """Recover what can be recovered in `parent`, and remove what killed processes left there of new folders and of small files.
+
+    What a living process writes stays.
+    """
+    parent = Path(parent)
+    if parent.is_dir():
+        with storage_errors(parent), lock.exclusive(parent):
+            _clean(parent, None)
+            for path in parent.glob(f"{_LEFT_FILE}*"):
+                if path.is_file() and not lock.owned(path):
+                    path.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)
@@ -170,21 +192,8 @@ class _Leftover:
 
     @property
     def owned(self) -> bool:
-        """Whether the process that writes it lives, told by its lock: a process id may be another's by now.
-
-        Where folders cannot be locked (NFS) nothing tells, so the answer is yes.
-        """
-        try:
-            descriptor = os.open(self.path, os.O_RDONLY)
-        except FileNotFoundError:
-            return False
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            return True
-        finally:
-            os.close(descriptor)
-        return False
+        """Whether the process that writes it lives."""
+        return lock.owned(self.path)
 
 
 def _leftovers(parent: Path, name: str | None) -> list[_Leftover]:
@@ -197,20 +206,6 @@ def _leftovers(parent: Path, name: str | None) -> list[_Leftover]:
     return [leftover for leftover in every if name in (None, leftover.final.name)]
 
 
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """One process at a time renames in `folder`. Where folders cannot be locked (NFS) processes must not write one artefact together."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        with contextlib.suppress(OSError):
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        with contextlib.suppress(OSError):
-            fcntl.flock(descriptor, fcntl.LOCK_UN)  # closing is not enough where a child was forked meanwhile
-        os.close(descriptor)
-
-
 def _temporary(final: Path) -> tuple[Path, int]:
     """A new folder beside `final` and the descriptor that keeps it locked as long as this process lives."""
     for number in itertools.count():
@@ -219,15 +214,14 @@ def _temporary(final: Path) -> tuple[Path, int]:
             path.mkdir()
             break
     descriptor = os.open(path, os.O_RDONLY)
-    with contextlib.suppress(OSError):
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    lock.own(descriptor)
     return path, descriptor
 
 
 def _replace(final: Path, temporary: Path) -> None:
     """Put `temporary` in the place of `final`."""
     retired = final.with_name(temporary.name.replace(f"{TEMPORARY}new-", f"{TEMPORARY}old-", 1))
-    with _locked(final.parent):
+    with lock.exclusive(final.parent):
         replaced = os.path.lexists(final)
         if replaced:
             os.rename(final, retired)
@@ -310,8 +304,8 @@ def verify(folder: Path) -> dict[str, Any]:
     """The manifest of `folder`, after checking every file that it lists. Raises DamagedFile naming the first bad one."""
     folder = Path(folder)
     recover(folder)
-    manifest, files = _read(folder)
-    for name, entry in files.items():
+    manifest = read(folder)
+    for name, entry in manifest["files"].items():
         _check(folder, name, entry)
     return manifest
 
@@ -326,28 +320,33 @@ def verify_listed(path: Path) -> None:
     for folder in (path, path.parent, path.parent.parent):
         if (folder / MANIFEST).is_file():
             wanted = path.relative_to(folder).parts
-            for name, entry in _read(folder)[1].items():
+            for name, entry in read(folder)["files"].items():
                 if Path(name).parts[: len(wanted)] == wanted:
                     _check(folder, name, entry)
             return
 
 
-def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The manifest of `folder` and its list of files."""
-    manifest = read_json(folder / MANIFEST)
+def read(folder: Path) -> dict[str, Any]:
+    """The manifest of `folder`, its own form checked and not yet the files: an object whose `files` all lie inside and have size and hash.
+
+    Raises DamagedFile.
+    """
+    path = Path(folder) / MANIFEST
+    manifest = read_json(path)
     files = manifest.get("files") if isinstance(manifest, dict) else None
     if not isinstance(files, dict):
-        raise DamagedFile(folder / MANIFEST, "has no list of files")
-    return manifest, files
+        raise DamagedFile(path, "has no list of files")
+    for name, entry in files.items():
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise DamagedFile(path, f"names {name}, which is outside its folder")
+        if not isinstance(entry, dict) or not isinstance(entry.get("bytes"), int) or not isinstance(entry.get("sha256"), str):
+            raise DamagedFile(path, f"says nothing usable of {name}")
+    return dict(manifest)
 
 
-def _check(folder: Path, name: str, entry: object) -> None:
+def _check(folder: Path, name: str, entry: Mapping[str, Any]) -> None:
     """Raise DamagedFile when a file differs from its entry in the folder's manifest."""
     path = folder / name
-    if Path(name).is_absolute() or ".." in Path(name).parts:
-        raise DamagedFile(folder / MANIFEST, f"names {name}, which is outside its folder")
-    if not isinstance(entry, dict) or not isinstance(entry.get("bytes"), int) or not isinstance(entry.get("sha256"), str):
-        raise DamagedFile(folder / MANIFEST, f"says nothing usable of {name}")
     if not path.is_file():
         raise DamagedFile(path, "is missing")
     if path.stat().st_size != entry["bytes"]:

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -228,3 +229,52 @@ def test_a_manifest_two_folders_up_is_not_asked(tmp_path: Path) -> None:
     manifest.seal(folder, "test")
     (folder / "sub" / "deep" / "c").write_text("d")
     manifest.verify_listed(folder / "sub" / "deep" / "c")
+
+
+def test_a_folder_in_a_new_folder(tmp_path: Path) -> None:
+    """What is written inside a folder that is being written needs no second lock; waiting for one would never end."""
+    done = threading.Event()
+
+    def write() -> None:
+        with manifest.new_folder(tmp_path / "outer") as outer:
+            sealed(outer / "inner")
+            manifest.clean_up(outer)
+            manifest.seal(outer, "test")
+        done.set()
+
+    threading.Thread(target=write, daemon=True).start()
+    assert done.wait(20)
+    assert set(manifest.verify(tmp_path / "outer")["files"]) == {"inner/a.txt", "inner/sub/b.bin", "inner/luyen.json"}
+
+
+WRITING = """
+import os, sys, time
+from pathlib import Path
+from luyen.core import manifest
+plain = os.fsync
+def stop(descriptor):
+    print("there", flush=True)
+    time.sleep(60)
+manifest.os.fsync = stop
+manifest.write_json(Path(sys.argv[1]), {})
+"""
+
+
+def test_what_a_kill_left_of_a_small_file_is_removed_and_a_living_writers_is_not(tmp_path: Path) -> None:
+    process = subprocess.Popen([sys.executable, "-c", WRITING, str(tmp_path / "state.json")], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None and process.stdout.readline() == "there\n"
+    manifest.clean_up(tmp_path)
+    assert len(list(tmp_path.iterdir())) == 1
+    process.kill()
+    process.communicate()
+    assert len(list(tmp_path.iterdir())) == 1
+    manifest.clean_up(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_name_finds_what_a_kill_left_under_its_temporary_name(tmp_path: Path) -> None:
+    folder = sealed(tmp_path / "kept")
+    killed(folder, "rename", 1, "after", sealed=False)
+    assert not folder.exists()
+    assert manifest.existing(str(folder)) == folder and text(folder) == "alpha"
+    assert manifest.existing(tmp_path / "other") is None
