@@ -10,8 +10,8 @@ from pathlib import Path
 
 from luyen.core.errors import DataError
 from luyen.core.files import COMPRESSED
-from luyen.core.hub import download
-from luyen.core.manifest import verify_listed
+from luyen.core.hub import download, has_hub_form
+from luyen.core.manifest import existing, verify_listed
 from luyen.data.rows_json import json_document, json_lines
 from luyen.data.rows_table import TextUnit, conll_rows, delimiter_of, parquet_rows, table_rows, text_rows
 from luyen.data.source import RawRow, RowSource, open_source
@@ -20,7 +20,6 @@ JSON_LINES, JSON, TABLES, TEXTS = (".jsonl", ".ndjson"), (".json",), (".csv", ".
 CONLL = (".conll", ".conllu", ".iob", ".iob2", ".bio")
 KINDS = (*JSON_LINES, *JSON, *TABLES, ".parquet", *TEXTS, *CONLL)
 _NOT_DATA = {"luyen.json", "rejected.jsonl", "dataset_info.json", "dataset_infos.json", "state.json", "readme.md", "license.md"}
-_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(?:@[\w./-]+)?")
 _TAG = re.compile(r"O|[BIES]-\S+")
 
 
@@ -31,6 +30,8 @@ class Found:
     root: Path
     files: tuple[Path, ...]
     skipped: tuple[str, ...] = ()
+    single: bool = False
+    """A file was named; `root` is only where it lies."""
 
     def name(self, path: Path) -> str:
         """A file's name as shown: relative to the folder that was given."""
@@ -45,10 +46,10 @@ def kind_of(path: Path) -> str:
 
 def locate(name: str | Path) -> Path:
     """The file or folder of that path, else the copy on this machine of the hub's data set of that name. DataError when there is none."""
-    path = Path(name).expanduser()
-    if path.exists():
+    path = existing(name)
+    if path is not None:
         return path
-    if not _HUB_NAME.fullmatch(str(name)):
+    if not has_hub_form(str(name)):
         raise DataError(f"no file or folder {str(name)!r}", fix="Check the path; a dataset of the hub is named owner/dataset.")
     return download(str(name), "dataset", [f"*{kind}{compression}" for kind in KINDS for compression in ("", *COMPRESSED)])
 
@@ -56,14 +57,18 @@ def locate(name: str | Path) -> Path:
 def find(name: str | Path, split: str = "") -> Found:
     """The files behind a path or a hub name ("owner/dataset", with "@revision" if wanted); of a folder those of `split`, if given.
 
-    A split is a word of the file's path: train-00000.jsonl, train/a.csv. Raises DataError when there is nothing.
+    A split is a word of the file's path: train-00000.jsonl, train/a.csv. Raises DataError when there is nothing, and for a split of a
+    single file.
     """
     path = locate(name)
     if path.is_file():
-        return Found(path.parent, (path,))
+        if split:
+            fix = "Leave out read.split, or name the folder."
+            raise DataError(f"read.split={split} picks files of a folder", found=f"the file {path}", fix=fix)
+        return Found(path.parent, (path,), single=True)
     files = sorted((file for file in path.rglob("*") if file.is_file()), key=lambda file: file.relative_to(path).as_posix())
-    visible = [file for file in files if not any(part.startswith((".", "_")) for part in file.relative_to(path).parts)]
-    data = [file for file in visible if kind_of(file) in KINDS and file.name.lower() not in _NOT_DATA]
+    visible = [file for file in files if _is_visible(file, path)]
+    data = [file for file in visible if is_data(file, path)]
     skipped = tuple(file.relative_to(path).as_posix() for file in visible if file not in set(data))
     if split:
         chosen = [file for file in data if split in re.split(r"[^0-9A-Za-z]+", file.relative_to(path).as_posix())]
@@ -75,6 +80,16 @@ def find(name: str | Path, split: str = "") -> Found:
     if not data:
         raise DataError(f"{path} holds no data files", found=", ".join(skipped[:5]) or "an empty folder", expected=", ".join(KINDS))
     return Found(path, tuple(data), skipped)
+
+
+def is_data(path: Path, folder: Path) -> bool:
+    """Whether a file of that name, there or not, is read when the folder is given: it lies below it, is not hidden, and of a known kind."""
+    below = path.is_relative_to(folder) and path != folder
+    return below and _is_visible(path, folder) and kind_of(path) in KINDS and path.name.lower() not in _NOT_DATA
+
+
+def _is_visible(path: Path, folder: Path) -> bool:
+    return not any(part.startswith((".", "_")) for part in path.relative_to(folder).parts)
 
 
 @contextmanager

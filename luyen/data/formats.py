@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -24,7 +23,7 @@ from luyen.data.config import ReadConfig
 from luyen.data.detect import Detection, detect, explain_nearest, rename
 from luyen.data.discover import Found, find, open_rows
 from luyen.data.nested import questions
-from luyen.data.rejects import Problem, Rejects
+from luyen.data.rejects import Problem, Rejects, check_place
 from luyen.data.source import MAX_ROW_BYTES, QUOTED, RawRow, RowSource
 from luyen.data.turns import BadRow, kind
 
@@ -104,16 +103,20 @@ def read(
 ) -> Dataset:
     """Every record of a file, a folder or a hub dataset. `rejected` is where bad rows are kept.
 
-    Raises DataError for a missing or empty input, an unknown form, a bad row when strict, or when no row could be used; DamagedFile for
-    a broken archive (in a folder with other files it is reported in the account instead).
+    Raises DataError for a missing or empty input, a `rejected` that would overwrite something (see `check_place`), an unknown form, a bad
+    row when strict, or when no row could be used; DamagedFile for a broken archive (in a folder with other files it is reported in the
+    account instead).
     """
     config = config or ReadConfig()
     found = find(path, config.split)
+    if rejected is not None:
+        rejected = rejected.expanduser()
+        check_place(rejected, found)
     rejects = Rejects(rejected, strict=config.strict)
     dataset = Dataset([], "", ReadAccount(files=len(found.files), skipped=found.skipped))
     forms: dict[str, None] = {}
     header = not any(isinstance(place, int) for place in config.columns.values())
-    with closing(rejects), progress.task("reading", None, "rows") as bar:
+    with rejects, progress.task("reading", None, "rows") as bar:
         for file in found.files:
             reader = _FileReader(found, file, config.columns, rejects, dataset)
             try:

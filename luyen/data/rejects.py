@@ -4,19 +4,30 @@ from __future__ import annotations
 
 import base64
 import codecs
+import contextlib
 import json
+import os
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
 from typing import IO, Any
 
+from luyen.core import lock
 from luyen.core.errors import DataError
-from luyen.core.manifest import storage_errors
+from luyen.core.manifest import TEMPORARY, storage_errors
+from luyen.data.discover import Found, is_data
 from luyen.data.source import RawRow
 
 REMEMBERED = 20
 _PIECE = 3 << 18  # a multiple of 3, so that base64 pieces join
+_JSON_TEXT = rb'"(?:[^"\\]|\\.)*+"'
+_FACTS = re.compile(  # how a line of ours begins; its end may be a gigabyte away
+    rb'\{"file": %b, "line": \d+, "reason": %b(?:, "nearest": %b)?, "(?:text|base64)": "' % ((_JSON_TEXT,) * 3)
+)
+_FACTS_BYTES = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -33,7 +44,11 @@ class Problem:
 
 
 class Rejects:
-    """Collects bad rows; writes `path`, a .jsonl of file, line, reason, nearest form and text (or base64 when it is not UTF-8)."""
+    """Collects bad rows; writes `path`, a .jsonl of file, line, reason, nearest form and text (or base64 when it is not UTF-8).
+
+    Use it in a `with`: the rows go to a temporary file, which takes the place of `path` when the block ends well and disappears when it
+    does not. Without bad rows there is no file afterwards, also none of an earlier reading.
+    """
 
     def __init__(self, path: Path | None, *, strict: bool) -> None:
         self.path, self.strict = path, strict
@@ -41,8 +56,12 @@ class Rejects:
         self.reasons: Counter[str] = Counter()
         self.first: list[Problem] = []
         self._out: IO[bytes] | None = None
-        if path is not None:
-            path.unlink(missing_ok=True)
+
+    def __enter__(self) -> Rejects:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close() if kind is None else self.discard()
 
     def add(self, problem: Problem, row: RawRow, encoding: str = "utf-8") -> None:
         """Count and keep a bad row. Raises DataError at once when strict."""
@@ -58,10 +77,10 @@ class Rejects:
                 self._write(problem, _original(row.raw, encoding), streamed=row.streamed)
 
     def _write(self, problem: Problem, pieces: Iterator[bytes], *, streamed: bool) -> None:
-        assert self.path is not None
         if self._out is None:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._out = open(self.path, "wb")  # noqa: SIM115 (closed by `close`)
+            self._temporary.parent.mkdir(parents=True, exist_ok=True)
+            self._out = open(self._temporary, "wb")  # noqa: SIM115 (closed by `discard`)
+            lock.own(self._out.fileno())
         facts = {"file": problem.file, "line": problem.line, "reason": problem.reason}
         facts |= {"nearest": problem.nearest} if problem.nearest else {}
         if not streamed:
@@ -81,10 +100,71 @@ class Rejects:
             rest = rest[whole:]
         self._out.write(base64.b64encode(rest) + b'"}\n')
 
+    @property
+    def _temporary(self) -> Path:
+        """Named and owned as `write_atomic` does it, so that `clean_up` removes what a kill left."""
+        assert self.path is not None
+        return self.path.with_name(f"{TEMPORARY}file-{os.getpid()}-{self.path.name}")
+
     def close(self) -> None:
-        """End the file."""
+        """Put the rows in the place of `path`; without any, remove what an earlier reading kept there. Raises StorageError."""
+        if self.path is None:
+            return
+        with storage_errors(self.path):
+            if self._out is None:
+                if _is_ours(self.path):
+                    self.path.unlink(missing_ok=True)
+                return
+            try:
+                self._out.flush()
+                os.fsync(self._out.fileno())
+                os.replace(self._temporary, self.path)
+            finally:
+                self.discard()
+
+    def discard(self) -> None:
+        """Remove the temporary file; what an earlier reading kept stays."""
         if self._out is not None:
-            self._out.close()
+            lock.release(self._out.fileno())
+            with contextlib.suppress(OSError):  # what could not be written is not wanted any more
+                self._out.close()
+            self._temporary.unlink(missing_ok=True)
+            self._out = None
+
+
+def check_place(path: Path, found: Found) -> None:
+    """Refuse a file for bad rows that would cost the user something: DataError, before anything is written.
+
+    That is a file which is read as data, one in the data folder which the next reading would take for data, anything that exists and
+    that no reading of ours wrote (an empty file may be replaced), and a place below something that is no folder.
+    """
+    fix = "Name another file for rejected, such as rejected.jsonl."
+    if any(_same(path, file) for file in found.files):
+        raise DataError(f"the rejected rows cannot go to {path}, which is read as data", fix=fix)
+    places = {path.parent.resolve() / path.name, path.resolve()}
+    if not found.single and any(is_data(place, found.root.resolve()) for place in places):
+        raise DataError(f"the rejected rows cannot go to {path}, which lies in the data folder and would be read as data", fix=fix)
+    above = next(folder for folder in (*path.absolute().parents, Path(path.anchor or ".")) if os.path.lexists(folder))
+    if not above.is_dir():
+        raise DataError(f"the rejected rows cannot go to {path}: {above} is not a folder", fix=fix)
+    if path.exists() and not _is_ours(path):
+        fix = f"Name another file for rejected, or remove {path} yourself."
+        raise DataError(f"the rejected rows cannot go to {path}, which is not a file of rejected rows and would be lost", fix=fix)
+
+
+def _same(path: Path, file: Path) -> bool:
+    if path.exists() and file.exists():
+        return path.samefile(file)
+    return path.resolve() == file.resolve()
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether `Rejects` wrote a file, by its first line; an empty file may be ours."""
+    if not path.is_file():
+        return False
+    with open(path, "rb") as stream:
+        start = stream.readline(_FACTS_BYTES)
+    return not start or _FACTS.match(start) is not None
 
 
 def _original(raw: Iterable[bytes], encoding: str) -> Iterator[bytes]:
