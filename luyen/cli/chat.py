@@ -14,6 +14,7 @@ from luyen.cli.unfinished import RECIPE, command_again, makes_model, no_model, s
 from luyen.core import manifest
 from luyen.core.config import load
 from luyen.core.errors import ConfigError, DamagedFile, UserError
+from luyen.core.hub import has_hub_form
 from luyen.inference.config import SamplingConfig
 from luyen.recipe.table import VERBS
 
@@ -95,8 +96,9 @@ def _why_continue(model: str, folder: Path, tokenizer: Tokenizer, wanted: bool |
 
 def _only_pretrained(folder: Path) -> bool:
     """Whether Luyện's own manifest says so; the model carries the template that fine-tuning will use."""
-    with contextlib.suppress(DamagedFile, AttributeError):
-        return bool(manifest.read_json(folder / manifest.MANIFEST).get("lineage", {}).get("algorithm") == "pretrain")
+    with contextlib.suppress(DamagedFile):
+        lineage = manifest.read(folder).get("lineage")
+        return isinstance(lineage, dict) and lineage.get("algorithm") == "pretrain"
     return False
 
 
@@ -147,7 +149,7 @@ def _models(run: Path) -> list[str]:
 
 def find(place: str) -> tuple[Path | None, str]:
     """The run folder, if there is one, and the model to talk to: of a run its last fine-tuned model, else its last model."""
-    path = Path(place).expanduser()
+    path = manifest.existing(place) or Path(place).expanduser()
     if (path / RECIPE).is_file():
         verbs, models = verbs_of(path), _models(path)
         tuned = [name for name in models if verbs[name] != "pretrain"]
@@ -159,12 +161,12 @@ def find(place: str) -> tuple[Path | None, str]:
             warn(f"{missing[-1]} has no finished model yet ({standing(path)}), so this is {chosen}. Continue with: {command_again(path)}")
         return path, str(path / chosen / "model")
     if path.exists():
-        run = next((folder for folder in (path.resolve().parent, path.resolve().parents[1]) if (folder / RECIPE).is_file()), None)
+        run = next((folder for folder in path.resolve().parents[:2] if (folder / RECIPE).is_file()), None)
         begun = run and any((path / name).exists() for name in ("stage.json", "checkpoints")) and not (path / "model").exists()
         if run and begun:
             raise no_model(run)
         return run, str(path)
-    if place.count("/") == 1 and not place.startswith((".", "/", "~")):
+    if has_hub_form(place):
         return None, place
     raise UserError(f"no run or model {place!r}", expected="a folder or a hub name owner/model")
 

@@ -123,7 +123,7 @@ class Answers:
         show(self.session.ask(question))
         for source in self.session.sources:
             said = f": {source.answer}" if source.answer else ""
-            print(f"    the pages, {source.title}{said}" + (f" ({source.url})" if source.url else ""))
+            print(visible(f"    the pages, {source.title}{said}" + (f" ({source.url})" if source.url else "")))
         if self.session.forgotten:
             print(f"    ({self.session.forgotten} earlier messages no longer fit and were left out)")
 

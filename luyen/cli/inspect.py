@@ -13,7 +13,6 @@ from luyen.cli.unfinished import RECIPE
 from luyen.core import manifest, progress
 from luyen.core.config import Config, Input, load
 from luyen.core.errors import DamagedFile, DataError
-from luyen.core.hub import download
 from luyen.data.config import ReadConfig
 
 if TYPE_CHECKING:
@@ -28,8 +27,6 @@ DATA is a file, a folder, a data set of the hub, a questions stage, or a run tha
 labels and token tags hold no answer, so they are shown as they are. Without a model only the format and the rows are shown. Settings:"""
 LONGEST = 512
 """Limit in tokens when none is given and the model's context is longer or not known."""
-TOKENIZER_FILES = ("*.json", "*.jinja")
-"""What is fetched of a model of the hub: no weights."""
 
 
 class InspectConfig(Config):
@@ -67,8 +64,8 @@ def _inspect(words: tuple[str, ...]) -> None:
 
 def _data(value: str, read: ReadConfig) -> tuple[str, ReadConfig]:
     """The data that a name means, and how to read it. Raises DataError for a folder that holds something else than data."""
-    path = Path(value).expanduser()
-    if not path.is_dir():
+    path = manifest.existing(value)
+    if path is None or not path.is_dir():
         return value, read
     if _has_questions(path):
         return str(path / "train.jsonl"), read
@@ -168,14 +165,10 @@ def _show_tokens(dataset: Dataset, folder: Path, config: InspectConfig, console:
 
 def _tokenizer_folder(name: str) -> Path:
     """The folder with `tokenizer.json` of a path, of a run's model, or of the hub's copy on this machine."""
-    path = Path(name).expanduser()
-    if (path / RECIPE).is_file():
-        path = Path(find(name)[1])
-    if path.exists():
-        return path / "model" if (path / "model" / "tokenizer.json").is_file() else path
-    if name.count("/") != 1 or name.startswith((".", "/", "~")):
-        raise DataError(f"no model or tokenizer {name!r}", expected="a folder, a run or a stage of one, or a hub name owner/model")
-    return download(name, "model", TOKENIZER_FILES)
+    from luyen.tokenizer.folder import locate
+
+    path = manifest.existing(name)
+    return locate(find(name)[1] if path is not None and (path / RECIPE).is_file() else name)
 
 
 def _default_length(folder: Path) -> tuple[int, str]:

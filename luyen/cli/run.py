@@ -12,6 +12,7 @@ from luyen.cli.unfinished import told_on_stop
 from luyen.core import progress
 from luyen.core.errors import Interrupted, LuyenError, NonFinite
 from luyen.recipe.graph import Plan, find_recipe, plan
+from luyen.recipe.inputs import check_inputs
 
 HELP = """Run a recipe: stages that are up to date are skipped, an interrupted one continues, and a report is written.
 
@@ -46,6 +47,7 @@ def _run_plan(made: Plan, folder: Path, dry_run: bool) -> None:
     from luyen.recipe.run import run
 
     progress.say(f"{made.name}{f', budget {made.budget}' if made.budget else ''}: {made.about}")
+    check_inputs(made, folder)
     expected = foretell(made, folder)
     if dry_run:
         return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal
@@ -9,10 +10,16 @@ from typing import Literal
 from luyen.core.errors import DataError, ModelError, UserError
 from luyen.core.manifest import storage_errors
 
+_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(@[\w./-]+)?")
 Kind = Literal["model", "dataset"]
 LIBRARIES = ("huggingface_hub", "httpx", "httpx2", "requests")
 """Whose exceptions mean that files could not be had."""
 NOUNS: dict[Kind, str] = {"model": "model", "dataset": "data set"}
+
+
+def has_hub_form(name: str) -> bool:
+    """Whether a name reads owner/name or owner/name@revision, as those on the hub do; a path of two parts reads so too."""
+    return bool(_NAME.fullmatch(name))
 
 
 def download(name: str, kind: Kind, patterns: Sequence[str]) -> Path:

@@ -112,6 +112,14 @@ def read_json(path: Path) -> Any:
         raise DamagedFile(path, f"is not JSON ({error})") from error
 
 
+def read_object(path: Path) -> dict[str, Any]:
+    """Read a JSON object that Luyện wrote; DamagedFile when the file holds something else."""
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise DamagedFile(path, f"holds {type(value).__name__} instead of an object")
+    return value
+
+
 @contextlib.contextmanager
 def new_folder(final: Path) -> Iterator[Path]:
     """A temporary folder that becomes `final` when the block ends well, and disappears when it does not.
@@ -332,8 +340,8 @@ def read(folder: Path) -> dict[str, Any]:
     Raises DamagedFile.
     """
     path = Path(folder) / MANIFEST
-    manifest = read_json(path)
-    files = manifest.get("files") if isinstance(manifest, dict) else None
+    manifest = read_object(path)
+    files = manifest.get("files")
     if not isinstance(files, dict):
         raise DamagedFile(path, "has no list of files")
     for name, entry in files.items():
@@ -341,7 +349,7 @@ def read(folder: Path) -> dict[str, Any]:
             raise DamagedFile(path, f"names {name}, which is outside its folder")
         if not isinstance(entry, dict) or not isinstance(entry.get("bytes"), int) or not isinstance(entry.get("sha256"), str):
             raise DamagedFile(path, f"says nothing usable of {name}")
-    return dict(manifest)
+    return manifest
 
 
 def _check(folder: Path, name: str, entry: Mapping[str, Any]) -> None:

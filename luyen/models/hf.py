@@ -7,7 +7,6 @@ for something else, is refused by name. Weights come from safetensors alone, sin
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,14 +19,13 @@ from torch import Tensor
 from luyen.core import config as configs
 from luyen.core import manifest
 from luyen.core.errors import ConfigError, ModelError, nearest
-from luyen.core.hub import download
+from luyen.core.hub import download, has_hub_form
 from luyen.models.config import TransformerConfig
 from luyen.models.transformer import Transformer
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model"]
-_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 
 # config.json's key -> (our field, the value that transformers assumes when the key is missing; None: required)
 FIELDS: dict[str, tuple[str, object]] = {
@@ -143,13 +141,12 @@ def locate(name: str | Path) -> Path:
     """The folder that holds `config.json`: the folder itself, its `model` subfolder, or the hub's copy on this machine."""
     folder = Path(name)
     for candidate in (folder, folder / "model"):
-        manifest.recover(candidate)
-        if (candidate / "config.json").is_file():
+        if manifest.existing(candidate) and (candidate / "config.json").is_file():
             return candidate
     if folder.exists():
         held = ", ".join(sorted(path.name for path in folder.iterdir())[:5]) or "nothing" if folder.is_dir() else "a file"
         raise ModelError(f"{folder} is not a model", found=held, expected="a folder with config.json and model.safetensors")
-    if not _HUB_NAME.fullmatch(str(name)):
+    if not has_hub_form(str(name)):
         raise ModelError(f"no model {name}", expected="a folder, or a hub name such as owner/model", fix="Check the path.")
     return download(str(name), "model", HUB_FILES)
 

@@ -74,7 +74,7 @@ class PretrainConfig(Config):
     read: ReadConfig = ReadConfig()
     """How files that nobody curated are read."""
     tokenizer: Input
-    """A tokenizer stage or a folder with tokenizer.json."""
+    """A tokenizer stage, a folder with tokenizer.json, or a hub name."""
     model: ModelSection = ModelSection()
     """The model's size."""
     batch: BatchSection = BatchSection()

@@ -17,7 +17,7 @@ from typing import Any
 
 from luyen.core.device import pick_device, pick_dtype
 from luyen.core.files import read_jsonl
-from luyen.core.manifest import MANIFEST, read_json
+from luyen.core.manifest import existing, read
 from luyen.corpus.crawl import CrawlConfig
 from luyen.engine.config import TrainConfig
 from luyen.engine.estimate import (
@@ -46,6 +46,7 @@ from luyen.recipe.configs import (
 )  # fmt: skip
 from luyen.recipe.graph import Plan, StagePlan
 from luyen.recipe.sizes import HELD_OUT_BYTES, SAMPLE_TOKENS, model_config, row_length
+from luyen.tokenizer.folder import locate
 from luyen.tokenizer.load import Tokenizer
 
 PROBE_SECONDS = 0.0053
@@ -189,10 +190,10 @@ class _Outlook:
     def text(self, source: str) -> float | None:
         """Bytes in a source: counted where it exists, else expected."""
         if source in self.done:
-            metrics = read_json(self.done[source] / MANIFEST).get("metrics", {})
-            sides = [metrics.get(side) or {} for side in ("train", "heldout")]
-            size = metrics.get("bytes") or sum(side.get("bytes", 0) for side in sides if isinstance(side, dict))
-            return float(size) or None
+            metrics = read(self.done[source]).get("metrics")
+            found = metrics if isinstance(metrics, dict) else {}
+            sizes = [side.get("bytes") for side in (found, found.get("train"), found.get("heldout")) if isinstance(side, dict)]
+            return float(sum(size for size in sizes if isinstance(size, int))) or None
         if source in self.stages:
             config = self.stages[source].config
             if isinstance(config, CrawlConfig):
@@ -202,7 +203,7 @@ class _Outlook:
                 crawled = config.source in self.stages
                 return size and size * (TEXT_SHARE if crawled else 1.0)
             return None
-        path = Path(source).expanduser()
+        path = existing(source) or Path(source)
         files = [path] if path.is_file() else [item for item in path.rglob("*") if item.is_file()] if path.is_dir() else []
         return float(sum(item.stat().st_size for item in files)) or None
 
@@ -255,7 +256,7 @@ class _Outlook:
         """How many questions each model is asked: counted where they exist, else expected from the text."""
         if config.questions is None:
             return 0
-        folder = self.done.get(config.questions, Path(config.questions).expanduser())
+        folder = self.done.get(config.questions) or existing(config.questions) or Path(config.questions)
         if (folder / "evaluation.jsonl").is_file():
             sets: dict[str, int] = {}
             for row in read_jsonl(folder / "evaluation.jsonl"):
@@ -275,16 +276,17 @@ class _Outlook:
             return self.model(made)
         if isinstance(made, SFTConfig):
             return self.model(made.model)
-        path = Path(value).expanduser()
-        folder = path / "model" if (path / "model" / "config.json").is_file() else path
+        path = existing(value) or Path(value)
+        folder = path / "model" if existing(path / "model") and (path / "model" / "config.json").is_file() else path
         return hf.read_config(folder) if (folder / "config.json").is_file() else None
 
     def _vocabulary(self, name: str) -> int:
         if name in self.stages:
             config = self.stages[name].config
             return config.vocab_size if isinstance(config, TokenizerVerbConfig) else 0
-        path = Path(name).expanduser()
-        return Tokenizer.load(path).vocab_size if (path / "tokenizer.json").is_file() else 0
+        path = existing(name)
+        folder = locate(path) if path is not None else None
+        return Tokenizer.load(folder).vocab_size if folder is not None and (folder / "tokenizer.json").is_file() else 0
 
 
 def _pages(config: CrawlConfig) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,10 +10,10 @@ from typing import Any
 from luyen.core import manifest
 from luyen.core.config import Config, dump, input_fields
 from luyen.core.errors import ModelError, UserError
+from luyen.core.hub import has_hub_form
 from luyen.recipe.graph import Plan, input_values
 from luyen.tokenizer.templates import JINJA_FILE
 
-HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(@[\w./-]+)?")
 MAY_CHANGE = ("train.checkpoint", "train.device", "device", "batch_size", "processes")
 """Keys that decide how work is done and not what comes of it; a change of them does not make a stage out of date."""
 TEMPLATE_FILES = (".yaml", ".yml", JINJA_FILE)
@@ -32,8 +32,8 @@ def check_inputs(plan: Plan, folder: Path) -> None:
         for field, value in input_values(stage.config):
             if value in names:
                 continue
-            path = Path(value).expanduser()
-            if path.exists():
+            path = manifest.existing(value)
+            if path is not None:
                 result = (folder / stage.name).resolve()
                 if result == path.resolve() or result in path.resolve().parents or path.resolve() in result.parents and path.is_file():
                     raise UserError(f"{stage.name} would write over its own input {value}", fix="Choose another run folder with --out.")
@@ -46,13 +46,13 @@ def check_inputs(plan: Plan, folder: Path) -> None:
 def _check_kind(stage: str, field: str, path: Path) -> None:
     """A folder given as a model or tokenizer holds one, itself, in `model`, or because it is a finished stage."""
     needed = NEEDED.get(field)
-    if needed and not any((folder / needed).is_file() for folder in (path, path / "model")):
+    if needed and not any((folder / needed).is_file() for folder in (path, path / "model") if manifest.existing(folder)):
         raise ModelError(f"{stage}: {path} is no {field.removesuffix('s')}", found=f"no {needed} in it", expected="a folder that has it")
 
 
 def is_hub_name(value: str) -> bool:
-    """Whether a value has the form owner/name of a model or data set on a hub and no such path exists here."""
-    return bool(HUB_NAME.fullmatch(value)) and not Path(value).exists() and not Path(value).parent.exists()
+    """Whether a value has the form of a name on the hub and no such path is here, nor its first folder: then a path was misspelt."""
+    return has_hub_form(value) and not Path(value).exists() and not Path(value).parent.exists()
 
 
 def fingerprint_inputs(config: Config, stages: Mapping[str, str]) -> dict[str, str]:
@@ -65,16 +65,26 @@ def fingerprint_inputs(config: Config, stages: Mapping[str, str]) -> dict[str, s
 
 
 def _fingerprint(value: str) -> str:
-    path = Path(value).expanduser()
+    path = manifest.existing(value)
+    return value if path is None else _of_content(path, _signature(path))
+
+
+def _signature(path: Path) -> tuple[tuple[object, ...], ...]:
+    """Names, sizes and times of every file: as long as they stay, a large input is hashed once in a process."""
+    files = [path] if path.is_file() else [item for item in sorted(path.rglob("*")) if item.is_file()]
+    return tuple((str(file), (status := file.stat()).st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns) for file in files)
+
+
+@functools.lru_cache(maxsize=1024)
+def _of_content(path: Path, signature: tuple[tuple[object, ...], ...]) -> str:
+    del signature  # part of the key alone
     if path.is_file():
         return manifest.sha256_file(path)
     if (path / manifest.MANIFEST).is_file():
         return manifest.content_fingerprint(manifest.verify(path))
-    if path.is_dir():
-        return manifest.fingerprint(
-            {item.relative_to(path).as_posix(): manifest.sha256_file(item) for item in sorted(path.rglob("*")) if item.is_file()}
-        )
-    return value
+    return manifest.fingerprint(
+        {item.relative_to(path).as_posix(): manifest.sha256_file(item) for item in sorted(path.rglob("*")) if item.is_file()}
+    )
 
 
 def neutral_config(config: Config, inputs: Mapping[str, str]) -> dict[str, Any]:

@@ -49,6 +49,7 @@ def run(plan: Plan, folder: Path, estimates: Mapping[str, Mapping[str, Any]] | N
     with _lock(folder):
         manifest.write_atomic(folder / "recipe.resolved.yaml", yaml.safe_dump(dict(plan.source), sort_keys=False, allow_unicode=True))
         manifest.write_json(folder / "environment.json", environment())
+        manifest.clean_up(folder)
         fingerprints: dict[str, str] = {}
         for item in plan.stages:
             interrupt.check()
@@ -65,7 +66,7 @@ def up_to_date(plan: Plan, folder: Path) -> dict[str, Path]:
         if not path.is_file() or any(name not in fingerprints for name in item.inputs):
             continue
         with contextlib.suppress(DamagedFile):
-            found = manifest.read_json(path)
+            found = manifest.read(path.parent)
             if found.get("fingerprint") == _wanted(item, _seed(item, plan), fingerprint_inputs(item.config, fingerprints)):
                 fingerprints[item.name] = manifest.content_fingerprint(found)
     return {name: folder / name for name in fingerprints}
@@ -109,7 +110,7 @@ def _run_stage(item: StagePlan, stage: Stage, fingerprints: Mapping[str, str]) -
 
 def _work(item: StagePlan, stage: Stage, wanted: str, run_folder: Path) -> float:
     """Do the stage's work; returns the seconds it took, earlier attempts included."""
-    before = manifest.read_json(stage.folder / IN_PROGRESS).get("seconds", 0.0)
+    before = manifest.read_object(stage.folder / IN_PROGRESS).get("seconds", 0.0)
     started = time.monotonic()
     try:
         load_verb(item.verb).run(item.config, stage)
@@ -151,7 +152,8 @@ def _prepare(folder: Path, wanted: str) -> bool:
     mark = folder / IN_PROGRESS
     if mark.is_file() and not (folder / manifest.MANIFEST).is_file():
         with contextlib.suppress(DamagedFile):
-            if manifest.read_json(mark).get("fingerprint") == wanted:
+            if manifest.read_object(mark).get("fingerprint") == wanted:
+                manifest.clean_up(folder)
                 return True
     with manifest.storage_errors(folder):
         if folder.exists():

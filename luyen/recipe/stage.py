@@ -7,7 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from luyen.core.errors import ModelError, UserError
+from luyen.core.hub import has_hub_form
+from luyen.core.manifest import existing
 from luyen.data.discover import locate
+from luyen.tokenizer import folder as tokenizers
 
 
 @dataclass
@@ -22,28 +25,32 @@ class Stage:
     metrics: dict[str, Any] = field(default_factory=dict)
     """Figures for the manifest and the report."""
     facts: dict[str, Any] = field(default_factory=dict)
-    """Other top-level facts of the manifest: tokens, joules, peak_bytes."""
+    """Other top-level facts of the manifest: tokens, joules; peak_bytes where it is a GPU's, in place of the process'."""
 
     def path(self, value: str) -> Path:
         """The folder of the stage named `value`, else `value` as a path that must exist."""
         if value in self.sources:
             return self.sources[value]
-        path = Path(value).expanduser()
-        if not path.exists():
+        path = existing(value)
+        if path is None:
             raise UserError(f"{self.name}: no such file or folder {value!r}", fix="Check the path.")
         return path
 
     def model(self, value: str) -> str:
         """A model's folder from a stage name, a path (its `model` folder is found), or a hub name unchanged."""
-        if value not in self.sources and not Path(value).expanduser().exists():
-            if value.count("/") == 1 and not value.startswith((".", "/", "~")):
+        if value not in self.sources and existing(value) is None:
+            if has_hub_form(value):
                 return value
             raise ModelError(f"no model {value!r}", expected="a stage, a folder with config.json, or a hub name owner/model")
         path = self.path(value)
         for folder in (path, path / "model"):
-            if (folder / "config.json").is_file():
+            if existing(folder) and (folder / "config.json").is_file():
                 return str(folder)
         raise ModelError(f"{path} is not a model", found="no config.json", expected="a Hugging Face folder or a finished stage")
+
+    def tokenizer(self, value: str) -> Path:
+        """The folder with tokenizer.json of a stage, of a path, or of the copy on this machine of a model of the hub."""
+        return tokenizers.locate(self.sources.get(value, value))
 
     def files(self, value: str) -> Path:
         """A stage's folder, a path that exists, or the copy on this machine of a data set of the hub."""

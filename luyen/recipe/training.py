@@ -77,13 +77,17 @@ def train_stage(
     algorithm: Algorithm, config: TrainConfig, stage: Stage, hooks: Hooks, estimate: Estimate
 ) -> TrainResult:  # fmt: skip
     """Run the loop in the stage's folder, continuing what is there, and record what it did beside what was estimated."""
-    reset_peak(pick_device(config.device))
+    device = pick_device(config.device)
+    if device.type == "cuda":
+        reset_peak(device)  # the process' own is counted from the stage's start
     said = {"seconds": round(estimate.seconds(training_rate(config)), 3), "bytes": estimate.bytes}
     stage.facts.setdefault("estimate", said)  # one made before the whole run is what its user was told
     seed_everything(derive(stage.seed, "loop"))
     result = fit(algorithm, config, stage.folder, seed=stage.seed, hooks=hooks)
     stage.metrics.update(dataclasses.asdict(result))
-    stage.facts.update(tokens=result.tokens, joules=result.joules, peak_bytes=result.peak_bytes)
+    stage.facts.update(tokens=result.tokens, joules=result.joules)
+    if device.type == "cuda":
+        stage.facts["peak_bytes"] = result.peak_bytes
     bits = result.evaluation.get("heldout_bits_per_byte")
     stage.metrics["summary"] = f"loss {result.loss:.3f}" + (f", held-out text {bits:.3f} bits/byte" if bits is not None else "")
     return result

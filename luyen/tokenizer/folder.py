@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from luyen.core.errors import ModelError
-from luyen.core.manifest import recover, verify_listed
+from luyen.core.hub import download, has_hub_form
+from luyen.core.manifest import existing, recover, verify_listed
 from luyen.tokenizer.control import control_tokens
 from luyen.tokenizer.foreign import recognise
 from luyen.tokenizer.templates import ChatTemplate, Names
 
 AGAIN = "Fetch or save the tokenizer again."
+FROM_HUB = ("*.json", "*.jinja")
 FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "generation_config.json", "chat_template.jinja")
 
 
@@ -28,6 +30,22 @@ class Facts:
     stop_ids: tuple[int, ...] = ()
     """Ids that `generation_config.json` says end an answer."""
     template: ChatTemplate | None = None
+
+
+def locate(name: str | Path) -> Path:
+    """The folder that holds `tokenizer.json`: the folder itself, its `model` subfolder, or the hub's copy on this machine, without weights.
+
+    Raises ModelError when there is none.
+    """
+    folder = existing(name)
+    if folder is not None:
+        inner = existing(folder / "model")
+        return inner if inner is not None and (inner / "tokenizer.json").is_file() else folder
+    if not has_hub_form(str(name)):
+        raise ModelError(
+            f"no model or tokenizer {str(name)!r}", expected="a folder, or a hub name such as owner/model", fix="Check the path."
+        )
+    return download(str(name), "model", FROM_HUB)
 
 
 def read_folder(folder: Path) -> tuple[dict[str, Any], Facts]:

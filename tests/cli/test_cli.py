@@ -57,6 +57,7 @@ MISTAKES = [
     (("sft", "model=nowhere", "data=nothing.jsonl"), "no such file or folder"),
     (("sft", "model=nowhere", "data"), "cannot read 'data'"),
     (("inspect", "nothing.jsonl"), "nothing.jsonl"),
+    (("run", "quickstart", "--dry-run", "corpus.source=nowhere"), "no such file or folder 'nowhere'"),
     (("report", "nowhere"), "no run folder nowhere"),
     (("chat", "nowhere"), "no run or model 'nowhere'"),
     (("chat", "temperatur=1"), "Did you mean 'temperature'?"),

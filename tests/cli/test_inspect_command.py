@@ -10,6 +10,7 @@ from toy_models import write_model, write_tokenizer
 from luyen.cli import inspect as command
 from luyen.core import manifest
 from luyen.core.errors import UserError
+from luyen.tokenizer import folder as tokenizer_folder
 
 CHAT = {"messages": [{"role": "user", "content": "What?"}, {"role": "assistant", "content": "That."}]}
 
@@ -96,7 +97,7 @@ def test_a_hub_name_is_fetched_without_its_weights(run: Path, capsys: pytest.Cap
         asked.extend([name, kind, patterns])
         return run / "chat" / "model"
 
-    monkeypatch.setattr(command, "download", download)
+    monkeypatch.setattr(tokenizer_folder, "download", download)
     assert "{+That." in inspect(run, "model=owner/model", capsys=capsys)
     assert asked == ["owner/model", "model", ("*.json", "*.jinja")]
     assert "no model or tokenizer 'nowhere'" in refused(run, "model=nowhere")

@@ -14,11 +14,15 @@ import yaml
 from toy_models import write_model, write_tokenizer
 
 from luyen.cli.chat import _last, find
+from luyen.cli.inspect import _tokenizer_folder
 from luyen.cli.unfinished import command_again, no_model, standing, told_on_stop
 from luyen.core import manifest
 from luyen.core.config import dump, load, merge, parse_overrides
 from luyen.core.errors import Interrupted, UserError
-from luyen.recipe.graph import builtin_recipes, plan
+from luyen.data.discover import locate
+from luyen.recipe.graph import Plan, StagePlan, builtin_recipes, plan
+from luyen.recipe.inputs import check_inputs
+from luyen.recipe.stage import Stage
 from luyen.recipe.table import load_config_class
 
 
@@ -170,3 +174,26 @@ def test_a_second_signal_is_told_like_the_first(tmp_path: Path, monkeypatch: pyt
     (run / "events.jsonl").write_text('{"event": "finished", "stage": "corpus"}\n')
     with pytest.raises(Interrupted, match="stopped after stage corpus. Go on with"), told_on_stop(run):
         raise Interrupted(signal.SIGINT)
+
+
+def test_a_replacement_that_was_cut_is_found_by_every_command(tmp_path: Path) -> None:
+    """A kill between the two renames leaves no folder of that name; whoever names it gets what was there."""
+
+    def cut(name: str) -> Path:
+        folder = write_model(tmp_path / name)
+        return folder.rename(tmp_path / f".tmp-old-4194304-0-{name}").with_name(name)
+
+    assert find(str(cut("talk"))) == (None, str(tmp_path / "talk"))
+    assert _tokenizer_folder(str(cut("looked at"))) == tmp_path / "looked at"
+    stage = Stage("sft", tmp_path / "out", 0)
+    assert stage.model(str(cut("tuned"))) == str(tmp_path / "tuned") and stage.tokenizer(str(cut("words"))) == tmp_path / "words"
+    (tmp_path / "rows.jsonl").write_text('{"text": "x"}')
+    values = {"model": str(cut("checked")), "data": str(tmp_path / "rows.jsonl")}
+    config = load(load_config_class("sft"), values)
+    check_inputs(Plan("sft", "", 0, "", (StagePlan("sft", "sft", config, ()),), {}), tmp_path / "run")
+    assert (tmp_path / "checked").is_dir()
+    assert locate(str(cut("read"))) == tmp_path / "read"
+
+
+def test_a_folder_at_the_top_is_no_run(tmp_path: Path) -> None:
+    assert find("/") == (None, "/") and find("/tmp") == (None, "/tmp")

@@ -46,7 +46,7 @@ def test_budgets_and_overrides_lie_over_the_recipe(tmp_path: Path) -> None:
     ("change", "message"),
     [
         ({"stages": {"base": {"lerning": 1}}}, "unknown key 'lerning'"),
-        ({"stages": {"base": {"train": {"step": 1}}}}, "steps'?"),
+        ({"stages": {"base": {"train": {"step": 1}}}}, "Did you mean 'train.steps'?"),
         ({"stages": {"base": {"train": {"steps": "many"}}}}, "found 'many'"),
         ({"stages": {"base": {"do": "pretran"}}}, "Did you mean 'pretrain'?"),
         ({"stages": {"base": {"do": None}}}, "has no verb"),

@@ -4,6 +4,7 @@ import json
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,8 +15,11 @@ from toy import write_recipe  # noqa: E402
 from luyen.core import manifest  # noqa: E402
 from luyen.core.config import parse_overrides  # noqa: E402
 from luyen.core.errors import LuyenError, UserError  # noqa: E402
+from luyen.recipe.estimate import predict  # noqa: E402
 from luyen.recipe.graph import plan  # noqa: E402
-from luyen.recipe.run import _lock, run  # noqa: E402
+from luyen.recipe.inputs import _fingerprint  # noqa: E402
+from luyen.recipe.run import _lock, run, up_to_date  # noqa: E402
+from luyen.recipe.verbs import pretrain  # noqa: E402
 
 STAGES = ("corpus", "tokenizer", "base", "questions", "chat", "before_after")
 
@@ -160,3 +164,52 @@ def test_the_result_loads_in_transformers_with_equal_logits(finished: Path) -> N
     tokens_BT = torch.tensor([ids])
     with torch.no_grad():
         torch.testing.assert_close(ours.logits(ours(tokens_BT)), theirs(tokens_BT).logits, rtol=1.3e-6, atol=1e-5)
+
+
+@pytest.mark.parametrize("text", ["[]", "null", "{}", '{"files": []}', '{"files": {"a": 1}}'])
+def test_a_manifest_that_makes_no_sense_means_the_stage_is_done_again(text: str, finished: Path, copied: Path) -> None:
+    made = plan(finished / "toy.yaml", {})
+    (copied / "corpus" / manifest.MANIFEST).write_text(text)
+    done = up_to_date(made, copied)
+    assert "corpus" not in done
+    predict(made, done)
+    run(made, copied)
+    assert up_to_date(made, copied).keys() == set(STAGES)
+
+
+def test_figures_of_a_manifest_that_make_no_sense_are_passed_over(finished: Path, copied: Path) -> None:
+    made = plan(finished / "toy.yaml", parse_overrides(["base.train.steps=5"]))
+    found = manifest.verify(copied / "corpus")
+    for metrics in (None, [], {"bytes": "many", "train": 3}):
+        manifest.write_json(copied / "corpus" / manifest.MANIFEST, found | {"metrics": metrics})
+        assert predict(made, up_to_date(made, copied))["base"].seconds is not None
+
+
+def test_inputs_are_hashed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hashed: list[str] = []
+    plain = manifest.sha256_file
+    monkeypatch.setattr(manifest, "sha256_file", lambda path: (hashed.append(Path(path).name), plain(path))[1])
+    (tmp_path / "large.txt").write_text("one")
+    (tmp_path / "pages").mkdir()
+    (tmp_path / "pages" / "a.html").write_text("two")
+    first = [_fingerprint(str(tmp_path / name)) for name in ("large.txt", "pages", "large.txt", "pages")]
+    assert sorted(hashed) == ["a.html", "large.txt"] and first[0] == first[2] and first[1] == first[3]
+    (tmp_path / "large.txt").write_text("three")
+    assert _fingerprint(str(tmp_path / "large.txt")) == plain(tmp_path / "large.txt") != first[0]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the peak is that of the whole process")
+def test_the_peak_is_the_whole_stages(finished: Path, copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What reading and tokenizing held before the loop counts too."""
+    plain = pretrain.text_samples
+
+    def greedy(*arguments: Any) -> Any:
+        held = bytearray(b"x") * 500_000_000
+        assert len(held) == 500_000_000
+        del held
+        return plain(*arguments)
+
+    monkeypatch.setattr(pretrain, "text_samples", greedy)
+    again(finished, copied, "base.train.steps=1")
+    before, now = (manifest.read(folder / "base")["peak_bytes"] for folder in (finished / "run", copied))
+    assert now > before + 300_000_000

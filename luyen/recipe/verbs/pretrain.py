@@ -23,7 +23,7 @@ from luyen.tokenizer.load import Tokenizer
 
 def run(config: PretrainConfig, stage: Stage) -> None:
     """Train from nothing; the result is the stage's `model` folder."""
-    tokenizer = Tokenizer.load(stage.path(config.tokenizer))
+    tokenizer = Tokenizer.load(stage.tokenizer(config.tokenizer))
     size = model_config(config.model, tokenizer.vocab_size)
     length = row_length(config.batch, size.context_length)
     progress.say(f"  rows of {length:,} tokens")
