@@ -104,7 +104,7 @@ class Estimate:
     tokens: int
     work: Work
     bytes: int
-    """Peak memory of the process."""
+    """Peak of weights, gradients, optimizer and activations; a process on a CPU has the libraries and kernels beside it."""
 
     def seconds(self, speed: Speed) -> float:
         """Time on a machine of this speed."""
@@ -158,11 +158,11 @@ def evaluations(train: TrainConfig) -> int:
 
 
 def _peak_bytes(model: TransformerConfig, train: TrainConfig, parameters: int, tokens: int) -> int:
-    """Libraries; weights, gradients and optimizer; activations that one micro-batch keeps for its backward pass, all in fp32."""
+    """Weights, gradients and optimizer; activations that one micro-batch keeps for its backward pass, all in fp32."""
     moments = 2 if train.optimizer.name == "adamw" else 1.5
     heads = model.head_dim * (2 * model.num_heads + 4 * model.num_kv_heads)
     kept = 6 * model.hidden_size + heads + 3 * model.intermediate_size
     layers = {"keep": model.num_layers, "selective": (model.num_layers + 1) // 2, "recompute": 1}[train.activations]
     activations = tokens * (layers * kept + model.num_layers * model.hidden_size)
     logits = min(tokens * model.vocab_size, 32_000_000) * 2
-    return LIBRARIES_BYTES + FIRST_STEP_BYTES + 4 * int(parameters * (2 + moments) + activations + logits)
+    return 4 * int(parameters * (2 + moments) + activations + logits)

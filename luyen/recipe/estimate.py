@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from luyen.core.manifest import existing, read
 from luyen.corpus.crawl import CrawlConfig
 from luyen.engine.config import TrainConfig
 from luyen.engine.estimate import (
+    FIRST_STEP_BYTES,
     FORWARD,
     LIBRARIES_BYTES,
     Estimate,
@@ -55,8 +56,8 @@ CURATE_START, CURATE_RATE = 1.0, 3.1e6
 """Seconds until the language model is loaded; bytes of HTML a second through all steps (bench/curation.py: 21 ms for pages of 67 kB)."""
 TOKENIZER_RATE, SYNTH_RATE = 1.4e6, 0.45e6
 """Bytes of text a second (quickstart)."""
-NGRAM_RATE, NGRAM_TOKENS = 160_000, 400_000
-"""Tokens a second that the n-gram baseline counts (quickstart), and the most it counts."""
+NGRAM_RATE, NGRAM_BYTES, NGRAM_TOKENS = 160_000, 720.0, 400_000
+"""Tokens a second that the n-gram baseline counts (quickstart), what it holds for each, and the most it counts."""
 PYDOC_START, PYDOC_RATE, PYDOC_PAGES = 0.1, 70.0, 200
 """Seconds until the documentation server answers, pages a second from it, and pages of the whole standard library (quickstart)."""
 PYDOC_PAGE_BYTES, WEB_PAGE_BYTES = 33_000, 67_000
@@ -99,13 +100,21 @@ def of_stage(train: TrainConfig, batch: BatchSection, model: TransformerConfig, 
     return estimate_training(model, train, batch.rows, row_length(batch, model.context_length), trained)
 
 
+def counts_gpu(train: TrainConfig) -> bool:
+    """Whether the memory that training is measured by is a GPU's, which holds no libraries, instead of the process'."""
+    return pick_device(train.device).type == "cuda"
+
+
 def predict(plan: Plan, done: Mapping[str, Path] | None = None) -> dict[str, Prediction]:
     """A prediction for every stage that is still to do; `done` are the folders of those that are up to date."""
     outlook = _Outlook({stage.name: stage for stage in plan.stages}, done or {})
     found: dict[str, Prediction] = {}
     for stage in plan.stages:
         if stage.name not in outlook.done:
-            outlook.curated = outlook.curated or isinstance(stage.config, CurateVerbConfig)
+            if isinstance(stage.config, CurateVerbConfig):
+                outlook.kept["curation"] = CURATION_BYTES
+            if isinstance(stage.config, PretrainConfig | SFTConfig | EvaluateConfig):
+                outlook.kept["kernels"] = FIRST_STEP_BYTES
             found[stage.name] = outlook.of(stage)
     return found
 
@@ -143,8 +152,8 @@ class _Outlook:
 
     stages: Mapping[str, StagePlan]
     done: Mapping[str, Path]
-    curated: bool = False
-    """Whether curation will have run in this process."""
+    kept: dict[str, int] = field(default_factory=dict)
+    """Bytes that stay in the process from the first stage on that uses curation's libraries, or torch's kernels."""
 
     def of(self, stage: StagePlan) -> Prediction:
         """The prediction for one stage."""
@@ -165,7 +174,7 @@ class _Outlook:
         return Prediction(None, None, f"no rate was measured for {stage.verb}")
 
     def _memory(self) -> int:
-        return LIBRARIES_BYTES + (CURATION_BYTES if self.curated else 0)
+        return LIBRARIES_BYTES + sum(self.kept.values())
 
     def _crawl(self, config: CrawlConfig) -> Prediction:
         pages = _pages(config)
@@ -228,8 +237,8 @@ class _Outlook:
         once = token_work(model, length) * (FORWARD * held_out) + writing_work(model, SAMPLE_TOKENS * len(config.prompts))
         work = estimate.work + once * evaluations(config.train)
         told = f"{estimate.parameters / 1e6:.1f} million parameters, at most {estimate.tokens:,} tokens"
-        beside = self._memory() - LIBRARIES_BYTES
-        return Prediction(work.seconds(training_rate(config.train)), estimate.bytes + beside, told)
+        memory = estimate.bytes + (0 if counts_gpu(config.train) else self._memory())
+        return Prediction(work.seconds(training_rate(config.train)), memory, told)
 
     def _evaluate(self, config: EvaluateConfig) -> Prediction:
         models = [self.model(name) for name in config.models.values()]
@@ -249,7 +258,7 @@ class _Outlook:
         device = pick_device(config.device)
         speed = measure_speed(device, pick_dtype(config.precision, device))
         asked = f"{questions:,} questions to {len(known) + 1} models, answers of at most {config.sampling.max_new_tokens} tokens"
-        memory = self._memory() + 4 * sum(map(count_parameters, known))
+        memory = self._memory() + 4 * sum(map(count_parameters, known)) + int(NGRAM_BYTES * counted)
         return Prediction(work.seconds(speed) + counted / NGRAM_RATE * pace(), memory, asked if questions else "held-out text")
 
     def _questions(self, config: EvaluateConfig) -> int | None:

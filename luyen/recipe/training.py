@@ -15,7 +15,7 @@ from luyen.core.records import Document, Message
 from luyen.core.seed import derive
 from luyen.engine.algorithm import Algorithm, Hooks, TrainResult
 from luyen.engine.config import TrainConfig
-from luyen.engine.estimate import Estimate
+from luyen.engine.estimate import FIRST_STEP_BYTES, LIBRARIES_BYTES, Estimate
 from luyen.engine.memory import reset_peak
 from luyen.engine.trainer import fit
 from luyen.evaluation.perplexity import bits_per_byte
@@ -24,7 +24,7 @@ from luyen.inference.generate import generate
 from luyen.models import hf
 from luyen.models.transformer import Transformer
 from luyen.recipe.environment import versions
-from luyen.recipe.estimate import training_rate
+from luyen.recipe.estimate import counts_gpu, training_rate
 from luyen.recipe.sizes import HELD_OUT_BYTES, SAMPLE_TOKENS
 from luyen.recipe.stage import Stage
 from luyen.tokenizer.chat import render
@@ -77,16 +77,17 @@ def train_stage(
     algorithm: Algorithm, config: TrainConfig, stage: Stage, hooks: Hooks, estimate: Estimate
 ) -> TrainResult:  # fmt: skip
     """Run the loop in the stage's folder, continuing what is there, and record what it did beside what was estimated."""
-    device = pick_device(config.device)
-    if device.type == "cuda":
-        reset_peak(device)  # the process' own is counted from the stage's start
-    said = {"seconds": round(estimate.seconds(training_rate(config)), 3), "bytes": estimate.bytes}
+    on_gpu = counts_gpu(config)
+    if on_gpu:
+        reset_peak(pick_device(config.device))  # the process' own is counted from the stage's start
+    memory = estimate.bytes + (0 if on_gpu else LIBRARIES_BYTES + FIRST_STEP_BYTES)
+    said = {"seconds": round(estimate.seconds(training_rate(config)), 3), "bytes": memory}
     stage.facts.setdefault("estimate", said)  # one made before the whole run is what its user was told
     seed_everything(derive(stage.seed, "loop"))
     result = fit(algorithm, config, stage.folder, seed=stage.seed, hooks=hooks)
     stage.metrics.update(dataclasses.asdict(result))
     stage.facts.update(tokens=result.tokens, joules=result.joules)
-    if device.type == "cuda":
+    if on_gpu:
         stage.facts["peak_bytes"] = result.peak_bytes
     bits = result.evaluation.get("heldout_bits_per_byte")
     stage.metrics["summary"] = f"loss {result.loss:.3f}" + (f", held-out text {bits:.3f} bits/byte" if bits is not None else "")
