@@ -41,7 +41,7 @@ VERSION = 3
 EVERYTHING = sources.Reading()
 COLUMNS = ("text", "id", "url", "title", "meta")
 """Columns that a document is made of."""
-FUNNEL, WORK = "funnel.json", "parts"
+WORK = "parts"
 
 
 class CurateConfig(Config):
@@ -74,8 +74,9 @@ class CurateConfig(Config):
 def curate(config: CurateConfig, source: Path, folder: Path, reading: sources.Reading = EVERYTHING) -> dict[str, Any]:
     """Curate `source` (a crawl's folder, or files of HTML, text, JSON lines, parquet or csv) into `folder`; returns the funnel.
 
-    Call it again after a stop: finished parts are reused. Raises DataError when nothing is left or nothing can be read, DamagedFile
-    (after all other files were processed) when an input file is damaged and `damaged` is `stop`.
+    Call it again after a stop: finished parts are reused. Raises DataError when nothing is left or nothing can be read, ConfigError when
+    `reading` is about other kinds of source than this one, DamagedFile (after all other files were processed) when an input file is
+    damaged and `damaged` is `stop`.
     """
     unknown = next((name for name, _ in reading.columns if name not in COLUMNS), None)
     if unknown is not None:
@@ -86,6 +87,7 @@ def curate(config: CurateConfig, source: Path, folder: Path, reading: sources.Re
     )  # fmt: skip
     identifier(config.languages)  # names an unknown language before any work is done
     files, ignored = sources.list_files(source, reading.split)
+    sources.check_reading(source, files, reading)
     work = folder / WORK
     work.mkdir(parents=True, exist_ok=True)
     damaged: list[DamagedFile] = []
@@ -99,7 +101,7 @@ def curate(config: CurateConfig, source: Path, folder: Path, reading: sources.Re
             "Replace them and run again, or set damaged=skip",
         )  # fmt: skip
     key = fingerprint([keys, sorted(part.key for part in made), sorted(str(error.path) for error in damaged)])
-    done = folder / FUNNEL
+    done = folder / sources.FUNNEL
     if done.is_file() and read_json(done)["key"] == key:
         funnel: dict[str, Any] = read_json(done)
     else:
@@ -123,7 +125,7 @@ def _chunks(
         """Items of every file that is whole; damaged ones are collected, or raised when they may not be skipped."""
         for file in files:
             try:
-                sources.check(file, listed)
+                sources.check(file, listed, reading)
             except DamagedFile as error:
                 progress.say(f"  {error}")
                 damaged.append(error)

@@ -129,6 +129,8 @@ def _read(item: Item, settings: Settings) -> _Raw:
         return _Raw(_identity(item.source, hashlib.sha256(item.data).hexdigest()), item.source, "", kind, item.data, None, {})
     if item.size > len(item.data) + 2:
         raise _Dropped("too_large", f"a line of {item.size} bytes, the limit is {limit} bytes of text")
+    if item.problem:
+        raise _Dropped("malformed", item.problem)
     try:
         row = json.loads(item.data, parse_constant=_refuse)
     except (ValueError, RecursionError) as error:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal
 
-from luyen.core.errors import DamagedFile, DataError
+from luyen.core.errors import ConfigError, DamagedFile, DataError
 from luyen.core.files import COMPRESSED, open_bytes
 from luyen.core.manifest import MANIFEST, read_json, sha256_file
 from luyen.corpus.tables import rows
@@ -27,6 +27,8 @@ SUFFIXES: dict[str, Kind] = {
     ".html": "html", ".htm": "html", ".xhtml": "html", ".txt": "text", ".md": "text", ".rst": "text", ".jsonl": "line", ".ndjson": "line",
     ".parquet": "parquet", ".csv": "csv", ".tsv": "csv",
 }  # fmt: skip
+FUNNEL = "funnel.json"
+"""The counts of a curation, which tell its folder from others."""
 CHUNK_ITEMS = 256
 CHUNK_BYTES = 16_000_000
 _STEP = 1 << 20
@@ -60,6 +62,8 @@ class Item:
     kind: Kind
     data: bytes
     size: int
+    problem: str = ""
+    """Why `data` is not what `kind` promises: the bytes of a row that is dropped as malformed."""
 
     @property
     def place(self) -> str:
@@ -79,10 +83,13 @@ class SourceFile:
 def list_files(source: Path, split: str = "") -> tuple[list[SourceFile], list[str]]:
     """The files to read, sorted by name, and the names of those that are ignored: of other kinds, or of a folder not of the split.
 
-    Raises DataError when there is nothing to read.
+    Raises DataError when there is nothing to read, and for a split of a single file.
     """
     source = Path(source)
     if source.is_file():
+        if split:
+            fix = "Leave out read.split, or name the folder."
+            raise DataError(f"read.split={split} picks files of a folder", found=f"the file {source}", fix=fix)
         kind = _kind(source)
         if kind is None:
             raise DataError(f"cannot read {source}", found=f"suffix {source.suffix!r}", expected=", ".join(SUFFIXES))
@@ -94,7 +101,7 @@ def list_files(source: Path, split: str = "") -> tuple[list[SourceFile], list[st
     if pages:
         return [SourceFile(path, path.name, "page") for path in pages], []
     found, ignored = [], []
-    splits = ("train-", "heldout-") if (source / "funnel.json").exists() else ("",)
+    splits = ("train-", "heldout-") if (source / FUNNEL).exists() else ("",)
     for path in sorted({*(path for path in source.rglob("*") if path.is_file()), *(source / name for name in listed)}):
         name = path.relative_to(source).as_posix()
         kind = _kind(path)
@@ -115,6 +122,22 @@ def list_files(source: Path, split: str = "") -> tuple[list[SourceFile], list[st
     return found, ignored
 
 
+def check_reading(source: Path, files: list[SourceFile], reading: Reading) -> None:
+    """Raise ConfigError when `reading` says how to read what is read as it is: the pages of a crawl, or a curated corpus.
+
+    `strict` may be set: it is about the rows, and those are checked everywhere.
+    """
+    kind = "the pages of a crawl" if any(file.kind == "page" for file in files) else ""
+    kind = "a curated corpus" if not kind and (Path(source) / FUNNEL).exists() else kind
+    plain = Reading()
+    told = [f"read.columns.{ours}={theirs}" for ours, theirs in reading.columns]
+    told += [f"read.split={reading.split}"] if reading.split != plain.split else []
+    told += [f"read.text_unit={reading.unit}"] if reading.unit != plain.unit else []
+    if kind and told:
+        expected = f"nothing: {source} holds {kind}, which is read as it is"
+        raise ConfigError("read", found=" ".join(told), expected=expected, fix="Leave it out.")
+
+
 def _of_split(name: str, split: str) -> bool:
     return split in re.split(r"[^0-9A-Za-z]+", name)
 
@@ -131,7 +154,7 @@ def _kind(path: Path) -> Kind | None:
     return None if kind == "parquet" and path.suffix in COMPRESSED else kind
 
 
-def check(file: SourceFile, listed: Mapping[str, Mapping[str, Any]]) -> None:
+def check(file: SourceFile, listed: Mapping[str, Mapping[str, Any]], reading: Reading = Reading()) -> None:
     """Raise DamagedFile when a file differs from the manifest of its folder (`promised`), or cannot be read to its end."""
     if not file.path.is_file():
         raise DamagedFile(file.path, "is missing")
@@ -139,7 +162,7 @@ def check(file: SourceFile, listed: Mapping[str, Mapping[str, Any]]) -> None:
     if entry is not None and sha256_file(file.path) != entry["sha256"]:
         raise DamagedFile(file.path, "does not have the sha256 of its manifest")
     if file.kind in ("parquet", "csv"):
-        for _ in rows(file.path):
+        for _ in rows(file.path, header=reading.header):
             pass
     elif file.path.suffix in COMPRESSED:
         with open_bytes(file.path) as stream:
@@ -153,8 +176,8 @@ def items(file: SourceFile, limit: int, reading: Reading = Reading()) -> Iterato
     most = 6 * limit + 65_536
     if file.kind in ("parquet", "csv"):
         for number, row in enumerate(rows(file.path, header=reading.header), 1):
-            size = len(row)
-            yield Item(file.name, number, "line", row if size < most else row[:limit], size)
+            size = len(row.data)
+            yield Item(file.name, number, "line", row.data if size < most else row.data[:limit], size, row.problem)
         return
     with open_bytes(file.path) as stream:
         if file.kind == "text" and reading.unit != "file":
@@ -178,7 +201,7 @@ def items(file: SourceFile, limit: int, reading: Reading = Reading()) -> Iterato
 def _pieces(file: SourceFile, stream: IO[bytes], limit: int, unit: Unit) -> Iterator[Item]:
     """The lines of a text file, or its paragraphs, which blank lines separate."""
     number = first = size = 0
-    held = b""
+    held = bytearray()
     while line := stream.readline(limit + 1):
         number += 1
         if number == 1 and line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
@@ -186,12 +209,13 @@ def _pieces(file: SourceFile, stream: IO[bytes], limit: int, unit: Unit) -> Iter
         long = 0 if line.endswith(b"\n") else _skip(stream, to_newline=True)
         if line.strip():
             first = first if size else number
-            held, size = (held + line)[:limit], size + len(line) + long
+            held += line[: limit - len(held)]
+            size += len(line) + long
         if size and (unit == "line" or not line.strip()):
-            yield Item(file.name, first, file.kind, held.rstrip(b"\r\n"), size)
-            held, size = b"", 0
+            yield Item(file.name, first, file.kind, bytes(held).rstrip(b"\r\n"), size)
+            held, size = bytearray(), 0
     if size:
-        yield Item(file.name, first, file.kind, held.rstrip(b"\r\n"), size)
+        yield Item(file.name, first, file.kind, bytes(held).rstrip(b"\r\n"), size)
 
 
 def _skip(stream: IO[bytes], to_newline: bool) -> int:

@@ -2,13 +2,14 @@
 
 import base64
 import json
+import time
 from pathlib import Path
 
 import pytest
 
 from luyen.core.errors import ConfigError, DataError
 from luyen.corpus.curate import CurateConfig, curate, read_documents
-from luyen.corpus.sources import Reading
+from luyen.corpus.sources import Reading, SourceFile, items, list_files
 
 CONFIG = CurateConfig(quality="none", heldout_fraction=0)
 TEXTS = [f"The {word} runs under the old bridge of stone." for word in ("river", "train", "child", "water", "horse")]
@@ -74,3 +75,45 @@ def test_bad_rows_are_kept_byte_for_byte_and_told_when_strict(tmp_path: Path) ->
     with pytest.raises(DataError, match=r"a\.jsonl:2: not JSON"):
         two = CurateConfig(quality="none", processes=2)
         documents(path, tmp_path / "two", Reading(strict=True), two)
+
+
+def test_a_paragraph_of_many_lines_is_held_once(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    seconds = []
+    for megabytes in (2, 8):
+        path.write_bytes(b"12 bytes it\n" * (megabytes * 1_000_000 // 12) + b"\nnext\n")
+        started = time.process_time()
+        big, small = items(SourceFile(path, path.name, "text"), 1 << 30, Reading(unit="paragraph"))
+        seconds.append(time.process_time() - started)
+        assert big.data == path.read_bytes()[:-7] and big.size == len(big.data) + 1 and (big.line, small.data) == (1, b"next")
+    assert seconds[1] < 8 * max(seconds[0], 0.05), "four times as much takes about four times as long"
+    path.write_bytes(b"12 bytes it\n" * 1000)
+    (cut,) = items(SourceFile(path, path.name, "text"), 100, Reading(unit="paragraph"))
+    assert cut.data == path.read_bytes()[:100] and cut.size == 12_000 and type(cut.data) is bytes
+
+
+def test_what_is_read_as_it_is_takes_no_settings(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("\n".join(TEXTS))
+    documents(tmp_path / "a.txt", tmp_path / "corpus", Reading(unit="line"))
+    (tmp_path / "crawl").mkdir()
+    (tmp_path / "crawl" / "pages-00000.jsonl").write_text("{broken\n")
+    settings = {
+        "read.text_unit=line": Reading(unit="line"),
+        "read.columns.text=Body": Reading((("text", "Body"),)),
+        "read.split=train": Reading(split="train"),
+    }
+    for source, kind in (("corpus", "a curated corpus"), ("crawl", "the pages of a crawl")):
+        for told, reading in settings.items():
+            with pytest.raises(ConfigError, match=rf"^read; found {told};.*{source} holds {kind}.*Leave it out") as raised:
+                documents(tmp_path / source, tmp_path / f"out-{source}-{told}", reading)
+            assert "\n" not in str(raised.value) and not any((tmp_path / f"out-{source}-{told}").iterdir()), "before any work"
+    assert {text for _, text in documents(tmp_path / "corpus", tmp_path / "again", Reading(strict=True))} == set(TEXTS)
+    with pytest.raises(DataError, match="not JSON.*leave out read.strict"):
+        documents(tmp_path / "crawl", tmp_path / "strict", Reading(strict=True))
+
+
+def test_a_split_of_a_single_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "train.txt").write_text(TEXTS[0])
+    with pytest.raises(DataError, match="read.split=train picks files of a folder; found the file .*train.txt"):
+        list_files(tmp_path / "train.txt", "train")
+    assert len(list_files(tmp_path, "train")[0]) == 1

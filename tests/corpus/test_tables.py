@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import csv
 import gzip
 import random
@@ -12,9 +13,10 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from luyen.core.errors import DamagedFile
+from luyen.core.errors import DamagedFile, DataError
 from luyen.core.files import write_jsonl
 from luyen.corpus.curate import CurateConfig, curate, read_documents
+from luyen.corpus.sources import Reading
 from luyen.corpus.tables import rows
 
 CONFIG = CurateConfig(quality="none", heldout_fraction=0, max_document_bytes=5000)
@@ -88,3 +90,61 @@ def test_a_quotation_mark_that_is_never_closed_is_damage(tmp_path: Path, monkeyp
     with pytest.raises(DamagedFile, match="table"):
         list(rows(tmp_path / "a.csv"))
     assert csv.field_size_limit() > 1000
+
+
+VIETNAMESE = "Con thuyền nhỏ trôi dưới cây cầu đá cũ của thị trấn."
+
+
+def dropped(folder: Path) -> dict[str, tuple[str, bytes]]:
+    """Place -> reason and exact bytes of each bad row."""
+    found = {}
+    for document in read_documents(folder, "dropped"):
+        raw = base64.b64decode(document.meta["base64"]) if "base64" in document.meta else document.text.encode()
+        assert document.meta["rule"] == "malformed"
+        found[document.meta["source"]] = (document.meta["reason"], raw)
+    return found
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.tsv", "a.csv.gz"])
+def test_a_row_that_is_not_utf8_is_kept_byte_for_byte_and_says_what_to_do(tmp_path: Path, name: str) -> None:
+    comma = "\t" if ".tsv" in name else ","
+    bad = f'b{comma}"Le garçon\r\na traversé ""le pont"""\r\n'.encode("cp1252")
+    lines = [f"id{comma}text\r\n".encode(), f"a{comma}{VIETNAMESE}\r\n".encode(), bad, f"c{comma}The end of it.\r\n".encode()]
+    with (gzip.open if name.endswith(".gz") else open)(tmp_path / name, "wb") as file:
+        file.write(b"".join(lines))
+    assert [row[:2] for row in documents(tmp_path / name, tmp_path / "out")] == [("a", VIETNAMESE), ("c", "The end of it.")]
+    ((place, (reason, raw)),) = dropped(tmp_path / "out").items()
+    assert raw == bad and place == f"{name}:2"
+    assert reason == "not UTF-8: byte 0xe7 at byte 10 of the row; save the file as UTF-8"
+    (tmp_path / "strict").mkdir()
+    with pytest.raises(DataError, match=f"^{name}:2: not UTF-8.*save the file as UTF-8"):
+        curate(CONFIG, tmp_path / name, tmp_path / "strict", Reading(strict=True))
+
+
+def test_byte_order_marks_are_read_and_are_no_text(tmp_path: Path) -> None:
+    for encoding in ("utf-8-sig", "utf-16", "utf-16-be"):
+        mark = "\ufeff" if encoding == "utf-16-be" else ""
+        (tmp_path / "a.csv").write_bytes(f"{mark}id,text\na,{VIETNAMESE}\n".encode(encoding))
+        assert [row[:2] for row in documents(tmp_path / "a.csv", tmp_path / encoding)] == [("a", VIETNAMESE)]
+        (tmp_path / "b.csv").write_bytes(f"{mark}{VIETNAMESE}\n".encode(encoding))
+        folder = tmp_path / f"{encoding}-places"
+        folder.mkdir()
+        curate(CONFIG, tmp_path / "b.csv", folder, Reading((("text", 1),)))
+        assert [row[1] for row in documents(tmp_path, folder)] == [VIETNAMESE]
+
+
+def test_a_table_without_a_header_has_bad_rows_too(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_bytes("garçon,x\n".encode("cp1252") + f"{VIETNAMESE},y\n".encode())
+    (tmp_path / "out").mkdir()
+    curate(CONFIG, tmp_path / "a.csv", tmp_path / "out", Reading((("text", 1),)))
+    assert [row[1] for row in documents(tmp_path, tmp_path / "out")] == [VIETNAMESE]
+    assert dropped(tmp_path / "out")["a.csv:1"][1] == "garçon,x\n".encode("cp1252")
+
+
+def test_column_names_that_are_not_utf8_and_cut_utf16_are_damage(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_bytes("id,text,garçon\na,b,c\n".encode("cp1252"))
+    with pytest.raises(DamagedFile, match="its column names are not UTF-8: byte 0xe7.*save the file as UTF-8"):
+        documents(tmp_path / "a.csv", tmp_path / "out")
+    (tmp_path / "a.csv").write_bytes(f"id,text\na,{VIETNAMESE}\n".encode("utf-16")[:-1])
+    with pytest.raises(DamagedFile, match="not whole UTF-16"):
+        documents(tmp_path / "a.csv", tmp_path / "2")
