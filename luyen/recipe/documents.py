@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import functools
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from luyen.core import progress
-from luyen.core.errors import DamagedFile, DataError
+from luyen.core.errors import ConfigError, DamagedFile, DataError
 from luyen.core.records import Document, Plain
 from luyen.corpus.curate import read_documents
 from luyen.data.config import ReadConfig
@@ -37,14 +38,21 @@ def read_whole(path: Path, config: ReadConfig, rejected: Path) -> Dataset:
 class Texts:
     """The documents of a corpus or of plain files, in those to train on and those held out.
 
-    Plain files have no splits: there one document in twenty, by the hash of its text, is held out, as soon as there are twenty.
-    They are read once, bad rows are kept in the file `rejected`; a corpus is read split by split, when it is asked for.
+    Plain files have no splits: there one document in twenty, by the hash of its text, is held out, and at least one as soon as there are
+    twenty (unless all are alike). They are read once, bad rows are kept in the file `rejected`; a corpus is read split by split, when it
+    is asked for.
+
+    `section` is the name of the config section that `config` comes from. Raises ConfigError when it is set for a corpus, which is read
+    as it is; `strict` may be set, since a corpus has no bad rows, only damage.
     """
 
-    def __init__(self, path: Path, config: ReadConfig, rejected: Path) -> None:
-        self.path, self.config, self.rejected = path, config, rejected
+    def __init__(self, path: Path, config: ReadConfig, rejected: Path, section: str = "read") -> None:
+        self.path, self.config, self.rejected, self.section = path, config, rejected, section
         self.account: dict[str, Any] = {}
         """What became of every row of plain files; empty for a corpus."""
+        if is_corpus(path) and (told := _told(config, section)):
+            expected = f"nothing: {path} is a curated corpus, which is read as it is"
+            raise ConfigError(section, found=" ".join(told), expected=expected, fix="Leave it out.")
 
     @functools.cached_property
     def train(self) -> list[Document]:
@@ -61,6 +69,22 @@ class Texts:
         """Documents that nothing is trained on; may be empty."""
         return list(read_documents(self.path, "heldout")) if is_corpus(self.path) else self._plain[1]
 
+    @property
+    def measured(self) -> list[Document]:
+        """The held-out documents, for those who cannot go on without: DataError, with what to do, when there are none."""
+        if self.heldout:
+            return self.heldout
+        found, expected = f"{len(self.train):,} documents", f"at least {HELD_OUT_ONE_IN} (one in twenty is held out)"
+        fix = (
+            f"Give a curated corpus or a larger file, or set {self.section}.text_unit=paragraph, which makes more documents of a text file."
+        )
+        if is_corpus(self.path):
+            found, expected = f"{found} to train on", "held-out ones"
+            fix = "Curate it again with heldout_fraction above 0 and at least 5 documents."
+        elif len(self.train) >= HELD_OUT_ONE_IN:
+            found += " with the same text"
+        raise DataError(f"{self.path} yields no held-out text", found=found, expected=expected, fix=fix)
+
     @functools.cached_property
     def _plain(self) -> tuple[list[Document], list[Document]]:
         dataset = read_whole(self.path, self.config, self.rejected)
@@ -72,13 +96,31 @@ class Texts:
         if len(texts) < len(dataset.records):
             progress.say(f"  {len(dataset.records) - len(texts):,} rows of {self.path.name} are no plain text and are left out")
         splits: tuple[list[Document], list[Document]] = ([], [])
+        chosen = _held_out(texts)
         for number, text in enumerate(texts):
-            held_out = len(texts) >= HELD_OUT_ONE_IN and _bucket(text) == 0
-            splits[held_out].append(Document(id=f"{self.path.name}:{number}", text=text))
-        few = "" if len(texts) >= HELD_OUT_ONE_IN else f" (there are fewer than {HELD_OUT_ONE_IN}; read.text_unit=paragraph makes more)"
+            splits[_hash(text) in chosen].append(Document(id=f"{self.path.name}:{number}", text=text))
+        more = f"{self.section}.text_unit=paragraph makes more"
+        few = "" if len(texts) >= HELD_OUT_ONE_IN else f" (there are fewer than {HELD_OUT_ONE_IN}; {more})"
         progress.say(f"  {len(splits[0]):,} documents to train on, {len(splits[1]):,} held out{few}")
         return splits
 
 
-def _bucket(text: str) -> int:
-    return int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:4], "big") % HELD_OUT_ONE_IN
+def _told(config: ReadConfig, section: str) -> list[str]:
+    """What of a section says how to read, as the user would write it."""
+    plain = ReadConfig()
+    told = [f"{section}.columns.{ours}={theirs}" for ours, theirs in config.columns.items()]
+    told += [f"{section}.split={config.split}"] if config.split != plain.split else []
+    return told + ([f"{section}.text_unit={config.text_unit}"] if config.text_unit != plain.text_unit else [])
+
+
+def _held_out(texts: Sequence[str]) -> set[bytes]:
+    """Hashes of the texts to hold out: those of one bucket in twenty; where that is none or all of them, the least one."""
+    hashes = {_hash(text) for text in texts}
+    if len(texts) < HELD_OUT_ONE_IN or len(hashes) < 2:
+        return set()
+    chosen = {value for value in hashes if int.from_bytes(value[:4], "big") % HELD_OUT_ONE_IN == 0}
+    return chosen if 0 < len(chosen) < len(hashes) else {min(hashes)}
+
+
+def _hash(text: str) -> bytes:
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
