@@ -40,9 +40,12 @@ def fingerprint(value: object) -> str:
 
 
 def sha256_file(path: Path) -> str:
-    """sha256 (hex) of a file's bytes."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    """sha256 (hex) of a file's bytes. Raises UserError when it cannot be read."""
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
 
 
 @contextlib.contextmanager

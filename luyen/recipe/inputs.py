@@ -47,7 +47,11 @@ def _check_kind(stage: str, field: str, path: Path) -> None:
     """A folder given as a model or tokenizer holds one, itself, in `model`, or because it is a finished stage."""
     needed = NEEDED.get(field)
     if needed and not any((folder / needed).is_file() for folder in (path, path / "model") if manifest.existing(folder)):
-        raise ModelError(f"{stage}: {path} is no {field.removesuffix('s')}", found=f"no {needed} in it", expected="a folder that has it")
+        inside = sorted(str(found.parent.parent) for found in path.glob(f"*/model/{needed}"))
+        fix = f"It is a run; name its stage: {', '.join(inside[:5])}." if inside else None
+        raise ModelError(
+            f"{stage}: {path} is no {field.removesuffix('s')}", found=f"no {needed} in it", expected="a folder that has it", fix=fix
+        )
 
 
 def is_hub_name(value: str) -> bool:

@@ -1,16 +1,14 @@
 """Running a recipe: skip what is up to date, continue what was interrupted, record what was made of what.
 
 A stage is up to date when its folder has a manifest with the fingerprint that the plan gives it now: verb, config,
-seed, code version, and the content of its inputs. While a stage works, `stage.json` in its folder holds that
-fingerprint; a later attempt with the same one continues there. With another one it starts anew, and what an earlier
-attempt left is kept beside it, as `NAME.before`, until the new result is whole.
+seed, code version, and the content of its inputs. A later attempt with the same fingerprint continues an unfinished one;
+what happens to results and attempts that no longer fit is in attempts.py.
 """
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
-import shutil
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -20,19 +18,16 @@ import yaml
 
 from luyen.core import host_memory, interrupt, manifest, progress
 from luyen.core.config import dump
-from luyen.core.errors import DamagedFile, Interrupted, StorageError, UserError
+from luyen.core.errors import Interrupted, StorageError, UserError
 from luyen.core.seed import derive
+from luyen.recipe import attempts
+from luyen.recipe.attempts import IN_PROGRESS
 from luyen.recipe.environment import code_version, environment, versions
 from luyen.recipe.graph import Plan, StagePlan
 from luyen.recipe.inputs import check_inputs, fingerprint_inputs, neutral_config
 from luyen.recipe.journal import event
 from luyen.recipe.stage import Stage
 from luyen.recipe.table import VERBS, load_verb
-
-IN_PROGRESS = "stage.json"
-UNSEALED = (IN_PROGRESS, "timings.jsonl", "checkpoints")
-"""Not part of a stage's result: they hold times or only serve to continue."""
-BEFORE = ".before"
 
 
 def run(plan: Plan, folder: Path, estimates: Mapping[str, Mapping[str, Any]] | None = None) -> None:
@@ -61,15 +56,16 @@ def run(plan: Plan, folder: Path, estimates: Mapping[str, Mapping[str, Any]] | N
 def up_to_date(plan: Plan, folder: Path) -> dict[str, Path]:
     """Folders of the stages that `run` will skip, by their manifests alone; whether their files are whole is seen when it comes to them."""
     fingerprints: dict[str, str] = {}
+    done: dict[str, Path] = {}
     for item in plan.stages:
-        path = folder / item.name / manifest.MANIFEST
-        if not path.is_file() or any(name not in fingerprints for name in item.inputs):
+        if any(name not in fingerprints for name in item.inputs):
             continue
-        with contextlib.suppress(DamagedFile):
-            found = manifest.read(path.parent)
-            if found.get("fingerprint") == _wanted(item, _seed(item, plan), fingerprint_inputs(item.config, fingerprints)):
-                fingerprints[item.name] = manifest.content_fingerprint(found)
-    return {name: folder / name for name in fingerprints}
+        wanted = _wanted(item, _seed(item, plan), fingerprint_inputs(item.config, fingerprints))
+        path = attempts.holding(folder / item.name, wanted)
+        if path is not None:
+            done[item.name] = path
+            fingerprints[item.name] = manifest.content_fingerprint(manifest.read(path))
+    return done
 
 
 def _seed(item: StagePlan, plan: Plan) -> int:
@@ -86,12 +82,12 @@ def _run_stage(item: StagePlan, stage: Stage, fingerprints: Mapping[str, str]) -
     folder, run_folder = stage.folder, stage.folder.parent
     inputs = fingerprint_inputs(item.config, fingerprints)
     wanted = _wanted(item, stage.seed, inputs)
-    finished = _finished(folder, wanted)
+    finished = attempts.finished(folder, wanted)
     if finished is not None:
         progress.say(f"{item.name}: up to date")
         event(run_folder, "skipped", item.name)
         return manifest.content_fingerprint(finished)
-    resumed = _prepare(folder, wanted)
+    resumed = attempts.prepare(folder, wanted)
     stage.sources.update({name: run_folder / name for name in fingerprints})
     progress.say(f"{item.name}: continuing" if resumed else item.name if item.name == item.verb else f"{item.name}: {item.verb}")
     event(run_folder, "resumed" if resumed else "started", item.name)
@@ -101,7 +97,7 @@ def _run_stage(item: StagePlan, stage: Stage, fingerprints: Mapping[str, str]) -
         "verb": item.verb, "stage": item.name, "fingerprint": wanted, "config": dump(item.config), "inputs": inputs, "seed": stage.seed,
         "metrics": stage.metrics, "seconds": round(seconds, 2), "peak_bytes": host_memory.peak(), "versions": versions(), **stage.facts,
     }  # fmt: skip
-    sealed = _seal(folder, VERBS[item.verb].kind, facts)
+    sealed = attempts.seal(folder, VERBS[item.verb].kind, facts)
     event(run_folder, "finished", item.name, seconds=round(seconds, 2))
     summary = stage.metrics.get("summary")
     progress.say(f"{item.name}: done in {seconds:.0f} s{f': {summary}' if summary else ''}")
@@ -119,72 +115,10 @@ def _work(item: StagePlan, stage: Stage, wanted: str, run_folder: Path) -> float
             manifest.write_json(stage.folder / IN_PROGRESS, {"fingerprint": wanted, "seconds": before + time.monotonic() - started})
             name = "interrupted" if isinstance(error, (Interrupted, KeyboardInterrupt)) else "failed"
             event(run_folder, name, item.name, error=str(error)[:500])
+            if isinstance(error, UserError) and not isinstance(error, Interrupted):
+                attempts.give_way(stage.folder)
         raise
     return float(before + time.monotonic() - started)
-
-
-def _seal(folder: Path, kind: str, facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Write a stage's manifest over its results; then what was kept of an earlier attempt can go."""
-    with manifest.storage_errors(folder):
-        sealed = manifest.seal(folder, kind, skip=UNSEALED, **facts)
-        (folder / IN_PROGRESS).unlink(missing_ok=True)
-        _remove(folder.with_name(folder.name + BEFORE))
-    return sealed
-
-
-def _finished(folder: Path, wanted: str) -> dict[str, Any] | None:
-    """The manifest of a finished, undamaged stage with this fingerprint, else None. Damage is said aloud."""
-    if not (folder / manifest.MANIFEST).is_file():
-        return None
-    try:
-        found = manifest.verify(folder)
-    except DamagedFile as error:
-        progress.say(f"{folder.name}: {error}; doing this stage again")
-        return None
-    return found if found.get("fingerprint") == wanted else None
-
-
-def _prepare(folder: Path, wanted: str) -> bool:
-    """Make `folder` ready for work; True when an interrupted attempt at the same thing is there to continue.
-
-    Only folders that are empty or that a stage made are put aside; UserError for any other, nothing of it is touched.
-    """
-    mark = folder / IN_PROGRESS
-    if mark.is_file() and not (folder / manifest.MANIFEST).is_file():
-        with contextlib.suppress(DamagedFile):
-            if manifest.read_object(mark).get("fingerprint") == wanted:
-                manifest.clean_up(folder)
-                return True
-    with manifest.storage_errors(folder):
-        if folder.exists():
-            _put_aside(folder)
-        folder.mkdir(parents=True)
-        manifest.write_json(mark, {"fingerprint": wanted, "seconds": 0.0})
-    return False
-
-
-def _put_aside(folder: Path) -> None:
-    """Rename a stage's earlier folder to NAME.before; an unfinished one does not replace a finished one there."""
-    finished, begun = (folder / manifest.MANIFEST).is_file(), (folder / IN_PROGRESS).is_file()
-    if not folder.is_dir() or (any(folder.iterdir()) and not finished and not begun):
-        raise UserError(f"{folder} is not empty and was not made by Luyện", fix="Choose another run folder with --out.")
-    kept = folder.with_name(folder.name + BEFORE)
-    if finished or not kept.exists():
-        _remove(kept)
-        folder.rename(kept)
-        if (kept / "checkpoints").is_dir() and not finished:
-            progress.say(f"{folder.name}: its config, inputs or code changed, so it starts anew; the earlier attempt is kept in {kept}")
-    else:
-        _remove(folder)
-
-
-def _remove(folder: Path) -> None:
-    """Delete a folder; a kill in the middle leaves nothing under its name."""
-    if folder.exists():
-        doomed = folder.with_name(f"{manifest.TEMPORARY}{folder.name}")
-        shutil.rmtree(doomed, ignore_errors=True)
-        folder.rename(doomed)
-        shutil.rmtree(doomed)
 
 
 @contextlib.contextmanager

@@ -278,3 +278,8 @@ def test_a_name_finds_what_a_kill_left_under_its_temporary_name(tmp_path: Path) 
     assert not folder.exists()
     assert manifest.existing(str(folder)) == folder and text(folder) == "alpha"
     assert manifest.existing(tmp_path / "other") is None
+
+
+def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="cannot read .*Is a directory"):
+        manifest.sha256_file(tmp_path)

@@ -12,9 +12,10 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from toy import write_recipe  # noqa: E402
 
-from luyen.core import manifest  # noqa: E402
+from luyen.core import manifest, progress  # noqa: E402
 from luyen.core.config import parse_overrides  # noqa: E402
-from luyen.core.errors import LuyenError, UserError  # noqa: E402
+from luyen.core.errors import Interrupted, LuyenError, UserError  # noqa: E402
+from luyen.engine import checkpoint  # noqa: E402
 from luyen.recipe.estimate import predict  # noqa: E402
 from luyen.recipe.graph import plan  # noqa: E402
 from luyen.recipe.inputs import _fingerprint  # noqa: E402
@@ -115,20 +116,92 @@ def test_wrong_inputs_are_told_before_anything_is_done(finished: Path, copied: P
     before = sorted(copied.rglob("*"))
     for change, message in (("corpus.source=nowhere", "no such file"), ("base.tokenizer=" + str(finished / "pages"), "is no tokenizer"),
                             ("chat.model=" + str(copied / "corpus"), "is no model"), ("before_after.heldout=gone", "no such file"),
+                            ("chat.model=" + str(finished / "run"), "It is a run; name its stage: .*run/base, .*run/chat"),
                             (f"corpus.source={copied / 'corpus'}", "write over its own input")):  # fmt: skip
         with pytest.raises(UserError, match=message):
             again(finished, copied, change)
     assert sorted(copied.rglob("*")) == before
 
 
+def test_wrong_input_leaves_the_result_that_was_there(finished: Path, copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    progress.use(progress.Plain())
+    with pytest.raises(LuyenError):
+        again(finished, copied, "tokenizer.vocab_size=3")
+    assert "tokenizer: the result of before is untouched" in capsys.readouterr().out
+    assert not (copied / "tokenizer.before").exists() and manifest.verify(copied / "tokenizer")
+    assert set(again(finished, copied).values()) == {"skipped"}
+
+
 def test_a_failed_change_keeps_the_result_that_was_there(finished: Path, copied: Path, tmp_path: Path) -> None:
+    """Here the failed attempt stays too: it tells why documents were dropped."""
     empty = tmp_path / "none.html"
     empty.write_text("")
     with pytest.raises(LuyenError):
         again(finished, copied, f"corpus.source={empty}")
-    assert manifest.verify(copied / "corpus.before")["kind"] == "corpus"
-    assert again(finished, copied)["corpus"] == "started"
-    assert not (copied / "corpus.before").exists()
+    assert manifest.verify(copied / "corpus.before")["kind"] == "corpus" and list((copied / "corpus").glob("dropped*"))
+    assert set(again(finished, copied).values()) == {"skipped"}
+
+
+def test_a_replaced_result_is_kept_and_comes_back(finished: Path, copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    progress.use(progress.Plain())
+    weights = "model/model.safetensors"
+    original = manifest.sha256_file(copied / "chat" / weights)
+    assert again(finished, copied, "chat.train.steps=1")["chat"] == "started"
+    assert f"chat: its config, inputs or code changed, so it starts anew; the earlier result is kept in {copied / 'chat.before'}" in (
+        capsys.readouterr().out
+    )
+    other = manifest.sha256_file(copied / "chat" / weights)
+    assert manifest.sha256_file(copied / "chat.before" / weights) == original != other
+    assert up_to_date(plan(finished / "toy.yaml", {}), copied)["chat"] == copied / "chat.before"
+    assert again(finished, copied)["chat"] == "skipped"
+    assert manifest.sha256_file(copied / "chat" / weights) == original
+    assert manifest.sha256_file(copied / "chat.before" / weights) == other
+
+
+def stop_training(finished: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, *overrides: str) -> None:
+    """Run until the loop of `base` has saved its first checkpoint, and stop there as Ctrl-C does."""
+    plain = checkpoint.save
+
+    def save(*arguments: Any) -> Path:
+        plain(*arguments)
+        raise Interrupted(2, "stopped")
+
+    with monkeypatch.context() as patched, pytest.raises(Interrupted):
+        patched.setattr(checkpoint, "save", save)
+        again(finished, folder, *overrides)
+
+
+def test_an_attempt_that_was_put_aside_goes_on(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for stage in ("corpus", "tokenizer"):
+        shutil.copytree(finished / "run" / stage, tmp_path / stage)
+    (tmp_path / "events.jsonl").touch()
+    stop_training(finished, tmp_path, monkeypatch)
+    stop_training(finished, tmp_path, monkeypatch, "base.train.optimizer.learning_rate=0.01")
+    assert (tmp_path / "base.before" / "checkpoints" / "step-00000002").is_dir()
+    assert again(finished, tmp_path)["base"] == "resumed"
+    assert manifest.sha256_file(tmp_path / "base" / "model" / "model.safetensors") == manifest.sha256_file(
+        finished / "run" / "base" / "model" / "model.safetensors"
+    )
+    assert not (tmp_path / "base.before").exists(), "an unfinished attempt is not needed any more"
+
+
+def test_an_unfinished_attempt_never_replaces_a_finished_result(finished: Path, copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = manifest.read(copied / "base")
+    stop_training(finished, copied, monkeypatch, "base.train.optimizer.learning_rate=0.01")
+    stop_training(finished, copied, monkeypatch, "base.train.optimizer.learning_rate=0.02")
+    assert manifest.verify(copied / "base.before") == original
+
+
+@pytest.mark.parametrize("moved", [0, 1, 2])
+def test_a_kill_while_two_states_change_places(moved: int, finished: Path, copied: Path) -> None:
+    again(finished, copied, "chat.train.steps=1")
+    if moved > 0:
+        (copied / "chat").rename(copied / ".tmp-swap-chat")
+    if moved > 1:
+        (copied / "chat.before").rename(copied / "chat")
+    assert again(finished, copied)["chat"] == "skipped"
+    assert again(finished, copied, "chat.train.steps=1")["chat"] == "skipped"
+    assert not list(copied.glob(".tmp-*"))
 
 
 def test_what_only_decides_how_work_is_done_redoes_nothing(finished: Path, copied: Path) -> None:
