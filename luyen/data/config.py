@@ -18,3 +18,10 @@ class ReadConfig(Config):
     """file, paragraph or line: what a document of a text file is."""
     strict: bool = False
     """Stop at the first bad row, instead of keeping it in rejected.jsonl and going on."""
+
+
+class HeldOutConfig(ReadConfig):
+    """How text is read that a model is measured on and was not trained on."""
+
+    all_documents: bool = False
+    """Measure on every document of plain files that nothing was trained on; else on the one in twenty that pretraining leaves out."""

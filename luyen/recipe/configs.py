@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from luyen.core.config import Config, Input
 from luyen.core.errors import nearest
 from luyen.corpus.curate import CurateConfig
-from luyen.data.config import ReadConfig
+from luyen.data.config import HeldOutConfig, ReadConfig
 from luyen.engine.config import TrainConfig
 from luyen.inference.config import SamplingConfig
 from luyen.models.presets import PRESETS
@@ -108,7 +108,9 @@ class SFTConfig(Config):
     truncation: Literal["drop", "truncate", "raise"] = "drop"
     """What to do with a conversation longer than `batch.length`."""
     heldout: Input | None = None
-    """A corpus stage whose held-out text measures forgetting; empty: not measured during training."""
+    """A corpus, or files of text, whose held-out documents measure forgetting; empty: not measured during training."""
+    heldout_read: HeldOutConfig = HeldOutConfig()
+    """How files of `heldout` that nobody curated are read."""
     template: str = ""
     """Chat template: a built-in one by name, or the path of a .jinja file; empty: the model's own."""
     batch: BatchSection = BatchSection()
@@ -137,8 +139,8 @@ class EvaluateConfig(Config):
     questions: Input | None = None
     """A questions stage with evaluation.jsonl."""
     heldout: Input | None = None
-    """A corpus stage or text files, for bits per byte and the retrieval and n-gram baselines."""
-    read: ReadConfig = ReadConfig()
+    """A corpus, or files of text, whose held-out documents give bits per byte; the n-gram counts the others."""
+    heldout_read: HeldOutConfig = HeldOutConfig()
     """How files of `heldout` that nobody curated are read."""
     examples: int = Field(1000, ge=1)
     """At most so many questions of each set."""

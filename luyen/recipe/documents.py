@@ -12,7 +12,7 @@ from luyen.core import progress
 from luyen.core.errors import ConfigError, DamagedFile, DataError
 from luyen.core.records import Document, Plain
 from luyen.corpus.curate import read_documents
-from luyen.data.config import ReadConfig
+from luyen.data.config import HeldOutConfig, ReadConfig
 from luyen.data.formats import Dataset, read
 
 HELD_OUT_ONE_IN = 20
@@ -24,10 +24,14 @@ def is_corpus(path: Path) -> bool:
 
 
 def read_whole(path: Path, config: ReadConfig, rejected: Path) -> Dataset:
-    """Every record of a data file or folder; bad rows are kept byte for byte in the file `rejected`, which is there only if there are any.
+    """Every record of a data file or folder, or of a corpus those for training; bad rows are kept byte for byte in the file `rejected`.
 
-    Raises what `read` raises, and DamagedFile when a file breaks off, so that no part of it is missed silently.
+    The file is there only if there are any. Raises what `read` raises, and DamagedFile when a file breaks off, so that no part of it is
+    missed silently.
     """
+    if is_corpus(path):
+        _refuse(path, config, "read")
+        config = config.model_copy(update={"split": "train"})
     dataset = read(path, config, rejected=rejected)
     if not dataset.account.complete:
         name, reason = next(iter(dataset.account.damaged.items()))
@@ -50,9 +54,8 @@ class Texts:
         self.path, self.config, self.rejected, self.section = path, config, rejected, section
         self.account: dict[str, Any] = {}
         """What became of every row of plain files; empty for a corpus."""
-        if is_corpus(path) and (told := _told(config, section)):
-            expected = f"nothing: {path} is a curated corpus, which is read as it is"
-            raise ConfigError(section, found=" ".join(told), expected=expected, fix="Leave it out.")
+        if is_corpus(path):
+            _refuse(path, config, section)
 
     @functools.cached_property
     def train(self) -> list[Document]:
@@ -96,13 +99,23 @@ class Texts:
         if len(texts) < len(dataset.records):
             progress.say(f"  {len(dataset.records) - len(texts):,} rows of {self.path.name} are no plain text and are left out")
         splits: tuple[list[Document], list[Document]] = ([], [])
-        chosen = _held_out(texts)
+        whole = isinstance(self.config, HeldOutConfig) and self.config.all_documents
+        chosen = {_hash(text) for text in texts} if whole else _held_out(texts)
         for number, text in enumerate(texts):
             splits[_hash(text) in chosen].append(Document(id=f"{self.path.name}:{number}", text=text))
+        if whole:
+            progress.say(f"  {len(texts):,} documents to measure on")
+            return splits
         more = f"{self.section}.text_unit=paragraph makes more"
         few = "" if len(texts) >= HELD_OUT_ONE_IN else f" (there are fewer than {HELD_OUT_ONE_IN}; {more})"
         progress.say(f"  {len(splits[0]):,} documents to train on, {len(splits[1]):,} held out{few}")
         return splits
+
+
+def _refuse(path: Path, config: ReadConfig, section: str) -> None:
+    if told := _told(config, section):
+        expected = f"nothing: {path} is a curated corpus, which is read as it is"
+        raise ConfigError(section, found=" ".join(told), expected=expected, fix="Leave it out.")
 
 
 def _told(config: ReadConfig, section: str) -> list[str]:
@@ -110,6 +123,7 @@ def _told(config: ReadConfig, section: str) -> list[str]:
     plain = ReadConfig()
     told = [f"{section}.columns.{ours}={theirs}" for ours, theirs in config.columns.items()]
     told += [f"{section}.split={config.split}"] if config.split != plain.split else []
+    told += [f"{section}.all_documents=true"] if isinstance(config, HeldOutConfig) and config.all_documents else []
     return told + ([f"{section}.text_unit={config.text_unit}"] if config.text_unit != plain.text_unit else [])
 
 

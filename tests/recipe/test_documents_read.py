@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 
 from luyen.core.errors import ConfigError, DataError
+from luyen.core.records import Plain
 from luyen.corpus.curate import CurateConfig, curate
-from luyen.data.config import ReadConfig
-from luyen.recipe.documents import Texts
+from luyen.data.config import HeldOutConfig, ReadConfig
+from luyen.recipe.documents import Texts, read_whole
 
 
 def plain(path: Path, texts: list[str]) -> Path:
@@ -92,3 +93,21 @@ def test_twenty_texts_always_hold_some_out_and_never_all(tmp_path: Path, start: 
     assert {document.text for document in turned.heldout} == {document.text for document in found.heldout}
     two = texts(plain(tmp_path / "c.jsonl", names[:2] * 10))
     assert len(two.heldout) == len(two.train) == 10, "all copies of a text stand on one side"
+
+
+def test_all_documents_of_files_that_nothing_was_trained_on(tmp_path: Path) -> None:
+    few = plain(tmp_path / "few.jsonl", ["one", "two", "three"])
+    whole = texts(few, HeldOutConfig(all_documents=True), "heldout_read")
+    assert [document.text for document in whole.measured] == ["one", "two", "three"] and whole.train == []
+    many = plain(tmp_path / "many.jsonl", [f"text {place}" for place in range(60)])
+    assert texts(many, HeldOutConfig()).measured == texts(many).heldout
+    with pytest.raises(ConfigError, match="heldout_read.all_documents=true"):
+        texts(corpus(tmp_path, 0.3), HeldOutConfig(all_documents=True), "heldout_read")
+
+
+def test_a_corpus_as_training_data_is_its_documents_for_training(tmp_path: Path) -> None:
+    folder = corpus(tmp_path, 0.3)
+    found = read_whole(folder, ReadConfig(), tmp_path / "rejected.jsonl")
+    assert [record.text for record in found.records if isinstance(record, Plain)] == [document.text for document in texts(folder).train]
+    with pytest.raises(ConfigError, match="read.split=heldout"):
+        read_whole(folder, ReadConfig(split="heldout"), tmp_path / "rejected.jsonl")

@@ -15,7 +15,9 @@ from toy import write_recipe  # noqa: E402
 
 from luyen.core import manifest, progress  # noqa: E402
 from luyen.core.errors import DataError, UserError  # noqa: E402
+from luyen.data.config import HeldOutConfig, ReadConfig  # noqa: E402
 from luyen.data.rejects import rejected_rows  # noqa: E402
+from luyen.recipe.documents import Texts  # noqa: E402
 from luyen.recipe.graph import plan  # noqa: E402
 
 SIZE = ("model.preset=llama-1m", "model.num_layers=1", "model.context_length=64")
@@ -153,7 +155,7 @@ def test_evaluation_without_held_out_text_is_refused_and_its_device_makes_nothin
     base: Path, tmp_path: Path, said: list[str]
 ) -> None:
     few = lines(tmp_path / "few.jsonl", [{"text": "only one"}])
-    with pytest.raises(DataError, match="holds no held-out text.*read.text_unit=paragraph"):
+    with pytest.raises(DataError, match="yields no held-out text.*heldout_read.text_unit=paragraph"):
         verb("evaluate", tmp_path / "1", f"models.one={base}", f"heldout={few}")
     many = lines(tmp_path / "many.jsonl", [{"text": f"Document {place} is good."} for place in range(40)])
     settings = (f"models.one={base}", f"heldout={many}")
@@ -197,3 +199,30 @@ def test_curation_takes_the_same_section_and_data_sets_of_the_hub(tmp_path: Path
     assert f"  1 rows rejected, kept in {done / 'dropped-*.jsonl.zst'}" in said
     with pytest.raises(DataError, match="train.jsonl:31: not JSON"):
         verb("curate", tmp_path / "run", *settings, "read.columns.text=Body", "read.split=train", "read.strict=true")
+
+
+def test_text_that_measures_forgetting_is_read_by_its_own_section(base: Path, tmp_path: Path, said: list[str]) -> None:
+    """The same held-out documents as in pretraining on the same file, and an error instead of no figure."""
+    book = tmp_path / "book.txt"
+    book.write_text("\n\n".join(f"Chapter {place} tells of the numbers." for place in range(60)))
+    table = lines(tmp_path / "x.jsonl", [{"prompt": "one and one", "completion": "two"}])
+    settings = (f"data={table}", f"model={base}", f"heldout={book}", *LOOP)
+    with pytest.raises(DataError, match="yields no held-out text; found 1 documents.*heldout_read.text_unit=paragraph"):
+        verb("sft", tmp_path / "1", *settings)
+    folder = verb("sft", tmp_path / "2", *settings, "heldout_read.text_unit=paragraph")
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert any("heldout_bits_per_byte" in row for row in rows)
+    asked, trained = HeldOutConfig(text_unit="paragraph"), ReadConfig(text_unit="paragraph")
+    assert len(Texts(book, asked, tmp_path / "r").measured) == len(Texts(book, trained, tmp_path / "r").heldout) > 0
+
+
+def test_rows_that_are_lost_are_told_with_why_and_what_to_do(base: Path, tmp_path: Path, said: list[str]) -> None:
+    rows = [{"prompt": "one", "completion": "two"}, {"prompt": "one", "completion": "word " * 200}]
+    table = lines(tmp_path / "x.jsonl", rows)
+    verb("sft", tmp_path / "1", f"data={table}", f"model={base}", *LOOP)
+    place = next(index for index, line in enumerate(said) if "1 rows used" in line)
+    assert "1 dropped (1 longer than 64 tokens)" in said[place]
+    assert "of its answer tokens are lost. Set batch.length (rows are up to" in said[place + 1]
+    long = lines(tmp_path / "long.jsonl", rows[1:])
+    with pytest.raises(DataError, match=r"long.jsonl: no row is left to train on; found 1 longer than 64 tokens.*truncation=truncate"):
+        verb("sft", tmp_path / "2", f"data={long}", f"model={base}", *LOOP)

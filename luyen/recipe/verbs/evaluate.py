@@ -6,7 +6,7 @@ import dataclasses
 from pathlib import Path
 
 from luyen.core.device import pick_device, pick_dtype
-from luyen.core.errors import ConfigError, DataError
+from luyen.core.errors import ConfigError
 from luyen.core.files import read_jsonl
 from luyen.core.records import Message
 from luyen.evaluation.before_after import Material, evaluate
@@ -22,6 +22,8 @@ def run(config: EvaluateConfig, stage: Stage) -> None:
         raise ConfigError("models is empty", expected="name: model")
     if config.questions is None and config.heldout is None:
         raise ConfigError("nothing to evaluate on", fix="Set questions, heldout or both.")
+    texts = _texts(config, stage)
+    held_out = texts.measured if texts else []
     device = pick_device(config.device)
     dtype = pick_dtype(config.precision, device)
     models = {
@@ -31,11 +33,7 @@ def run(config: EvaluateConfig, stage: Stage) -> None:
     shortest = min(model.model.config.context_length for model in models.values())
     models = {name: dataclasses.replace(model, length=shortest) for name, model in models.items()}
     questions = stage.path(config.questions) if config.questions else None
-    texts = Texts(stage.files(config.heldout), config.read, stage.folder / "rejected.jsonl") if config.heldout else None
-    if texts is not None and questions is None and not texts.heldout:
-        fix = "Give a corpus stage or more text; read.text_unit=paragraph makes more documents of a text file."
-        raise DataError(f"{texts.path} holds no held-out text", found=f"{len(texts.train)} documents to train on", fix=fix)
-    material = Material.read(questions, texts.heldout if texts else (), config.examples)
+    material = Material.read(questions, held_out, config.examples)
     results = evaluate(models, _ngram(texts, questions, models), material, stage.folder, seed=stage.seed)
     stage.metrics.update(rows=results["rows"], forgetting=results["forgetting"], device=str(device), read=texts.account if texts else {})
     taught = {row["model"]: row for row in results["rows"] if row["set"] == "taught"}
@@ -44,11 +42,20 @@ def run(config: EvaluateConfig, stage: Stage) -> None:
         stage.metrics["summary"] = (
             f"{last} answers {taught[last]['exact_match']:.0%} of the taught questions exactly, in words it has not seen"
         )
+    elif results["forgetting"]:
+        costs = ", ".join(f"{row['model']} {row['heldout_bits_per_byte']:.3f}" for row in results["forgetting"])
+        stage.metrics["summary"] = f"bits per byte of held-out text: {costs}"
+
+
+def _texts(config: EvaluateConfig, stage: Stage) -> Texts | None:
+    if config.heldout is None:
+        return None
+    return Texts(stage.files(config.heldout), config.heldout_read, stage.folder / "rejected.jsonl", "heldout_read")
 
 
 def _ngram(texts: Texts | None, questions: Path | None, models: dict[str, ModelRespondent]) -> dict[str, Respondent]:
     """The n-gram baseline, counted over the text that the models were trained on; none without a corpus."""
-    if texts is None:
+    if texts is None or not texts.train:
         return {}
     tokenizer = list(models.values())[-1].tokenizer
     talks: list[tuple[Message, ...]] = []

@@ -7,13 +7,12 @@ from pathlib import Path
 
 from luyen.algorithms.sft import SFT
 from luyen.core import progress
-from luyen.core.errors import ConfigError
+from luyen.core.errors import ConfigError, DataError
 from luyen.core.records import Document
 from luyen.core.seed import derive
-from luyen.data.config import ReadConfig
 from luyen.data.loader import PackedStream
 from luyen.data.mixture import Mixture
-from luyen.data.samples import Sample, chat_samples
+from luyen.data.samples import TOO_LONG, Account, Sample, chat_samples
 from luyen.engine.algorithm import Hooks
 from luyen.models import hf
 from luyen.models.presets import count_parameters
@@ -25,6 +24,9 @@ from luyen.recipe.stage import Stage
 from luyen.recipe.training import answer_questions, heldout_hook, some_text, train_stage, write_model
 from luyen.tokenizer.load import Tokenizer
 
+LOST_IS_MUCH = 0.05
+"""Share of the answer tokens whose loss is said aloud with what to do."""
+
 
 def run(config: SFTConfig, stage: Stage) -> None:
     """Fine-tune all weights on the answers; the result is the stage's `model` folder."""
@@ -35,7 +37,7 @@ def run(config: SFTConfig, stage: Stage) -> None:
     progress.say(f"  rows of {length:,} tokens")
     mixture = _mixture(config, stage, tokenizer, length)
     stream = PackedStream(mixture.samples, capacity=length, rows=config.batch.rows, seed=derive(stage.seed, "order"), order=mixture.order)
-    held_out = some_text(_held_out(config, stage))
+    held_out = some_text(_held_out(config, stage)) if config.heldout is not None else []
     hooks = Hooks(
         evaluate=heldout_hook(model, tokenizer, held_out, length),
         samples=lambda: answer_questions(model, tokenizer, config.prompts),
@@ -47,10 +49,9 @@ def run(config: SFTConfig, stage: Stage) -> None:
 
 
 def _held_out(config: SFTConfig, stage: Stage) -> list[Document]:
-    if config.heldout is None:
-        return []
-    reading = ReadConfig(strict=config.read.strict)  # the rest of `read` is about the files of `data`
-    return Texts(stage.files(config.heldout), reading, stage.folder / "rejected-heldout.jsonl").heldout
+    assert config.heldout is not None
+    rejected = stage.folder / "rejected-heldout.jsonl"
+    return Texts(stage.files(config.heldout), config.heldout_read, rejected, "heldout_read").measured
 
 
 def _mixture(config: SFTConfig, stage: Stage, tokenizer: Tokenizer, length: int) -> Mixture:
@@ -66,10 +67,23 @@ def _mixture(config: SFTConfig, stage: Stage, tokenizer: Tokenizer, length: int)
         samples, account = chat_samples(dataset.records, tokenizer, length, config.truncation, name=name)
         sources[name] = samples
         accounts[value] = {"format": dataset.format, "rows": dataset.account.as_dict(), "tokens": account.as_dict()}
-        progress.say(
-            f"  {value}: {account.samples:,} rows used, {account.num_dropped:,} dropped; "
-            f"{account.trained:,} answer tokens trained, {account.lost:,} lost"
-        )
+        _tell(value, account, length, config.truncation)
     weights = dict(zip(sources, config.weights, strict=True)) if config.weights else None
     stage.metrics["data"] = accounts
     return Mixture(sources, weights, seed=derive(stage.seed, "mixture"))
+
+
+def _tell(value: str, account: Account, length: int, truncation: str) -> None:
+    """What became of a source's rows, and why. Raises DataError when nothing is left of them."""
+    why = ", ".join(f"{count:,} {reason}" for reason, count in account.dropped.items()).replace(TOO_LONG, f"longer than {length:,} tokens")
+    progress.say(
+        f"  {value}: {account.samples:,} rows used, {account.num_dropped:,} dropped{f' ({why})' if why else ''}; "
+        f"{account.trained:,} answer tokens trained, {account.lost:,} lost"
+    )
+    longer = "" if truncation == "truncate" else f"Set batch.length (rows are up to {account.longest:,} tokens) or truncation=truncate."
+    if not account.samples:
+        fix = longer if TOO_LONG in account.dropped else "Look at its rows: luyen inspect DATA model=MODEL."
+        raise DataError(f"{value}: no row is left to train on", found=why or "no rows", fix=fix)
+    if account.lost > LOST_IS_MUCH * account.answer:
+        advice = longer or f"Set batch.length; rows are up to {account.longest:,} tokens."
+        progress.say(f"  {account.lost / account.answer:.0%} of its answer tokens are lost. {advice}")
