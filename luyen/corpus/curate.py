@@ -71,6 +71,18 @@ class CurateConfig(Config):
     """Seed of the MinHash functions and of the choice of held-out text."""
 
 
+ADVICE = {
+    "too_large": "Raise max_document_bytes; of a text file read.text_unit=paragraph makes smaller documents.",
+    "malformed": "Mend or convert the file; read.columns.text=COLUMN names the column that holds the text.",
+    "damaged": "Crawl the pages again.",
+    "empty": "Give files that hold text.",
+    "other_language": "Set languages.",
+    "uncertain_language": "Set languages, or lower language.min_probability.",
+    "too_short_to_tell": "Lower language.min_characters, or set languages to [] if any language will do.",
+}
+"""What helps where most documents fell to a rule that is not one of quality."""
+
+
 def curate(config: CurateConfig, source: Path, folder: Path, reading: sources.Reading = EVERYTHING) -> dict[str, Any]:
     """Curate `source` (a crawl's folder, or files of HTML, text, JSON lines, parquet or csv) into `folder`; returns the funnel.
 
@@ -175,9 +187,13 @@ def _say(funnel: dict[str, Any], ignored: list[str], folder: Path) -> None:
     if ignored:
         progress.say(f"  {len(ignored)} files of other kinds or splits were not read, for example {ignored[0]}")
     if not train:
+        rule = next(iter(dict(dropped.most_common(1))), "")
+        first = next((row for row in read_documents(folder, "dropped") if row.meta["rule"] == rule), None) if rule else None
+        example = f"; first {first.meta['source']}: {first.meta['reason']}" if first else ""
+        advice = ADVICE.get(rule, "quality=reference is less strict.")
         raise DataError(
-            "no document is left to train on", found=f"{sum(dropped.values())} dropped ({rules})",
-            fix="Look into dropped-*.jsonl.zst; quality=reference is less strict.",
+            "no document is left to train on", found=f"{sum(dropped.values())} dropped ({rules}){example}",
+            fix=f"{advice} All of them are in {folder / 'dropped-*.jsonl.zst'} with the reason.",
         )  # fmt: skip
 
 

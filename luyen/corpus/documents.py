@@ -186,6 +186,9 @@ def _row(row: dict[str, Any], columns: tuple[tuple[str, str | int], ...]) -> _Ra
 def _extract(raw: _Raw, row: dict[str, Any], settings: Settings, outcome: Outcome) -> None:
     if raw.text is None and raw.content_type.startswith("text/plain"):
         row["text"] = decode(raw.body, raw.content_type)[0]
+        if "\0" in row["text"]:
+            row["text"] = ""
+            raise _Dropped("malformed", "a NUL character in it, so this is no text")
     elif raw.text is None:
         page = extract(raw.body, raw.content_type)
         row["text"], row["title"] = page.text, page.title

@@ -117,3 +117,23 @@ def test_a_split_of_a_single_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="read.split=train picks files of a folder; found the file .*train.txt"):
         list_files(tmp_path / "train.txt", "train")
     assert len(list_files(tmp_path, "train")[0]) == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "config", "told"),
+    [
+        (b"\x00\x9f\x12 no text \x00\x01" * 50, CONFIG, "malformed 1.*a.txt: a NUL character in it, so this is no text.*Mend or convert"),
+        (b"word " * 1000, CurateConfig(quality="none", max_document_bytes=1000), "5000 bytes, the limit is 1000.*Raise max_document_bytes"),
+        (TEXTS[0].encode(), CurateConfig(quality="none", languages=("ru",)), "dropped.*Set languages"),
+        (b"word " * 10, CurateConfig(quality="web"), "quality=reference is less strict"),
+    ],
+)  # fmt: skip
+def test_when_nothing_is_left_the_reason_and_what_helps_are_told(tmp_path: Path, content: bytes, config: CurateConfig, told: str) -> None:
+    (tmp_path / "a.txt").write_bytes(content)
+    with pytest.raises(DataError, match=told):
+        documents(tmp_path / "a.txt", tmp_path / "out", Reading(), config)
+
+
+def test_utf_16_is_text_and_no_binary(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text(TEXTS[0], encoding="utf-16")
+    assert {text for _, text in documents(tmp_path / "a.txt", tmp_path / "out", Reading())} == {TEXTS[0]}
