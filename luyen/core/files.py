@@ -90,3 +90,10 @@ def read_jsonl(path: Path) -> Iterator[Any]:
                 yield json.loads(line)
             except ValueError as error:
                 raise DamagedFile(path, f"line {number} is not JSON ({error})") from error
+
+
+def delimiter_of(header: str) -> str:
+    """The delimiter of a .csv file by its header: a comma, or a semicolon or tab when there is no comma."""
+    if "," in header:
+        return ","
+    return next((mark for mark in (";", "\t") if mark in header), ",")

@@ -20,7 +20,7 @@ import pyarrow
 import pyarrow.parquet
 
 from luyen.core.errors import DamagedFile
-from luyen.core.files import COMPRESSED, open_bytes
+from luyen.core.files import COMPRESSED, delimiter_of, open_bytes
 
 BATCH_ROWS = 64
 FIELD_CHARACTERS = 1 << 27
@@ -94,8 +94,8 @@ class _Lines:
 
 def _csv(path: Path, header: bool) -> Iterator[TableRow]:
     plain = Path(path.stem) if path.suffix in COMPRESSED else path
-    delimiter = "\t" if plain.suffix.lower() == ".tsv" else ","
     encoding = _encoding(path)
+    delimiter = "\t" if plain.suffix.lower() == ".tsv" else delimiter_of(_first_line(path, encoding))
     before = csv.field_size_limit(FIELD_CHARACTERS)
     try:
         with open_bytes(path) as stream, io.TextIOWrapper(stream, encoding, "surrogateescape", newline="") as text:
@@ -122,6 +122,11 @@ def _named(path: Path, lines: _Lines, delimiter: str) -> Iterator[Mapping[str | 
 def _by_place(lines: _Lines, delimiter: str) -> Iterator[Mapping[str | None, Any]]:
     for cells in csv.reader(lines, delimiter=delimiter):
         yield {str(place): cell for place, cell in enumerate(cells, 1)}
+
+
+def _first_line(path: Path, encoding: str) -> str:
+    with open_bytes(path) as stream, io.TextIOWrapper(stream, encoding, "surrogateescape") as text:
+        return text.readline(1 << 16)
 
 
 def _encoding(path: Path) -> str:

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from luyen.core.errors import DataError
-from luyen.core.files import COMPRESSED
+from luyen.core.files import COMPRESSED, delimiter_of
 from luyen.core.hub import download, has_hub_form
 from luyen.core.manifest import existing, verify_listed
 from luyen.data.rows_json import json_document, json_lines
-from luyen.data.rows_table import TextUnit, conll_rows, delimiter_of, parquet_rows, table_rows, text_rows
+from luyen.data.rows_table import TextUnit, conll_rows, parquet_rows, table_rows, text_rows
 from luyen.data.source import RawRow, RowSource, open_source
 
 JSON_LINES, JSON, TABLES, TEXTS = (".jsonl", ".ndjson"), (".json",), (".csv", ".tsv"), (".txt", ".text", ".md")

@@ -110,13 +110,6 @@ def _table_row(lines: _CountedLines, names: Sequence[str], fields: list[str], pr
     return RawRow(lines.first, dict(zip(names, fields, strict=False)), problem, tuple(lines.taken))
 
 
-def delimiter_of(header: str) -> str:
-    """The delimiter of a .csv file by its header: a comma, or a semicolon or tab when there is no comma."""
-    if "," in header:
-        return ","
-    return next((mark for mark in (";", "\t") if mark in header), ",")
-
-
 def parquet_rows(path: Path) -> Iterator[RawRow]:
     """Rows of a parquet file, plain or compressed as a whole; `line` is the row's number and its bytes are its JSON."""
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import csv
 import gzip
+import json
 import random
 from pathlib import Path
 from typing import Any
@@ -148,3 +149,9 @@ def test_column_names_that_are_not_utf8_and_cut_utf16_are_damage(tmp_path: Path)
     (tmp_path / "a.csv").write_bytes(f"id,text\na,{VIETNAMESE}\n".encode("utf-16")[:-1])
     with pytest.raises(DamagedFile, match="not whole UTF-16"):
         documents(tmp_path / "a.csv", tmp_path / "2")
+
+
+@pytest.mark.parametrize(("mark", "name"), [(",", "a.csv"), (";", "a.csv"), ("\t", "a.csv"), ("\t", "a.tsv")])
+def test_the_delimiter_is_found_as_in_training_data(tmp_path: Path, mark: str, name: str) -> None:
+    (tmp_path / name).write_text(f"text{mark}url\nOne two.{mark}u1\n")
+    assert [json.loads(row.data) for row in rows(tmp_path / name)] == [{"text": "One two.", "url": "u1"}]
