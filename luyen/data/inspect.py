@@ -6,7 +6,8 @@ Without colour the same is told by marks as wdiff writes them: {+trained+}, [-cu
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Literal
@@ -40,6 +41,10 @@ STYLES: dict[State, tuple[str, str]] = {
     "trained": ("black on green", "black on bright_green"), "context": ("", "dim"), "cut": ("strike red", "strike bright_red"),
 }  # fmt: skip
 MARKS: dict[State, tuple[str, str]] = {"trained": ("{+", "+}"), "context": ("", ""), "cut": ("[-", "-]")}
+SHOWN_CHARACTERS = 4000
+"""Most characters that are shown of a row: a row can be a whole file."""
+SHOWN_TOKENS = 4000
+"""Tokens at the start of a row that are decoded to be shown; all of them are counted."""
 
 
 @dataclass(frozen=True)
@@ -56,25 +61,31 @@ class ShownRow:
 
     origin: str
     tokens: tuple[Token, ...]
+    """Its first tokens, at most `SHOWN_TOKENS`."""
+    counts: Mapping[State, int]
+    """Tokens of the whole row in each state."""
     fate: str
     """"" when it is used whole, else what happened to it."""
 
     def text(self, limit: int = 400) -> Text:
-        """The row for a terminal, at most `limit` tokens of it."""
-        counts = {state: sum(token.state == state for token in self.tokens) for state in MARKS}
-        head = f"{self.origin}: {len(self.tokens)} tokens, {counts['trained']} trained, {counts['cut']} cut"
+        """The row for a terminal, at most `limit` tokens and `SHOWN_CHARACTERS` characters of it, and how many more tokens it has."""
+        whole = sum(self.counts.values())
+        head = f"{self.origin}: {whole:,} tokens, {self.counts.get('trained', 0):,} trained, {self.counts.get('cut', 0):,} cut"
         result = Text(head + (f" ({self.fate})" if self.fate else "") + "\n", style="bold")
         body = Text(style="not bold")
         before: State = "context"
-        shown: Sequence[Token] = self.tokens[:limit]
-        for index, token in enumerate(shown):
+        shown = 0
+        for index, token in enumerate(self.tokens[:limit]):
+            if len(body) >= SHOWN_CHARACTERS:
+                break
+            shown += 1
             if token.state != before:
                 body.append(MARKS[before][1] + MARKS[token.state][0])
                 before = token.state
             body.append(visible(token.text), style=STYLES[token.state][index % 2])
         body.append(MARKS[before][1])
-        if len(self.tokens) > limit:
-            body.append(f" ... and {len(self.tokens) - limit:,} more tokens", style="italic")
+        if whole > shown:
+            body.append(f" ... and {whole - shown:,} more tokens", style="italic")
         return result.append_text(body)
 
 
@@ -213,13 +224,13 @@ def problem_of(rendered: Rendered, sample: Sample | None, entry: Account, stop_i
 
 
 def _shown(origin: str, rendered: Rendered, kept: int, entry: Account, tokenizer: Tokenizer) -> ShownRow:
-    """A row with the state of each id: `kept` positions are used, -1 for none."""
+    """A row with the state of its ids: `kept` positions are used, -1 for none."""
     states: list[State] = [
         "cut" if place > kept else "trained" if trained and place else "context" for place, trained in enumerate(rendered.trained)
     ]
     fate = next((f"dropped: {reason}" for reason in entry.dropped), "cut" if entry.truncated else "")
-    texts = token_texts(rendered.ids, tokenizer)
-    return ShownRow(origin, tuple(Token(text, state) for text, state in zip(texts, states, strict=True)), fate)
+    texts = token_texts(rendered.ids[:SHOWN_TOKENS], tokenizer)
+    return ShownRow(origin, tuple(Token(text, state) for text, state in zip(texts, states, strict=False)), Counter(states), fate)
 
 
 def token_texts(ids: Sequence[int], tokenizer: Tokenizer) -> list[str]:
@@ -245,7 +256,7 @@ def visible(text: str) -> str:
 
 
 def record_text(record: Record, origin: str = "") -> Text:
-    """A record of any kind in words, for looking at data without a tokenizer."""
+    """A record of any kind in words, for looking at data without a tokenizer; at most `SHOWN_CHARACTERS` of them and what was left out."""
     match record:
         case Preference(prompt=prompt, chosen=chosen, rejected=rejected):
             parts = [*_turns(prompt), "chosen:", *_turns(chosen), "rejected:", *_turns(rejected)]
@@ -259,7 +270,21 @@ def record_text(record: Record, origin: str = "") -> Text:
                 messages = isinstance(value, tuple) and value and isinstance(value[0], Message)
                 parts += _turns(value) if messages else [f"{name}: {value}"]
     result = Text(f"{origin}\n" if origin else "", style="bold")
-    return result.append(visible("\n".join(parts)), style="not bold")
+    return result.append(visible("\n".join(_cut(parts))), style="not bold")
+
+
+def _cut(parts: Sequence[str]) -> list[str]:
+    """The parts of a row, the longest cut until together they have at most `SHOWN_CHARACTERS` characters; beyond 100 parts only a count."""
+    shown = parts[:100]
+    room = longest = SHOWN_CHARACTERS
+    for place, length in enumerate(sorted(map(len, shown))):
+        share = room // (len(shown) - place)
+        if length > share:
+            longest = share
+            break
+        room -= length
+    cut = [part if len(part) <= longest else f"{part[:longest]} ... and {len(part) - longest:,} more characters" for part in shown]
+    return cut if len(parts) <= 100 else [*cut, f"... and {len(parts) - 100:,} more parts"]
 
 
 def _turns(turns: Sequence[Message]) -> list[str]:

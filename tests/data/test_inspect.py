@@ -104,6 +104,30 @@ def test_long_rows_are_shown_in_part(tokenizer: Tokenizer, tmp_path: Path) -> No
     assert "more tokens" in plain(shown.rows[0].text(50)) and "more tokens" not in plain(shown.rows[0].text(10_000))
 
 
+def test_a_row_as_large_as_a_file_is_cut_for_the_eye_and_counted_whole(tokenizer: Tokenizer) -> None:
+    long = Plain("word\x1b " * 20_000)
+    told = plain(record_text(long, "huge.txt:1"))
+    assert told.startswith("huge.txt:1\ntext: word\\x1b word") and len(told) < 8_000
+    assert "... and 116,006 more characters" in told
+    for shown in (inspect(dataset(long), tokenizer, 64), inspect(dataset(conversation("What?", long.text)), tokenizer, 10**6)):
+        text = plain(shown.rows[0].text(10**6))
+        whole = shown.account.rendered + 1
+        assert len(text) < 5_000 and f"{whole:,} tokens" in text and shown.account.trained > 20_000
+        assert len(shown.rows[0].tokens) <= 4_000
+        more = int(text.rpartition("... and ")[2].partition(" more tokens")[0].replace(",", ""))
+        assert 0 < whole - more < 4_000
+
+
+def test_of_a_long_row_every_short_part_stays_whole() -> None:
+    turns = (Message("user", "a" * 5_000), Message("assistant", "b" * 50_000), Message("user", "the end"))
+    told = plain(record_text(Conversation(turns))).splitlines()
+    assert told[2] == "user: the end" and len("".join(told)) < 4_100 and all("more characters" in line for line in told[:2])
+    many = plain(record_text(Conversation((Message("user", "x"),) * 250)))
+    assert many.endswith("user: x\n... and 150 more parts\n")
+    pair = plain(record_text(Preference((Message("user", "p" * 9_000),), (Message("assistant", "good"),), (Message("assistant", "bad"),))))
+    assert "assistant: good\nrejected:\nassistant: bad" in pair and "p" * 3_900 in pair
+
+
 def test_of_a_preference_both_answers_are_rows_and_earlier_answers_are_context(tokenizer: Tokenizer) -> None:
     before = (Message("user", "What?"), Message("assistant", "One."), Message("user", "And?"))
     pair = Preference(before, (Message("assistant", "Two."),), (Message("assistant", "Three."),))
