@@ -10,6 +10,9 @@ from luyen.report.blocks import Block, Cell, Exchange, Group, Heading, Limits, N
 from luyen.report.reading import Row, Run, Stage, mapping, mappings, number, pick, text
 from luyen.report.wording import clip, counted, decimal, joined, share, whole
 
+WITH_PAGES = "with pages"
+"""Ends the name of a model in the rows where it was given the best passage before each question."""
+
 MOST_ANSWERS = 100_000
 """Rows of answers.jsonl that are read in search of examples."""
 
@@ -73,6 +76,13 @@ def trained_models(run: Run, stage: Stage, found: Sequence[Result]) -> list[str]
     return [name for name in order if name in named or name in stages]
 
 
+def ways(found: Sequence[Result], model: str) -> dict[str, str]:
+    """Row -> how to ask like that, for a model that was asked with and without passages; empty where it was asked in one way only."""
+    if not any(row.model == f"{model} {WITH_PAGES}" for row in found):
+        return {}
+    return {model: "alone: luyen chat --no-retrieval", f"{model} {WITH_PAGES}": "as luyen chat asks"}
+
+
 def evaluation(run: Run, limits: Limits) -> Section:
     """Every model on every set, held-out text before and after, and answers side by side."""
     section = Section(
@@ -86,7 +96,7 @@ def evaluation(run: Run, limits: Limits) -> Section:
 
 def _compared(run: Run, stage: Stage, limits: Limits) -> Iterator[Block]:
     found = results(run, stage)
-    if not found:
+    if not found and not forgetting(run, stage):
         yield Note(f"Stage {stage.name} left no results that can be read.", "bad")
         return
     yield from _tables(run, stage, found, limits)
@@ -126,12 +136,12 @@ def _table(caption: str, rows: list[Result], learned: list[str], first: tuple[st
     if "invented" not in named and not any(row.number("said_unknown") for row in rows):
         named.discard("said_unknown")
     measures = [key for key in ORDER if key in named] + sorted(named - set(ORDER))[:6]
+    asked = ways(rows, learned[-1]) if learned else {}
     cells: list[list[Cell | str]] = []
     for row in rows:
-        baseline = learned and not any(row.model == name or row.model.startswith(f"{name} ") for name in learned)
-        head = [Cell(clip(row.model, 80), "baseline" if baseline else "", "strong")] + [Cell(clip(row.set, 80).replace("_", " "))] * (
-            len(first) - 1
-        )
+        baseline = bool(learned) and not any(row.model == name or row.model.startswith(f"{name} ") for name in learned)
+        remark = "baseline" if baseline else asked.get(row.model, "")
+        head = [Cell(clip(row.model, 80), remark, "strong")] + [Cell(clip(row.set, 80).replace("_", " "))] * (len(first) - 1)
         cells.append([*head, whole(row.number("examples")), *(_value(key, row) for key in measures)])
     columns = [*first, "Asked", *map(_measure_name, measures)]
     return Table(caption, columns, cells, tuple(range(len(first), len(columns))))

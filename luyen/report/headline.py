@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from luyen.report.answers import Result, results, trained_models
+from luyen.report.answers import WITH_PAGES, Result, forgetting, results, trained_models
 from luyen.report.model_sections import final_loss, tokens_of, weights_of
 from luyen.report.reading import Run, Stage, documents, pick, text
 from luyen.report.wording import clip, counted, decimal, duration, joined, share, size, whole
@@ -25,7 +25,7 @@ def headline(run: Run) -> Headline:
     found = [(stage, results(run, stage)) for stage in run.finished("evaluation")]
     judged = next(((stage, rows) for stage, rows in found if rows), None)
     sentences: list[str] = []
-    title = ""
+    title = _heldout(run)
     if judged:
         title, sentences = _verdict(run, *judged)
     if unfinished or not title:
@@ -47,8 +47,22 @@ def _standing(run: Run, unfinished: list[Stage]) -> tuple[str, list[str]]:
     if waiting:
         sentences.append(f"Not begun: {joined(waiting)}.")
     if not unfinished:
-        return f"All {counted(everything, 'stage')} done; nothing was evaluated.", sentences
+        done_all = "Its only stage is done" if everything == 1 else f"All {counted(everything, 'stage')} done"
+        return f"{done_all}; nothing was evaluated.", sentences
     return f"Not finished: {done} of {counted(everything, 'stage')} done.", sentences
+
+
+def _heldout(run: Run) -> str:
+    """What held-out text costs each model, for a run that asked no questions; "" where that was not measured."""
+    for stage in run.finished("evaluation"):
+        costs = [
+            f"{clip(text(row.get('model')), 80)} {decimal(cost)}"
+            for row in forgetting(run, stage)
+            if (cost := pick(row, "heldout_bits_per_byte", "bits_per_byte")) is not None
+        ]
+        if costs:
+            return f"Held-out text costs {joined(costs)} bits per byte."
+    return ""
 
 
 def _row(rows: list[Result], model: str, name: str) -> Result | None:
@@ -77,7 +91,7 @@ def _verdict(run: Run, stage: Stage, rows: list[Result]) -> tuple[str, list[str]
     title = f"It answered {share(exact, 0)} of {what} exactly{words}."
     if exact < 0.2:
         title = f"It learned little: it answered {share(exact, 0)} of {what} exactly."
-    sentences = []
+    sentences = _mode(rows, last, taught.set)
     same = [row for row in rows if row.set == taught.set and row.number("exact_match") is not None]
     compared = [f"{row.model} {_asked(row, 'exact_match')}" for row in same]
     if len(compared) > 1:
@@ -87,6 +101,17 @@ def _verdict(run: Run, stage: Stage, rows: list[Result]) -> tuple[str, list[str]
         sentences.append(f"{joined(better)} {'does' if len(better) == 1 else 'do'} better than the model alone.")
     sentences += _honesty(rows, last, learned)
     return title, sentences
+
+
+def _mode(rows: list[Result], last: str, asked: str) -> list[str]:
+    """Which way of asking the first figure is of, and the figure of the other; nothing where only one was measured."""
+    helped = _row(rows, f"{last} {WITH_PAGES}", asked)
+    if helped is None or helped.number("exact_match") is None:
+        return []
+    return [
+        f"That is the model alone, from its weights (luyen chat --no-retrieval). With the best passage before each question, as luyen chat "
+        f"asks unless told otherwise, it is {_asked(helped, 'exact_match')}."
+    ]
 
 
 def _honesty(rows: list[Result], last: str, learned: list[str]) -> list[str]:
@@ -135,7 +160,8 @@ def _figures(run: Run, judged: tuple[Stage, list[Result]] | None) -> list[tuple[
         learned = trained_models(run, *judged)
         row = _row(judged[1], learned[-1], "taught") if learned else None
         if row is not None and row.number("exact_match") is not None:
-            figures.append((share(row.number("exact_match"), 0), "of taught questions exactly right"))
+            alone = ", by the model alone" if _mode(judged[1], learned[-1], "taught") else ""
+            figures.append((share(row.number("exact_match"), 0), f"of taught questions exactly right{alone}"))
         row = _row(judged[1], learned[-1], "invented") if learned else None
         if row is not None and row.number("invented") is not None:
             figures.append((share(row.number("invented"), 0), "of made-up names got an invented answer"))

@@ -11,7 +11,11 @@ from luyen.report.reading import RECIPE, Run, Stage, pick
 
 def next_steps(run: Run, limits: Limits) -> Section:
     """The commands with a line on each."""
-    section = Section("next", "What to try next", "Each command continues from what is here; copy one and see what changes.")
+    section = Section(
+        "next", "What to try next",
+        "Each command continues from what is here; copy one and see what changes. If the shell does not find luyen, activate the "
+        "environment that it was installed in first, for example with: . .venv/bin/activate",
+    )  # fmt: skip
     section.blocks.extend(suggestions(run)[: limits.groups])
     return section
 

@@ -238,6 +238,36 @@ def test_values_of_any_type_anywhere_never_crash_it(tmp_path: Path, finished_run
     read(run)
 
 
+def _with_pages(tmp_path: Path, exact: float) -> Path:
+    """A run whose model was also asked with the best passage before each question."""
+    run = build(tmp_path / "run")
+    path = run / "before_after" / "results.json"
+    value = json.loads(path.read_text())
+    value["rows"].append({"model": "chat with pages", "set": "taught", "examples": 185, "exact_match": exact})
+    path.write_text(json.dumps(value))
+    return run
+
+
+def test_each_figure_says_which_way_of_asking_it_is_of(tmp_path: Path, page: tuple[str, Page]) -> None:
+    text = read(_with_pages(tmp_path, 0.6))[1].text
+    assert (
+        "That is the model alone, from its weights (luyen chat --no-retrieval). With the best passage before each question, as luyen chat "
+        "asks unless told otherwise, it is 60 % (111 of 185)."
+    ) in text
+    assert "of taught questions exactly right, by the model alone" in text
+    assert "chat alone: luyen chat --no-retrieval 185" in text and "chat with pages as luyen chat asks 185" in text
+    assert "--no-retrieval)" not in page[1].text, "a run that asked in one way only has nothing to tell apart"
+
+
+def test_held_out_text_alone_is_a_result(tmp_path: Path) -> None:
+    run = build(tmp_path / "run")
+    path = run / "before_after" / "results.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "rows": []}))
+    text = read(run)[1].text
+    assert "Held-out text costs base 1.305 and chat 1.400 bits per byte." in text
+    assert "left no results" not in text and "nothing was evaluated" not in text and "+0.095" in text
+
+
 def test_headline_when_nothing_was_learned(tmp_path: Path) -> None:
     run = build(tmp_path / "run")
     path = run / "before_after" / "results.json"
