@@ -10,6 +10,7 @@ READY := $(VENV)/.ready
 
 demo: $(VENV)/.installed
 	$(BIN)/luyen run quickstart
+	@echo 'to write luyen instead of $(BIN)/luyen: . $(BIN)/activate'
 
 test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shlex
+import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,6 +19,19 @@ from luyen.core.config import Config, describe, parse_overrides
 from luyen.core.errors import ConfigError, UserError
 
 KEY = re.compile(r"[A-Za-z_][\w.-]*=")
+
+
+def program() -> str:
+    """How this program is called, for commands that a person is to type: `luyen` where the shell finds it, else the path of its script."""
+    script = sys.argv[0]
+    if os.path.basename(script) != "luyen" or not os.path.isfile(script):
+        return "luyen"  # started in another way, for example as a module
+    found = shutil.which("luyen")
+    if found and os.path.samefile(found, script):
+        return "luyen"
+    near = os.path.relpath(script)
+    near = near if os.sep in near else os.path.join(os.curdir, near)
+    return shlex.quote(min(near, os.path.abspath(script), key=len))
 
 
 def split_words(words: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
@@ -76,7 +91,7 @@ def last_run() -> Path:
     """The run that was worked on last, here or in the user's data folder."""
     for run in all_runs():
         return run
-    raise UserError("there is no run yet", fix="Start one with `luyen run quickstart`, or name a folder.")
+    raise UserError("there is no run yet", fix=f"Start one with `{program()} run quickstart`, or name a folder.")
 
 
 @contextlib.contextmanager

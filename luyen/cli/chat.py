@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from pydantic import PositiveInt
 
-from luyen.cli.arguments import all_runs, field_help, one_word, plain_command, split_words, warn
+from luyen.cli.arguments import all_runs, field_help, one_word, plain_command, program, split_words, warn
 from luyen.cli.unfinished import RECIPE, command_again, makes_model, no_model, standing, verbs_of
 from luyen.core import manifest
 from luyen.core.config import load
@@ -30,8 +30,8 @@ Each question is looked up in the run's pages; a passage that fits is given to t
 A model without a chat template, or one that was only pretrained, continues what you type; an empty line asks for a text from
 nothing. --continue asks the same of any model, --no-continue talks to a pretrained one as if it were an assistant.
 
-Ctrl-C stops an answer, Ctrl-D ends, /help lists the commands (/clear forgets the conversation). A single word that begins with a
-slash is a command; write two slashes to send it. Lines can also come from a pipe.
+Ctrl-C stops an answer; at the prompt it ends the chat, as Ctrl-D does. /help lists the commands (/clear forgets the
+conversation). A single word that begins with a slash is a command; write two slashes to send it. Lines can also come from a pipe.
 
 How answers are written, as key=value:"""
 CONTINUED_TOKENS = 200
@@ -86,7 +86,8 @@ def _why_continue(model: str, folder: Path, tokenizer: Tokenizer, wanted: bool |
     if not tokenizer.has_template:
         if wanted is False:
             raise ConfigError(
-                f"{model} has no chat template, so it cannot chat", fix="Fine-tune it with `luyen sft`, or leave --no-continue out."
+                f"{model} has no chat template, so it cannot chat",
+                fix=f"Fine-tune it with `{program()} sft`, or leave --no-continue out.",
             )
         return f"{model} has no chat template: it continues what you type"
     if wanted is None and _only_pretrained(folder):
@@ -131,13 +132,23 @@ def _talk(
 
 def _last() -> tuple[Path | None, str]:
     """The run that was worked on last of those that have a model; else an error about the last that will have one."""
-    begun = [run for run in all_runs() if (run / RECIPE).is_file()]
+    begun = [run for run in all_runs() if (run / RECIPE).is_file() and _readable(run)]
     for run in begun:
         if _models(run):
             return find(str(run))
     if begun:
         raise no_model(next(filter(makes_model, begun), begun[0]))
-    raise UserError("there is no run yet", fix="Start one with `luyen run quickstart`, or name a folder.")
+    raise UserError("there is no run yet", fix=f"Start one with `{program()} run quickstart`, or name a folder.")
+
+
+def _readable(run: Path) -> bool:
+    """Whether a run's recipe can be read; one that cannot is told and passed over."""
+    try:
+        verbs_of(run)
+    except ConfigError as error:
+        warn(f"the run {run} is passed over: {error}")
+        return False
+    return True
 
 
 def _models(run: Path) -> list[str]:

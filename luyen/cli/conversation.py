@@ -17,6 +17,8 @@ from luyen.inference.continuation import Continuation
 
 COMMAND = re.compile(r"/[^/\s]\S*|/")
 """A single word that begins with one slash."""
+NOT_TEXT = re.compile(r"[\ud800-\udfff]")
+"""What `_lines` makes of a byte that is not UTF-8."""
 ESCAPED = re.compile(r"//\S*")
 SLASHES = "    //word   send /word to the model: a single word that begins with one slash is a command"
 
@@ -46,6 +48,9 @@ def converse(talk: Talk) -> None:
     """
     for line in _lines(talk.prompt):
         word = line.strip()
+        if NOT_TEXT.search(line):
+            warn("this line is not UTF-8 text and was not sent")
+            continue
         if not COMMAND.fullmatch(word):
             try:
                 talk.send(word[1:] if ESCAPED.fullmatch(word) else line)
@@ -66,11 +71,11 @@ def converse(talk: Talk) -> None:
             print(("" if word == "/help" else f"no command {word}. ") + "Commands:")
             for name, (about, _) in talk.commands.items():
                 print(f"    {name:8} {about}")
-            print(f"    /help    this list\n    /exit    end (also /quit and Ctrl-D)\n{SLASHES}")
+            print(f"    /help    this list\n    /exit    end (also /quit, Ctrl-D, and Ctrl-C at the prompt)\n{SLASHES}")
 
 
 def _lines(prompt: str) -> Iterator[str]:
-    """Lines of stdin without their ends; bytes that are no text stay as surrogates, which the tokenizer refuses by name."""
+    """Lines of stdin without their ends; bytes that are no text become surrogates (`NOT_TEXT`)."""
     sys.stdin.reconfigure(errors="surrogateescape")  # type: ignore[union-attr]
     while True:
         try:

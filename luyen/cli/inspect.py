@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
-from luyen.cli.arguments import field_help, one_word, plain_command, split_words, working
+from luyen.cli.arguments import field_help, one_word, plain_command, program, split_words, working
 from luyen.cli.chat import find
 from luyen.cli.unfinished import RECIPE
 from luyen.core import manifest, progress
 from luyen.core.config import Config, Input, load
 from luyen.core.errors import DamagedFile, DataError
 from luyen.data.config import ReadConfig
+from luyen.report.wording import counted
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -29,6 +30,13 @@ LONGEST = 512
 """Limit in tokens when none is given and the model's context is longer or not known."""
 
 
+class InspectReadConfig(ReadConfig):
+    """What to read of data files, and how."""
+
+    strict: bool = False
+    """Stop at the first bad row, instead of naming it and going on."""
+
+
 class InspectConfig(Config):
     """What to look at."""
 
@@ -42,10 +50,10 @@ class InspectConfig(Config):
     """Longest row in tokens; empty: the model's context, at most 512."""
     truncation: Literal["drop", "truncate", "raise"] = "drop"
     """drop, truncate or raise: what happens to longer rows."""
-    read: ReadConfig = ReadConfig()
+    read: InspectReadConfig = InspectReadConfig()
     """How the files are read."""
     rejected: str | None = None
-    """File that keeps malformed rows byte for byte."""
+    """File that keeps malformed rows byte for byte; empty: they are counted, the first are named, and none is kept."""
 
 
 def command(name: str) -> click.Command:
@@ -83,8 +91,8 @@ def _data(value: str, read: ReadConfig) -> tuple[str, ReadConfig]:
         return str(found[0] / "train.jsonl"), read
     kind = _kind(path)
     if kind in ("model", "tokenizer"):
-        raise DataError(f"{path} is a {kind}, not data", fix=f"Look at data with it: luyen inspect DATA model={path}" +
-                        (f"; talk to it: luyen chat {path}" if kind == "model" else ""))  # fmt: skip
+        raise DataError(f"{path} is a {kind}, not data", fix=f"Look at data with it: {program()} inspect DATA model={path}" +
+                        (f"; talk to it: {program()} chat {path}" if kind == "model" else ""))  # fmt: skip
     if kind in ("pages", "evaluation", "checkpoint"):
         raise DataError(f"{path} holds the {kind} of a stage, not rows to train on", fix="Name a data file, a corpus or a questions stage.")
     if kind == "corpus" and not read.split:
@@ -104,7 +112,7 @@ def _kind(folder: Path) -> str:
             return str(manifest.read_json(folder / manifest.MANIFEST)["kind"])
         except (DamagedFile, KeyError, TypeError):
             return ""
-    if (folder / "checkpoints").is_dir() or any(folder.glob("*.safetensors")) or (folder / "config.json").is_file():
+    if (folder / "checkpoints").is_dir() or (folder / "config.json").is_file():
         return "model"
     return "tokenizer" if (folder / "tokenizer.json").is_file() else ""
 
@@ -125,7 +133,7 @@ def _show(data: str, read: ReadConfig, config: InspectConfig) -> None:
         print("Name a model=FOLDER to see tokens and what is trained on.")
     elif kinds:
         count = sum(isinstance(record, NO_ANSWER) for record in dataset.records)
-        print(f"{count:,} of {len(dataset.records):,} rows are {' and '.join(kinds)} texts, for classifiers:")
+        print(f"{' and '.join(kinds)} texts, for classifiers: {count:,} of {counted(len(dataset.records), 'row')}")
         print("they hold no answer to write, so no token of them is trained on, and `luyen sft` does not take them")
     else:
         _show_tokens(dataset, folder, config, console)
@@ -158,7 +166,7 @@ def _show_tokens(dataset: Dataset, folder: Path, config: InspectConfig, console:
         print("each answer is a row here, masked as a loss that compares or judges answers sees it; `luyen sft` does not take such rows")
     if not inspection.ok:
         raise DataError(
-            f"{len(inspection.problems)} rows would teach nothing or not how to stop", found=inspection.problems[0],
+            f"{counted(len(inspection.problems), 'row')} would teach nothing or not how to stop", found=inspection.problems[0],
             fix="Mend or remove them, or raise length.",
         )  # fmt: skip
 

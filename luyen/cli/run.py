@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Any
 
 import click
 
-from luyen.cli.arguments import one_word, plain_command, runs_folder, split_words, warn, working
+from luyen.cli.arguments import one_word, plain_command, program, runs_folder, split_words, warn, working
 from luyen.cli.unfinished import told_on_stop
 from luyen.core import progress
 from luyen.core.errors import Interrupted, LuyenError, NonFinite
@@ -46,10 +47,13 @@ def _run(words: tuple[str, ...], budget: str | None, out: str | None, dry_run: b
 def _run_plan(made: Plan, folder: Path, dry_run: bool) -> None:
     from luyen.recipe.run import run
 
-    progress.say(f"{made.name}{f', budget {made.budget}' if made.budget else ''}: {made.about}")
+    title = f"{made.name}{f', budget {made.budget}' if made.budget else ''}"
+    progress.say(f"{title}: {made.about}" if made.about else title)
     check_inputs(made, folder)
     expected = foretell(made, folder)
     if dry_run:
+        if not expected:
+            progress.say("everything is up to date, nothing to do")
         return
     try:
         with told_on_stop(folder):
@@ -59,7 +63,7 @@ def _run_plan(made: Plan, folder: Path, dry_run: bool) -> None:
         raise
     page = _report(folder)
     progress.say(f"report: {page}")
-    progress.say(f"talk to it: luyen chat {folder}" if out_is_unusual(folder) else "talk to it: luyen chat")
+    progress.say(f"talk to it: {program()} chat" + (f" {shlex.quote(str(folder))}" if out_is_unusual(folder) else ""))
 
 
 def foretell(made: Plan, folder: Path) -> dict[str, Any]:

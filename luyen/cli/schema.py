@@ -13,7 +13,8 @@ from luyen.recipe.table import VERBS, load_config_class
 
 def command(name: str) -> click.Command:
     """The command `schema`."""
-    return plain_command(name, _print, "Print the JSON schema of a verb's config, for editors.", [click.Argument(["words"], nargs=-1)])
+    params: list[click.Parameter] = [click.Argument(["words"], nargs=-1, metavar="VERB")]
+    return plain_command(name, _print, "Print the JSON schema of a verb's config, for editors.", params)
 
 
 def _print(words: tuple[str, ...]) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from luyen.cli.arguments import program
 from luyen.core.config import describe, dump, load, parse_overrides, parse_yaml, read_yaml
 from luyen.core.errors import ConfigError, Interrupted, UserError
 from luyen.recipe.graph import builtin_recipes, plan
@@ -26,7 +27,7 @@ def command_again(run: Path) -> str:
     name = str(recipe.get("name", ""))
     words = _verb_words(name, recipe) or ["run", *(_builtin_words(name, recipe) or [str(run / RECIPE)])]
     usual = (Path("runs") / name).resolve() == run.resolve()
-    return shlex.join(["luyen", *words, *([] if usual else ["--out", str(run)])])
+    return f"{program()} {shlex.join([*words, *([] if usual else ['--out', str(run)])])}"
 
 
 def _verb_words(name: str, recipe: Mapping[str, Any]) -> list[str]:
@@ -123,7 +124,7 @@ def told_on_stop(run: Path) -> Iterator[None]:
         else:
             newest = _checkpoint(run, stage)
             where = f" in stage {stage}" + (f"{_step(run, stage)}, saved in {newest}" if newest else "; what is done is kept")
-        command = shlex.join(["luyen", *sys.argv[1:]])
+        command = f"{program()} {shlex.join(sys.argv[1:])}"
         number = error.exit_code - 128 if isinstance(error, Interrupted) else signal.SIGINT
         raise Interrupted(number, f"stopped{where}. Go on with: {command}") from error
 
@@ -145,7 +146,7 @@ def no_model(run: Path) -> UserError:
     """What to tell someone who wants to talk to a run that has no finished model."""
     if not makes_model(run):
         made = ", ".join(verbs_of(run)) or "no stages"
-        return UserError(f"the run {run} makes no model", found=made, fix="Start one with `luyen run quickstart`, or name a folder.")
+        return UserError(f"the run {run} makes no model", found=made, fix=f"Start one with `{program()} run quickstart`, or name a folder.")
     where = standing(run)
     return UserError(
         f"the run {run} has no finished model yet" + (f": {where}" if where else ""), fix=f"Continue it with: {command_again(run)}"

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, get_origin
 
 import click
 
-from luyen.cli.arguments import field_help, only_settings, plain_command, runs_folder, working
+from luyen.cli.arguments import field_help, only_settings, plain_command, program, runs_folder, working
 from luyen.cli.run import foretell
 from luyen.cli.unfinished import told_on_stop
-from luyen.core.config import dump, load, merge, read_yaml
-from luyen.core.errors import LuyenError
+from luyen.core import progress
+from luyen.core.config import Config, dump, load, merge, read_yaml
+from luyen.core.errors import ConfigError, LuyenError
 from luyen.recipe.graph import Plan, StagePlan
 from luyen.recipe.inputs import check_inputs
 from luyen.recipe.run import run
@@ -31,6 +35,7 @@ def command(verb: str) -> click.Command:
         """Check the settings, then run the verb as a recipe of one stage."""
         values = merge(read_yaml(Path(config)) if config else {}, only_settings(settings))
         seed = values.get("seed") if isinstance(values.get("seed"), int) else 0
+        _check_named(load_config_class(verb), values, verb)
         checked = load(load_config_class(verb), values, f"luyen {verb}")
         with working():
             folder = Path(out) if out else runs_folder() / verb
@@ -41,6 +46,8 @@ def command(verb: str) -> click.Command:
             expected = foretell(made, folder) if VERBS[verb].kind in NEED_TORCH else {}
             with told_on_stop(folder):
                 run(made, folder, expected)
+            if VERBS[verb].kind in NEED_TORCH:
+                progress.say(f"its figures as a page: {program()} report {shlex.quote(str(folder))}")
         print(f"{folder / verb}")
 
     text = f"{VERBS[verb].help}\n\nSettings, as key=value (nested keys with dots), with their defaults:\n\n{fields}"
@@ -50,3 +57,12 @@ def command(verb: str) -> click.Command:
         click.Option(["--out"], metavar="FOLDER", help=f"Run folder; the result is FOLDER/{verb}. Default: runs/{verb}."),
     ]
     return plain_command(verb, work, text, params)
+
+
+def _check_named(config_class: type[Config], values: Mapping[str, Any], verb: str) -> None:
+    """ConfigError for a key that takes several values by name and was given one without, such as models=DIR."""
+    for name, value in values.items():
+        field = config_class.model_fields.get(name)
+        if field is not None and get_origin(field.annotation) is dict and not isinstance(value, Mapping):
+            example = value if isinstance(value, str) else "..."
+            raise ConfigError(f"luyen {verb}: {name}", found=repr(value), expected="a name for each", fix=f"Write {name}.NAME={example}")

@@ -36,6 +36,9 @@ def test_a_conversation_in_a_terminal(models: Path) -> None:
         terminal.type(b"/help\n")
         help_text = terminal.expect("you> ")
         assert "/clear   forget the conversation" in help_text and "//word" in help_text
+        assert "end (also /quit, Ctrl-D, and Ctrl-C at the prompt)" in help_text
+        terminal.type(b"caf\xe9\n")
+        assert "this line is not UTF-8 text and was not sent\n" in terminal.expect("you> ")
         terminal.type(b"/claer\n")
         assert "no command /claer. Commands:\n    /clear" in terminal.expect("you> ")
         terminal.type(b"Hello\n")
@@ -102,8 +105,10 @@ def test_the_device_is_chosen_and_a_missing_one_is_told(models: Path) -> None:
 
 def test_bytes_that_are_no_text_are_refused_in_one_line(models: Path) -> None:
     result = luyen("chat", "assistant", "max_new_tokens=2", cwd=models, stdin=b"caf\xe9\nHello\n", PYTHONUTF8="1")
-    assert result.returncode == 0 and "lone surrogate" in result.stderr and len(result.stderr.splitlines()) == 1
-    assert "you> Hello\n" in result.stdout
+    assert result.returncode == 0 and result.stderr == "luyen: this line is not UTF-8 text and was not sent\n"
+    assert result.stdout.startswith("you> Hello\n") and result.stdout.count("you> ") == 1
+    texts = luyen("chat", "bare", "max_new_tokens=2", cwd=models, stdin=b"/h\xe9\nThe", PYTHONUTF8="1")
+    assert "this line is not UTF-8 text and was not sent\n" in texts.stderr and texts.stdout.startswith("text> The")
 
 
 def test_ctrl_c_ends_a_pipe(models: Path) -> None:

@@ -12,6 +12,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "recipe"))
 
 from toy import write_pages, write_recipe  # noqa: E402
 
+from luyen.cli.arguments import program  # noqa: E402
 from luyen.cli.main import COMMANDS  # noqa: E402
 from luyen.recipe.table import VERBS  # noqa: E402
 
@@ -64,6 +65,7 @@ MISTAKES = [
     (("import", "a.bin", "tokenizer=b.bin", "--out", "x"), "no file a.bin"),
     (("schema", "dopo"), "no verb 'dopo'"),
     (("curate", "source=nowhere"), "no such file or folder 'nowhere'"),
+    (("evaluate", "models=runs/chat"), "models; found 'runs/chat'; expected a name for each. Write models.NAME=runs/chat"),
     (("crawl", "start=example.org"), "https://example.org/"),
     (("crawl", "start=[http://127.0.0.1:1/]"), "127.0.0.1"),
 ]
@@ -121,6 +123,17 @@ def test_inspect_shows_tokens_and_fails_on_rows_that_teach_nothing(run_folder: P
     assert short.returncode == 2 and "teach nothing or not how to stop" in short.stderr
 
 
+def test_a_dry_run_of_what_is_done_says_so(run_folder: Path) -> None:
+    result = luyen("run", "toy.yaml", "--dry-run", cwd=run_folder)
+    assert result.returncode == 0 and result.stdout == "toy, budget small: a toy\neverything is up to date, nothing to do\n"
+    changed = luyen("run", "toy.yaml", "--dry-run", "seed=99", cwd=run_folder)
+    assert changed.returncode == 0 and "nothing to do" not in changed.stdout and "estimate" in changed.stdout
+    recipe = (run_folder / "toy.yaml").read_text(encoding="utf-8")
+    (run_folder / "silent.yaml").write_text("".join(line for line in recipe.splitlines(keepends=True) if not line.startswith("about:")))
+    silent = luyen("run", "silent.yaml", "--dry-run", cwd=run_folder)
+    assert silent.stdout.startswith("toy, budget small\n"), "a recipe that says nothing about itself gets no colon"
+
+
 def test_report_can_be_written_again(run_folder: Path) -> None:
     page = run_folder / "runs" / "toy" / "report.html"
     page.unlink()
@@ -137,6 +150,63 @@ def test_a_read_only_folder_is_ordinary_for_a_user(tmp_path: Path) -> None:
     finally:
         tmp_path.chmod(0o755)
     assert result.returncode == 0 and "read-only" in result.stdout
+
+
+def test_words_that_a_command_takes_have_a_name() -> None:
+    assert "VERB\n" in luyen("schema", "--help").stdout.splitlines(keepends=True)[0]
+
+
+def install(place: Path) -> Path:
+    """The program as a script in `place`, as an installation leaves it."""
+    place.mkdir(parents=True)
+    script = place / "luyen"
+    script.write_text(f"#!{sys.executable}\nfrom luyen.cli.main import main\nmain()\n")
+    script.chmod(0o755)
+    return script
+
+
+def test_commands_to_type_begin_as_this_program_is_called(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    script, other = install(tmp_path / ".venv" / "bin"), install(tmp_path / "other" / "bin")
+    monkeypatch.setenv("PATH", os.defpath)
+    for called in (".venv/bin/luyen", str(script)):
+        monkeypatch.setattr(sys, "argv", [called])
+        assert program() == ".venv/bin/luyen", "the shell finds none"
+    monkeypatch.setenv("PATH", str(other.parent))
+    assert program() == ".venv/bin/luyen", "the shell finds another one"
+    monkeypatch.setenv("PATH", str(script.parent))
+    assert program() == "luyen"
+    monkeypatch.setenv("PATH", os.defpath)
+    monkeypatch.chdir(script.parent)
+    assert program() == "./luyen"
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [str(install(tmp_path / "a b"))])
+    assert program() == "'a b/luyen'"
+    for elsewhere in ("/x/luyen/cli/main.py", "/x/bin/pytest", "luyen"):
+        monkeypatch.setattr(sys, "argv", [elsewhere])
+        assert program() == "luyen"
+
+
+def test_the_last_lines_name_a_program_that_can_be_called(run_folder: Path) -> None:
+    if not (run_folder / "bin").exists():
+        install(run_folder / "bin")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PATH": os.defpath}
+
+    def called(*words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(["bin/luyen", *words], cwd=run_folder, capture_output=True, text=True, timeout=110, env=environment)
+
+    assert called("run", "toy.yaml").stdout.splitlines()[-1] == "talk to it: bin/luyen chat"
+    assert "talk to it: bin/luyen chat runs/toy/chat" in called("inspect", "runs/toy/chat").stderr
+
+
+def test_an_evaluation_alone_says_where_its_figures_are(run_folder: Path) -> None:
+    words = ("evaluate", "models.chat=runs/toy/chat", "heldout=runs/toy/corpus", "--out", "my figures")
+    result = luyen(*words, cwd=run_folder)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.splitlines()[-2:] == ["its figures as a page: luyen report 'my figures'", "my figures/evaluate"]
+    assert luyen("report", "my figures", cwd=run_folder).returncode == 0
+    page = (run_folder / "my figures" / "report.html").read_text(encoding="utf-8")
+    assert "Held-out text costs chat " in page and "left no results" not in page
 
 
 def test_one_verb_alone_continues_and_says_where_its_result_is(tmp_path: Path) -> None:

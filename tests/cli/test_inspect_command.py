@@ -8,8 +8,10 @@ import yaml
 from toy_models import write_model, write_tokenizer
 
 from luyen.cli import inspect as command
+from luyen.cli.arguments import field_help
 from luyen.core import manifest
 from luyen.core.errors import UserError
+from luyen.data.config import ReadConfig
 from luyen.tokenizer import folder as tokenizer_folder
 
 CHAT = {"messages": [{"role": "user", "content": "What?"}, {"role": "assistant", "content": "That."}]}
@@ -81,6 +83,24 @@ def test_what_is_no_data_is_told_in_one_line(run: Path, tmp_path: Path) -> None:
     assert "is a run, not data; found stages with training rows: none" in refused(tmp_path / "run")
 
 
+def test_weights_beside_data_do_not_make_it_a_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_rows(tmp_path / "rows.jsonl", CHAT)
+    (tmp_path / "adapter.safetensors").write_bytes(b"")
+    assert "user: What?" in inspect(tmp_path, capsys=capsys)
+    (tmp_path / "config.json").write_text("{}")
+    assert "is a model, not data" in refused(tmp_path)
+
+
+def test_the_help_keeps_no_rows_that_nobody_asked_to_keep() -> None:
+    told = field_help(command.InspectConfig)
+    assert "rejected.jsonl" not in told and "none is kept" in told and "naming it and going on" in told
+    assert set(command.InspectReadConfig.model_fields) == set(ReadConfig.model_fields)
+
+
+def test_one_bad_row_is_one_row(run: Path) -> None:
+    assert refused(run, f"model={run}", "length=4", "truncation=truncate").startswith("1 row would teach nothing")
+
+
 def test_of_a_corpus_the_training_documents_are_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("train", "heldout", "dropped"):
         write_rows(tmp_path / f"{name}-00000.jsonl", {"text": f"This is {name}."})
@@ -117,7 +137,7 @@ def test_rows_without_an_answer_are_shown_as_they_are(
     row: dict[str, object], kind: str, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = inspect(write_rows(tmp_path / "rows.jsonl", row), f"model={run}", capsys=capsys)
-    assert f"1 of 1 rows are {kind} texts, for classifiers" in out and ("[praise] Good." in out or "Anna/B-PER" in out)
+    assert f"{kind} texts, for classifiers: 1 of 1 row\n" in out and ("[praise] Good." in out or "Anna/B-PER" in out)
 
 
 def test_a_model_without_a_template_takes_one(tmp_path: Path, run: Path, capsys: pytest.CaptureFixture[str]) -> None:

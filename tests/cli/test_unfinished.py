@@ -160,6 +160,22 @@ def test_without_a_name_the_newest_run_with_a_finished_model_is_talked_to(tmp_pa
     assert _last() == (Path("runs/a"), "runs/a/sft/model")
 
 
+def test_a_damaged_recipe_does_not_hide_the_other_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "home"))
+    good, bad = write_run(Path("runs/good"), resolved("sft", SFT)), write_run(Path("runs/bad"), {})
+    for age, run in enumerate((good, bad)):
+        os.utime(run / "events.jsonl", (age, age))
+    (bad / "recipe.resolved.yaml").write_text("stages: {a: [")
+    write_model(good / "sft" / "model")
+    manifest.seal(good / "sft", "model")
+    assert _last() == (good, "runs/good/sft/model")
+    told = capsys.readouterr().err
+    assert told.startswith("luyen: the run runs/bad is passed over: runs/bad/recipe.resolved.yaml is not YAML") and told.count("\n") == 1
+
+
 def test_a_second_signal_is_told_like_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = write_run(tmp_path / "run", resolved("sft", SFT), {"event": "interrupted", "stage": "sft"})
     (run / "sft" / "checkpoints" / "step-00000020").mkdir(parents=True)
