@@ -69,10 +69,10 @@ def _run_plan(made: Plan, folder: Path, dry_run: bool) -> None:
 def foretell(made: Plan, folder: Path) -> dict[str, Any]:
     """Say what the stages that are not up to date will take, and return it for their manifests."""
     from luyen.recipe.estimate import lines, predict
-    from luyen.recipe.run import up_to_date
+    from luyen.recipe.run import standing
 
-    done = up_to_date(made, folder)
-    expected = predict(made, done)
+    done, steps = standing(made, folder)
+    expected = predict(made, done, steps)
     for line in lines(expected, tuple(done)):
         progress.say(line)
     return {name: item.as_dict() for name, item in expected.items()}

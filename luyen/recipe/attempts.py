@@ -39,6 +39,15 @@ def holding(folder: Path, wanted: str) -> Path | None:
     return next((place for place in (folder, _aside(folder)) if _done(place) and _fingerprint_of(place) == wanted), None)
 
 
+def step_reached(folder: Path, wanted: str) -> int:
+    """The step of the newest checkpoint of the unfinished attempt that `prepare` will go on with; 0 where it begins anew."""
+    for place in (folder, _aside(folder)):
+        if _begun(place) and _fingerprint_of(place) == wanted:
+            names = [path.name.removeprefix("step-") for path in (place / "checkpoints").glob("step-*")]
+            return max((int(name) for name in names if name.isdecimal()), default=0)
+    return 0
+
+
 def _whole(folder: Path, wanted: str) -> dict[str, Any] | None:
     if not (folder / manifest.MANIFEST).is_file():
         return None

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -76,13 +76,15 @@ CURATION_BYTES = 180_000_000
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a stage is expected to take; without seconds `told` says why that is not known before."""
+    """What a whole stage is expected to take; without seconds `told` says why that is not known before."""
 
     seconds: float | None
     bytes: int | None
     """Peak memory of the process."""
     told: str
     """What was counted."""
+    left: float = 1.0
+    """Share of it that is still to do, where an unfinished attempt goes on."""
 
     def as_dict(self) -> dict[str, Any]:
         """For the stage's manifest."""
@@ -105,8 +107,11 @@ def counts_gpu(train: TrainConfig) -> bool:
     return pick_device(train.device).type == "cuda"
 
 
-def predict(plan: Plan, done: Mapping[str, Path] | None = None) -> dict[str, Prediction]:
-    """A prediction for every stage that is still to do; `done` are the folders of those that are up to date."""
+def predict(plan: Plan, done: Mapping[str, Path] | None = None, steps: Mapping[str, int] | None = None) -> dict[str, Prediction]:
+    """A prediction for every stage that is still to do.
+
+    `done` are the folders of stages that are up to date, `steps` what unfinished ones that go on have behind them.
+    """
     outlook = _Outlook({stage.name: stage for stage in plan.stages}, done or {})
     found: dict[str, Prediction] = {}
     for stage in plan.stages:
@@ -116,6 +121,9 @@ def predict(plan: Plan, done: Mapping[str, Path] | None = None) -> dict[str, Pre
             if isinstance(stage.config, PretrainConfig | SFTConfig | EvaluateConfig):
                 outlook.kept["kernels"] = FIRST_STEP_BYTES
             found[stage.name] = outlook.of(stage)
+            behind = (steps or {}).get(stage.name, 0)
+            if behind and isinstance(stage.config, PretrainConfig | SFTConfig):
+                found[stage.name] = _continued(found[stage.name], behind, stage.config.train.steps)
     return found
 
 
@@ -125,19 +133,25 @@ def lines(predictions: Mapping[str, Prediction], done: tuple[str, ...] = ()) -> 
         return []
     told = ["estimate for this machine, before anything is done:"]
     for name, item in predictions.items():
-        taken = "not known before" if item.seconds is None else f"about {_duration(item.seconds)}"
+        taken = "not known before" if item.seconds is None else f"about {_duration(item.seconds * item.left)}"
         memory = f", {item.bytes / 1e9:.1f} GB" if item.bytes is not None and item.seconds is not None else ""
         told.append(f"  {name}: {taken}{memory} ({item.told})")
     if len(predictions) == 1 and not done:
         return told
     known = [item for item in predictions.values() if item.seconds is not None]
     unknown = [name for name, item in predictions.items() if item.seconds is None]
-    total = f"  together: about {_duration(sum(item.seconds or 0.0 for item in known))}" if known else "  together: not known before"
+    seconds = sum((item.seconds or 0.0) * item.left for item in known)
+    total = f"  together: about {_duration(seconds)}" if known else "  together: not known before"
     if known:
         total += f", at most {max(item.bytes or 0 for item in known) / 1e9:.1f} GB at a time"
     if unknown and known:
         total += f", without {', '.join(unknown)}"
     return [*told, total + (f"; up to date and not counted: {', '.join(done)}" if done else "")]
+
+
+def _continued(whole: Prediction, behind: int, steps: int) -> Prediction:
+    told = f"{whole.told}; continues after step {behind:,} of {steps:,}"
+    return replace(whole, told=told, left=1 - min(behind / steps, 1.0))
 
 
 def _duration(seconds: float) -> str:

@@ -55,8 +55,14 @@ def run(plan: Plan, folder: Path, estimates: Mapping[str, Mapping[str, Any]] | N
 
 def up_to_date(plan: Plan, folder: Path) -> dict[str, Path]:
     """Folders of the stages that `run` will skip, by their manifests alone; whether their files are whole is seen when it comes to them."""
+    return standing(plan, folder)[0]
+
+
+def standing(plan: Plan, folder: Path) -> tuple[dict[str, Path], dict[str, int]]:
+    """What `up_to_date` gives, and of stages that will go on where they stopped the step of the newest checkpoint."""
     fingerprints: dict[str, str] = {}
     done: dict[str, Path] = {}
+    steps: dict[str, int] = {}
     for item in plan.stages:
         if any(name not in fingerprints for name in item.inputs):
             continue
@@ -65,7 +71,9 @@ def up_to_date(plan: Plan, folder: Path) -> dict[str, Path]:
         if path is not None:
             done[item.name] = path
             fingerprints[item.name] = manifest.content_fingerprint(manifest.read(path))
-    return done
+        elif step := attempts.step_reached(folder / item.name, wanted):
+            steps[item.name] = step
+    return done, steps
 
 
 def _seed(item: StagePlan, plan: Plan) -> int:

@@ -188,3 +188,11 @@ def test_a_training_verb_says_its_estimate(tmp_path: Path, monkeypatch: pytest.M
     assert "together" not in out, "one stage needs no sum"
     said = json.loads((tmp_path / "runs/pretrain/pretrain/luyen.json").read_text())["estimate"]
     assert said["counted"] in out
+
+
+def test_what_goes_on_is_told_by_what_is_left_and_kept_whole() -> None:
+    whole = predict(quickstart())["base"]
+    later = predict(quickstart(), {}, {"base": 75})["base"]
+    assert later.as_dict()["seconds"] == whole.as_dict()["seconds"] and later.left == 0.5
+    (line,) = [line for line in lines({"base": later}) if line.startswith("  base")]
+    assert "continues after step 75 of 150" in line and f"about {whole.seconds / 2:.0f} s" in line  # type: ignore[operator]

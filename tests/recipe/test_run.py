@@ -19,7 +19,7 @@ from luyen.engine import checkpoint  # noqa: E402
 from luyen.recipe.estimate import predict  # noqa: E402
 from luyen.recipe.graph import plan  # noqa: E402
 from luyen.recipe.inputs import _fingerprint  # noqa: E402
-from luyen.recipe.run import _lock, run, up_to_date  # noqa: E402
+from luyen.recipe.run import _lock, run, standing, up_to_date  # noqa: E402
 from luyen.recipe.verbs import pretrain  # noqa: E402
 
 STAGES = ("corpus", "tokenizer", "base", "questions", "chat", "before_after")
@@ -178,6 +178,7 @@ def test_an_attempt_that_was_put_aside_goes_on(finished: Path, tmp_path: Path, m
     stop_training(finished, tmp_path, monkeypatch)
     stop_training(finished, tmp_path, monkeypatch, "base.train.optimizer.learning_rate=0.01")
     assert (tmp_path / "base.before" / "checkpoints" / "step-00000002").is_dir()
+    assert standing(plan(finished / "toy.yaml", {}), tmp_path)[1] == {"base": 2}
     assert again(finished, tmp_path)["base"] == "resumed"
     assert manifest.sha256_file(tmp_path / "base" / "model" / "model.safetensors") == manifest.sha256_file(
         finished / "run" / "base" / "model" / "model.safetensors"

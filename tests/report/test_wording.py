@@ -2,7 +2,8 @@
 
 import pytest
 
-from luyen.report import wording
+from luyen.evaluation import before_after
+from luyen.report import answers, wording
 
 
 @pytest.mark.parametrize(
@@ -68,3 +69,8 @@ def test_clip_says_how_much_was_cut() -> None:
 )
 def test_a_prediction_stands_beside_the_measurement(expected: float | None, measured: float | None, said: str) -> None:
     assert wording.foretold(expected, measured, "X") == said
+
+
+def test_the_name_of_a_model_with_pages_is_the_evaluations() -> None:
+    """The report loads no torch, so it has the word twice."""
+    assert answers.WITH_PAGES == before_after.WITH_PAGES
