@@ -10,7 +10,7 @@ import click
 from luyen.cli.arguments import field_help, one_word, plain_command, program, split_words, working
 from luyen.cli.chat import find
 from luyen.cli.unfinished import RECIPE
-from luyen.core import manifest, progress
+from luyen.core import manifest, progress, storage
 from luyen.core.config import Config, Input, load
 from luyen.core.errors import DamagedFile, DataError
 from luyen.data.config import ReadConfig
@@ -109,7 +109,7 @@ def _kind(folder: Path) -> str:
     """What a folder was made to hold, by its manifest or by its files; "" for any other folder."""
     if (folder / manifest.MANIFEST).is_file():
         try:
-            return str(manifest.read_json(folder / manifest.MANIFEST)["kind"])
+            return str(storage.read_json(folder / manifest.MANIFEST)["kind"])
         except (DamagedFile, KeyError, TypeError):
             return ""
     if (folder / "checkpoints").is_dir() or (folder / "config.json").is_file():
@@ -183,7 +183,7 @@ def _default_length(folder: Path) -> tuple[int, str]:
     """The limit when none is given, and where it comes from."""
     context: object = None
     if (folder / "config.json").is_file():
-        values = manifest.read_json(folder / "config.json")
+        values = storage.read_json(folder / "config.json")
         context = values.get("max_position_embeddings") if isinstance(values, dict) else None
     if isinstance(context, int) and 2 <= context <= LONGEST:
         return context, f"the context of {folder} (length=... sets another)"

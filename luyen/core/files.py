@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 from luyen.core.errors import DamagedFile
-from luyen.core.manifest import storage_errors
+from luyen.core.storage import replacing, storage_errors
 
 COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
 
@@ -80,6 +80,12 @@ def write_jsonl(path: Path, rows: Iterable[object]) -> int:
     return write_lines(
         path, (json.dumps(row, sort_keys=True, ensure_ascii=False, allow_nan=False).encode("utf-8", "surrogatepass") for row in rows)
     )
+
+
+def replace_jsonl(path: Path, rows: Iterable[Any]) -> int:
+    """`write_jsonl` by `storage.replacing`: a reader sees the old file or the new one. Returns the number of rows."""
+    with replacing(path) as temporary:
+        return write_jsonl(temporary, rows)
 
 
 def read_jsonl(path: Path) -> Iterator[Any]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from luyen.core.errors import DataError, ModelError, UserError
-from luyen.core.manifest import storage_errors
+from luyen.core.storage import storage_errors
 
 _NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(@[\w./-]+)?")
 Kind = Literal["model", "dataset"]

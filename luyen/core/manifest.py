@@ -7,26 +7,26 @@ and only then renamed. Reading verifies the manifest, so damage is named instead
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import itertools
 import json
 import os
 import re
 import shutil
+import time
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from luyen.core import lock, progress
-from luyen.core.errors import DamagedFile, StorageError, UserError
+from luyen.core.errors import DamagedFile, UserError
+from luyen.core.storage import LEFT_FILE, TEMPORARY, fsync, read_object, storage_errors, write_json
 
 MANIFEST = "luyen.json"
-TEMPORARY = ".tmp-"
 # Fixed fields first, so that one artefact's name is never a part of another's leftovers.
 _LEFTOVER = re.compile(re.escape(TEMPORARY) + r"(?P<kind>new|old)-(?P<tag>\d+-\d+)-(?P<name>.+)", re.DOTALL)
-_LEFT_FILE = f"{TEMPORARY}file-"
+LONGEST_NAME = 1024
 
 
 def canonical(value: object) -> str:
@@ -49,81 +49,6 @@ def sha256_file(path: Path) -> str:
 
 
 @contextlib.contextmanager
-def storage_errors(path: Path) -> Iterator[None]:
-    """Turn a full disk or a refused write below `path` into one line that says so."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM):
-            free = _free_bytes(path)
-            raise StorageError(
-                f"cannot write {path}: {error.strerror}; {free / 1e6:.0f} MB are free there. "
-                "What was written before is intact; make room or choose another folder, then run the same command again"
-            ) from error
-        raise
-
-
-def _free_bytes(path: Path) -> int:
-    while not path.exists() and path != path.parent:
-        path = path.parent
-    return shutil.disk_usage(path).free
-
-
-def fsync(path: Path) -> None:
-    """Force a file's or folder's content to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def write_atomic(path: Path, data: bytes | str) -> None:
-    """Write a small file so that a reader sees either the old or the new content, also after a crash."""
-    payload = data.encode() if isinstance(data, str) else data
-    path = Path(path)
-    temporary = path.with_name(f"{_LEFT_FILE}{os.getpid()}-{path.name}")
-    with storage_errors(path):
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with open(temporary, "wb") as file:
-                lock.own(file.fileno())
-                try:
-                    file.write(payload)
-                    file.flush()
-                    os.fsync(file.fileno())
-                    os.replace(temporary, path)
-                finally:
-                    lock.release(file.fileno())
-            fsync(path.parent)
-        finally:
-            temporary.unlink(missing_ok=True)
-
-
-def write_json(path: Path, value: object) -> None:
-    """Write readable JSON atomically."""
-    write_atomic(path, json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, default=str) + "\n")
-
-
-def read_json(path: Path) -> Any:
-    """Read a JSON file that Luyện wrote; DamagedFile when it does not parse."""
-    try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise DamagedFile(path, "is missing") from error
-    except (ValueError, RecursionError) as error:
-        raise DamagedFile(path, f"is not JSON ({error})") from error
-
-
-def read_object(path: Path) -> dict[str, Any]:
-    """Read a JSON object that Luyện wrote; DamagedFile when the file holds something else."""
-    value = read_json(path)
-    if not isinstance(value, dict):
-        raise DamagedFile(path, f"holds {type(value).__name__} instead of an object")
-    return value
-
-
-@contextlib.contextmanager
 def new_folder(final: Path) -> Iterator[Path]:
     """A temporary folder that becomes `final` when the block ends well, and disappears when it does not.
 
@@ -143,7 +68,7 @@ def new_folder(final: Path) -> Iterator[Path]:
             sync_folder(temporary)
             _replace(final, temporary)
         except BaseException:
-            _discard(temporary)
+            discard(temporary)
             raise
         finally:
             lock.release(descriptor)
@@ -155,7 +80,9 @@ def existing(name: str | Path) -> Path | None:
 
     Everything that a user names goes through here, so that a folder is found which a kill left under its temporary name.
     """
-    path = Path(name).expanduser()
+    path = Path(name)
+    with contextlib.suppress(RuntimeError):  # ~somebody whom this machine does not know
+        path = path.expanduser()
     recover(path)
     return path if path.exists() else None
 
@@ -182,7 +109,7 @@ def clean_up(parent: Path) -> None:
     if parent.is_dir():
         with storage_errors(parent), lock.exclusive(parent):
             _clean(parent, None)
-            for path in parent.glob(f"{_LEFT_FILE}*"):
+            for path in parent.glob(f"{LEFT_FILE}*"):
                 if path.is_file() and not lock.owned(path):
                     path.unlink(missing_ok=True)
 
@@ -244,7 +171,7 @@ def _replace(final: Path, temporary: Path) -> None:
             raise
         fsync(final.parent)
     if replaced:
-        _discard(retired)
+        discard(retired)
 
 
 def _recover(final: Path) -> None:
@@ -256,7 +183,7 @@ def _recover(final: Path) -> None:
     whole = _is_whole(retired.partner)
     os.rename(retired.partner if whole else retired.path, final)
     fsync(final.parent)
-    _discard(retired.path if whole else retired.partner)
+    discard(retired.path if whole else retired.partner)
     what = "the new one was whole and has taken its place" if whole else "the new one was not whole, the old one is back"
     progress.say(f"{final} was being replaced when the process was killed: {what}")
 
@@ -268,7 +195,7 @@ def _clean(parent: Path, name: str | None) -> None:
             _recover(leftover.final)
     for leftover in _leftovers(parent, name):
         if leftover.kind == "old" or not leftover.owned:
-            _discard(leftover.path)
+            discard(leftover.path)
 
 
 def _is_whole(folder: Path) -> bool:
@@ -279,12 +206,16 @@ def _is_whole(folder: Path) -> bool:
     return True
 
 
-def _discard(path: Path) -> None:
-    """Delete a folder as far as possible; what is left is tried again by the next `new_folder`."""
-    if path.is_symlink():
-        path.unlink(missing_ok=True)
+def discard(folder: Path) -> None:
+    """Delete a folder, if it is there; a kill in the middle leaves nothing under its name, and the rest to `clean_up`."""
+    if not _LEFTOVER.fullmatch(folder.name) and folder.exists():
+        doomed = folder.with_name(f"{TEMPORARY}new-{os.getpid()}-{time.monotonic_ns()}-{folder.name}")
+        os.rename(folder, doomed)
+        folder = doomed
+    if folder.is_symlink():
+        folder.unlink(missing_ok=True)
     else:
-        shutil.rmtree(path, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def sync_folder(folder: Path) -> None:
@@ -348,6 +279,8 @@ def read(folder: Path) -> dict[str, Any]:
     if not isinstance(files, dict):
         raise DamagedFile(path, "has no list of files")
     for name, entry in files.items():
+        if not name.isprintable() or len(name.encode()) > LONGEST_NAME:
+            raise DamagedFile(path, f"names {name[:40]!r}, which can be no file")
         if Path(name).is_absolute() or ".." in Path(name).parts:
             raise DamagedFile(path, f"names {name}, which is outside its folder")
         if not isinstance(entry, dict) or not isinstance(entry.get("bytes"), int) or not isinstance(entry.get("sha256"), str):
@@ -358,12 +291,19 @@ def read(folder: Path) -> dict[str, Any]:
 def _check(folder: Path, name: str, entry: Mapping[str, Any]) -> None:
     """Raise DamagedFile when a file differs from its entry in the folder's manifest."""
     path = folder / name
-    if not path.is_file():
+    if not _is_file(path):
         raise DamagedFile(path, "is missing")
     if path.stat().st_size != entry["bytes"]:
         raise DamagedFile(path, f"has {path.stat().st_size} bytes, its manifest says {entry['bytes']}")
     if sha256_file(path) != entry["sha256"]:
         raise DamagedFile(path, "does not have the sha256 of its manifest")
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a part of the name is too long
+        return False
 
 
 def content_fingerprint(manifest: Mapping[str, Any]) -> str:

@@ -23,8 +23,9 @@ from luyen.core import interrupt, progress
 from luyen.core.config import Config, dump
 from luyen.core.errors import ConfigError, DamagedFile, DataError, nearest
 from luyen.core.files import read_jsonl
-from luyen.core.manifest import fingerprint, read_json, recover, verify_listed, write_json
+from luyen.core.manifest import clean_up, fingerprint, recover, verify_listed
 from luyen.core.records import Document
+from luyen.core.storage import read_json, write_json
 from luyen.corpus import parts, sources
 from luyen.corpus.dedup import DedupConfig
 from luyen.corpus.documents import BAD_ROWS, Settings
@@ -102,6 +103,7 @@ def curate(config: CurateConfig, source: Path, folder: Path, reading: sources.Re
     sources.check_reading(source, files, reading)
     work = folder / WORK
     work.mkdir(parents=True, exist_ok=True)
+    clean_up(folder)
     damaged: list[DamagedFile] = []
     keys = fingerprint({"version": VERSION, "config": dump(config.model_copy(update={"processes": 1, "damaged": "stop"})),
                         "reading": dataclasses.asdict(reading)})  # fmt: skip

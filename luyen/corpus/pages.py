@@ -13,16 +13,16 @@ import hashlib
 import json
 import os
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, Literal
 
 from luyen.core.errors import DamagedFile, DataError
-from luyen.core.files import read_jsonl, write_jsonl
-from luyen.core.manifest import TEMPORARY, storage_errors
+from luyen.core.files import read_jsonl, replace_jsonl
 from luyen.core.records import Page
+from luyen.core.storage import storage_errors
 
 JOURNAL, SKIPPED, TIMINGS = "journal.jsonl", "skipped.jsonl", "timings.jsonl"
 SHARD_BYTES = 256_000_000
@@ -154,14 +154,6 @@ def _row_at(file: Any, offset: int) -> dict[str, Any]:
     file.seek(offset)
     row: dict[str, Any] = json.loads(file.readline())
     return row
-
-
-def replace_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    """Write a line file under another name first, so that a reader sees the old one or the new one."""
-    temporary = path.with_name(f"{TEMPORARY}{path.name}")
-    with storage_errors(path):
-        write_jsonl(temporary, rows)
-        os.replace(temporary, path)
 
 
 def write_shards(folder: Path, rows: Iterator[dict[str, Any]], shard_bytes: int = SHARD_BYTES) -> list[str]:

@@ -9,8 +9,7 @@ from __future__ import annotations
 import heapq
 import io
 import itertools
-import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,8 +17,9 @@ from typing import Any
 import numpy as np
 
 from luyen.core.errors import DamagedFile
-from luyen.core.files import read_jsonl, write_jsonl
-from luyen.core.manifest import TEMPORARY, fingerprint, read_json, sha256_file, storage_errors, write_atomic, write_json
+from luyen.core.files import read_jsonl, replace_jsonl
+from luyen.core.manifest import fingerprint, sha256_file
+from luyen.core.storage import read_json, write_atomic, write_json
 from luyen.corpus.dedup import DedupConfig, band_hashes, shingles, signatures, text_hash
 from luyen.corpus.documents import Outcome, Settings, process
 from luyen.corpus.sources import Item
@@ -103,20 +103,6 @@ def load(folder: Path, key: str) -> Part | None:
     except (DamagedFile, KeyError, TypeError, AttributeError):
         pass
     return None
-
-
-def replace_jsonl(path: Path, rows: Iterable[Row]) -> int:
-    """Write JSON lines under a temporary name and rename; returns the number of rows."""
-    temporary = path.with_name(f"{TEMPORARY}{os.getpid()}-{path.name}")
-    with storage_errors(path):
-        try:
-            count = write_jsonl(temporary, rows)
-            with open(temporary, "rb") as file:
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
-    return count
 
 
 def merge(streams: list[Rows], folder: Path, name: str) -> Iterator[Row]:

@@ -18,7 +18,8 @@ from typing import IO, Any, Literal
 
 from luyen.core.errors import ConfigError, DamagedFile, DataError
 from luyen.core.files import COMPRESSED, open_bytes
-from luyen.core.manifest import MANIFEST, read_json, sha256_file
+from luyen.core.manifest import MANIFEST, sha256_file
+from luyen.core.storage import read_json
 from luyen.corpus.tables import rows
 
 Unit = Literal["file", "paragraph", "line"]

@@ -94,10 +94,11 @@ class _Lines:
 
 def _csv(path: Path, header: bool) -> Iterator[TableRow]:
     plain = Path(path.stem) if path.suffix in COMPRESSED else path
-    encoding = _encoding(path)
-    delimiter = "\t" if plain.suffix.lower() == ".tsv" else delimiter_of(_first_line(path, encoding))
+    encoding, delimiter = _encoding(path), "\t"
     before = csv.field_size_limit(FIELD_CHARACTERS)
     try:
+        if plain.suffix.lower() != ".tsv":
+            delimiter = delimiter_of(_first_line(path, encoding))
         with open_bytes(path) as stream, io.TextIOWrapper(stream, encoding, "surrogateescape", newline="") as text:
             lines = _Lines(text)
             for row in _named(path, lines, delimiter) if header else _by_place(lines, delimiter):

@@ -17,7 +17,7 @@ from typing import IO, Any
 
 from luyen.core import lock
 from luyen.core.errors import DataError
-from luyen.core.manifest import TEMPORARY, storage_errors
+from luyen.core.storage import storage_errors, temporary_file
 from luyen.data.discover import Found, is_data
 from luyen.data.source import RawRow
 
@@ -79,8 +79,9 @@ class Rejects:
     def _write(self, problem: Problem, pieces: Iterator[bytes], *, streamed: bool) -> None:
         if self._out is None:
             self._temporary.parent.mkdir(parents=True, exist_ok=True)
-            self._out = open(self._temporary, "wb")  # noqa: SIM115 (closed by `discard`)
-            lock.own(self._out.fileno())
+            with lock.exclusive(self._temporary.parent):  # as in `write_atomic`
+                self._out = open(self._temporary, "wb")  # noqa: SIM115 (closed by `discard`)
+                lock.own(self._out.fileno())
         facts = {"file": problem.file, "line": problem.line, "reason": problem.reason}
         facts |= {"nearest": problem.nearest} if problem.nearest else {}
         if not streamed:
@@ -104,7 +105,7 @@ class Rejects:
     def _temporary(self) -> Path:
         """Named and owned as `write_atomic` does it, so that `clean_up` removes what a kill left."""
         assert self.path is not None
-        return self.path.with_name(f"{TEMPORARY}file-{os.getpid()}-{self.path.name}")
+        return temporary_file(self.path)
 
     def close(self) -> None:
         """Put the rows in the place of `path`; without any, remove what an earlier reading kept there. Raises StorageError."""
@@ -147,7 +148,7 @@ def check_place(path: Path, found: Found) -> None:
     above = next(folder for folder in (*path.absolute().parents, Path(path.anchor or ".")) if os.path.lexists(folder))
     if not above.is_dir():
         raise DataError(f"the rejected rows cannot go to {path}: {above} is not a folder", fix=fix)
-    if path.exists() and not _is_ours(path):
+    if path.is_symlink() or (path.exists() and not _is_ours(path)):
         fix = f"Name another file for rejected, or remove {path} yourself."
         raise DataError(f"the rejected rows cannot go to {path}, which is not a file of rejected rows and would be lost", fix=fix)
 

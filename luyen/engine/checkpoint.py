@@ -26,12 +26,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from luyen.core import manifest, progress, random_state
+from luyen.core import manifest, progress, random_state, storage
 from luyen.core.errors import DamagedFile, ModelError, StorageError
 
 KIND = "checkpoint"
 FILES = frozenset({"model.safetensors", "optimizer.safetensors", "random.safetensors", "state.json", "timing.json"})
-RETIRED = f"{manifest.TEMPORARY}retired-"
+RETIRED = f"{storage.TEMPORARY}retired-"
 _NAME = re.compile(r"step-(\d{8,})")
 
 
@@ -61,8 +61,8 @@ def save(
         with manifest.new_folder(final) as folder:
             for name, tensors in groups.items():
                 _save_tensors(folder / f"{name}.safetensors", tensors)
-            manifest.write_json(folder / "state.json", dict(state))
-            manifest.write_json(folder / "timing.json", dict(timing))
+            storage.write_json(folder / "state.json", dict(state))
+            storage.write_json(folder / "timing.json", dict(timing))
             manifest.seal(folder, KIND)
     except StorageError as error:
         raise StorageError(f"{error}. A checkpoint needs {needed / 1e6:.1f} MB") from error
@@ -83,13 +83,13 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     """A checkpoint after checking every file against the manifest. Raises DamagedFile naming the first bad one."""
     manifest.recover(folder)
     try:
-        found = manifest.read_json(folder / manifest.MANIFEST)
+        found = storage.read_json(folder / manifest.MANIFEST)
         if found["kind"] != KIND or set(found["files"]) != FILES:  # before a name in it is opened
             raise DamagedFile(folder / manifest.MANIFEST, "is not that of a checkpoint")
         manifest.verify(folder)
     except (KeyError, TypeError, AttributeError) as error:
         raise DamagedFile(folder / manifest.MANIFEST, f"is not a manifest ({error!r})") from error
-    return Checkpoint(folder, manifest.read_json(folder / "state.json"), manifest.read_json(folder / "timing.json"))
+    return Checkpoint(folder, storage.read_json(folder / "state.json"), storage.read_json(folder / "timing.json"))
 
 
 def restore(checkpoint: Checkpoint, model: nn.Module, optimizers: Iterable[Optimizer]) -> None:
@@ -188,7 +188,7 @@ def _folders(root: Path) -> list[Path]:
 def _delete(folder: Path) -> None:
     """Rename first, so that a kill in the middle leaves nothing that looks like a damaged checkpoint."""
     retired = folder.with_name(f"{RETIRED}{folder.name}")
-    with manifest.storage_errors(folder):
+    with storage.storage_errors(folder):
         os.rename(folder, retired)
         shutil.rmtree(retired)
 

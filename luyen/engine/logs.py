@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from luyen.core import progress
-from luyen.core.manifest import storage_errors
+from luyen.core.storage import storage_errors
 
 
 class LineLog:

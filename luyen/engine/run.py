@@ -17,9 +17,9 @@ from luyen.core import config as configs
 from luyen.core import progress
 from luyen.core.device import pick_device, pick_dtype
 from luyen.core.errors import ConfigError, DataError, Interrupted, NonFinite
-from luyen.core.manifest import storage_errors
 from luyen.core.random_state import random_state, restore_random_state, seed_everything
 from luyen.core.seed import derive
+from luyen.core.storage import storage_errors
 from luyen.engine import checkpoint, memory, optim, schedule
 from luyen.engine.algorithm import Algorithm, Batch, Hooks, TrainResult
 from luyen.engine.config import TrainConfig

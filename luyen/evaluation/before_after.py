@@ -19,9 +19,9 @@ from typing import Any
 from luyen.core import interrupt, progress
 from luyen.core.errors import DataError
 from luyen.core.files import write_jsonl
-from luyen.core.manifest import write_json
 from luyen.core.records import Document
 from luyen.core.seed import derive
+from luyen.core.storage import write_json
 from luyen.evaluation import forgetting
 from luyen.evaluation.perplexity import BitsPerByte
 from luyen.evaluation.respondents import ModelRespondent, Respondent, RetrievalRespondent

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from luyen.core import config as configs
-from luyen.core import manifest
+from luyen.core import manifest, storage
 from luyen.core.errors import ConfigError, ModelError, nearest
 from luyen.core.hub import download, has_hub_form
 from luyen.models.config import TransformerConfig
@@ -113,10 +113,10 @@ def save(
         "use_cache": True,
     }
     generation = {key: value for key, value in {**ids, **(sampling or {})}.items() if value is not None}
-    with manifest.storage_errors(Path(folder)):
+    with storage.storage_errors(Path(folder)):
         save_file(tensors, Path(folder) / WEIGHTS, metadata={"format": "pt"})
-    manifest.write_json(Path(folder) / "config.json", description)
-    manifest.write_json(Path(folder) / "generation_config.json", generation)
+    storage.write_json(Path(folder) / "config.json", description)
+    storage.write_json(Path(folder) / "generation_config.json", generation)
 
 
 def load(name: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> Transformer:

@@ -22,7 +22,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pro
 from torch import Tensor
 
 from luyen.core import config as configs
-from luyen.core import manifest
+from luyen.core import storage
 from luyen.core.errors import ConfigError, ModelError
 from luyen.models import hf
 from luyen.models.config import TransformerConfig
@@ -42,8 +42,8 @@ def import_llama2c(model_bin: Path, tokenizer_bin: Path, folder: Path) -> Transf
     model = read_model(model_bin)
     pieces = read_pieces(tokenizer_bin, model.config.vocab_size)
     hf.save(model, folder, bos_id=BOS, stop_ids=(EOS,))
-    manifest.write_atomic(Path(folder) / "tokenizer.json", build_tokenizer(pieces).to_str(pretty=True) + "\n")
-    manifest.write_json(
+    storage.write_atomic(Path(folder) / "tokenizer.json", build_tokenizer(pieces).to_str(pretty=True) + "\n")
+    storage.write_json(
         Path(folder) / "tokenizer_config.json",
         {
             "tokenizer_class": "PreTrainedTokenizerFast",

@@ -79,7 +79,8 @@ class Texts:
             return self.heldout
         found, expected = f"{len(self.train):,} documents", f"at least {HELD_OUT_ONE_IN} (one in twenty is held out)"
         fix = (
-            f"Give a curated corpus or a larger file, or set {self.section}.text_unit=paragraph, which makes more documents of a text file."
+            f"Give a curated corpus or a larger file; {self.section}.text_unit=paragraph makes more documents of a text file, "
+            "but pretraining on the same file must have had read.text_unit=paragraph too."
         )
         if is_corpus(self.path):
             found, expected = f"{found} to train on", "held-out ones"

@@ -6,7 +6,7 @@ import datetime
 import json
 from pathlib import Path
 
-from luyen.core.manifest import storage_errors
+from luyen.core.storage import storage_errors
 
 EVENTS = "events.jsonl"
 

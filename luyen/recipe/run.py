@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from luyen.core import host_memory, interrupt, manifest, progress
+from luyen.core import host_memory, interrupt, manifest, progress, storage
 from luyen.core.config import dump
 from luyen.core.errors import Interrupted, StorageError, UserError
 from luyen.core.seed import derive
@@ -39,11 +39,11 @@ def run(plan: Plan, folder: Path, estimates: Mapping[str, Mapping[str, Any]] | N
     check_inputs(plan, folder)
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file", expected="a folder for the run")
-    with manifest.storage_errors(folder):
+    with storage.storage_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
     with _lock(folder):
-        manifest.write_atomic(folder / "recipe.resolved.yaml", yaml.safe_dump(dict(plan.source), sort_keys=False, allow_unicode=True))
-        manifest.write_json(folder / "environment.json", environment())
+        storage.write_atomic(folder / "recipe.resolved.yaml", yaml.safe_dump(dict(plan.source), sort_keys=False, allow_unicode=True))
+        storage.write_json(folder / "environment.json", environment())
         manifest.clean_up(folder)
         fingerprints: dict[str, str] = {}
         for item in plan.stages:
@@ -100,7 +100,7 @@ def _run_stage(item: StagePlan, stage: Stage, fingerprints: Mapping[str, str]) -
     progress.say(f"{item.name}: continuing" if resumed else item.name if item.name == item.verb else f"{item.name}: {item.verb}")
     event(run_folder, "resumed" if resumed else "started", item.name)
     host_memory.reset_peak()
-    seconds = _work(item, stage, wanted, run_folder)
+    seconds = _work(item, stage, run_folder)
     facts = {
         "verb": item.verb, "stage": item.name, "fingerprint": wanted, "config": dump(item.config), "inputs": inputs, "seed": stage.seed,
         "metrics": stage.metrics, "seconds": round(seconds, 2), "peak_bytes": host_memory.peak(), "versions": versions(), **stage.facts,
@@ -112,15 +112,16 @@ def _run_stage(item: StagePlan, stage: Stage, fingerprints: Mapping[str, str]) -
     return manifest.content_fingerprint(sealed)
 
 
-def _work(item: StagePlan, stage: Stage, wanted: str, run_folder: Path) -> float:
+def _work(item: StagePlan, stage: Stage, run_folder: Path) -> float:
     """Do the stage's work; returns the seconds it took, earlier attempts included."""
-    before = manifest.read_object(stage.folder / IN_PROGRESS).get("seconds", 0.0)
+    mark = storage.read_object(stage.folder / IN_PROGRESS)
+    before = mark.get("seconds", 0.0)
     started = time.monotonic()
     try:
         load_verb(item.verb).run(item.config, stage)
     except BaseException as error:
         with contextlib.suppress(OSError, StorageError):
-            manifest.write_json(stage.folder / IN_PROGRESS, {"fingerprint": wanted, "seconds": before + time.monotonic() - started})
+            storage.write_json(stage.folder / IN_PROGRESS, mark | {"seconds": before + time.monotonic() - started})
             name = "interrupted" if isinstance(error, (Interrupted, KeyboardInterrupt)) else "failed"
             event(run_folder, name, item.name, error=str(error)[:500])
             if isinstance(error, UserError) and not isinstance(error, Interrupted):
@@ -133,7 +134,7 @@ def _work(item: StagePlan, stage: Stage, wanted: str, run_folder: Path) -> float
 def _lock(folder: Path) -> Iterator[None]:
     """One process per run folder; the lock dies with its process, so a crash leaves nothing behind."""
     with contextlib.ExitStack() as stack:
-        with manifest.storage_errors(folder):
+        with storage.storage_errors(folder):
             file = stack.enter_context(open(folder / ".lock", "w"))
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -14,7 +14,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from markupsafe import Markup
 
-from luyen.core.manifest import write_atomic
+from luyen.core.storage import write_atomic
 from luyen.report import answers, data_sections, model_sections, next_steps, run_sections
 from luyen.report.blocks import Limits, Section
 from luyen.report.headline import headline

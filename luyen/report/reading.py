@@ -17,7 +17,8 @@ from typing import Any
 from luyen.core.config import parse_yaml
 from luyen.core.errors import DamagedFile, DataError, UserError
 from luyen.core.files import read_jsonl
-from luyen.core.manifest import MANIFEST, read_json
+from luyen.core.manifest import MANIFEST
+from luyen.core.storage import read_json
 
 RECIPE, ENVIRONMENT, EVENTS = "recipe.resolved.yaml", "environment.json", "events.jsonl"
 

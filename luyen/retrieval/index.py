@@ -20,8 +20,9 @@ import numpy
 
 from luyen.core.errors import DamagedFile, DataError
 from luyen.core.files import read_jsonl, write_jsonl
-from luyen.core.manifest import read_json, recover, verify_listed
+from luyen.core.manifest import recover, verify_listed
 from luyen.core.records import Document
+from luyen.core.storage import read_json
 
 WORD = re.compile(r"\w+(?:\.\w+)*")
 COMPOUND = re.compile(r"[._]")

@@ -25,9 +25,9 @@ from pydantic import Field
 from luyen.core.config import Config, dump
 from luyen.core.errors import ConfigError, DataError, nearest
 from luyen.core.files import write_jsonl
-from luyen.core.manifest import write_json
 from luyen.core.records import Document
 from luyen.core.seed import derive
+from luyen.core.storage import write_json
 from luyen.synthesis.asking import Asker, Turn
 from luyen.synthesis.invent import invented_names
 from luyen.tasks.entries import Entry, read_entries

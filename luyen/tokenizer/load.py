@@ -15,7 +15,7 @@ from typing import Any
 import tokenizers
 
 from luyen.core.errors import DataError, ModelError, UserError
-from luyen.core.manifest import write_atomic, write_json
+from luyen.core.storage import write_atomic, write_json
 from luyen.tokenizer.control import control_tokens, prepends_once, unknown_token, without_control
 from luyen.tokenizer.folder import Facts, read_folder
 from luyen.tokenizer.foreign import recognise

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from luyen.core import manifest, progress
+from luyen.core import lock, manifest, progress, storage
 from luyen.core.errors import DamagedFile, StorageError, UserError
 
 
@@ -68,14 +68,14 @@ def test_a_failed_attempt_leaves_the_old_folder_and_no_rubbish(tmp_path: Path) -
 
 def test_a_full_disk_is_one_line_and_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "value.json"
-    manifest.write_json(path, {"old": 1})
+    storage.write_json(path, {"old": 1})
 
     def full(descriptor: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(StorageError, match="No space left") as error:
-        manifest.write_json(path, {"new": 2})
+        storage.write_json(path, {"new": 2})
     assert str(path) in str(error.value) and "\n" not in str(error.value)
     assert json.loads(path.read_text()) == {"old": 1}
     assert [item.name for item in tmp_path.iterdir()] == ["value.json"]
@@ -248,15 +248,14 @@ def test_a_folder_in_a_new_folder(tmp_path: Path) -> None:
 
 
 WRITING = """
-import os, sys, time
+import sys, time
 from pathlib import Path
-from luyen.core import manifest
-plain = os.fsync
+from luyen.core import storage
 def stop(descriptor):
     print("there", flush=True)
     time.sleep(60)
-manifest.os.fsync = stop
-manifest.write_json(Path(sys.argv[1]), {})
+storage.os.fsync = stop
+storage.write_json(Path(sys.argv[1]), {})
 """
 
 
@@ -283,3 +282,36 @@ def test_a_name_finds_what_a_kill_left_under_its_temporary_name(tmp_path: Path) 
 def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot read .*Is a directory"):
         manifest.sha256_file(tmp_path)
+
+
+def test_one_process_at_a_time_renames_in_a_folder(tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from luyen.core import lock\nwith lock.exclusive(Path(sys.argv[1])): print('in', flush=True)"
+    )
+    with lock.exclusive(tmp_path):
+        process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(1.5)
+    assert process.communicate(timeout=20)[0] == "in\n"
+
+
+def test_what_was_released_is_not_taken_for_owned(tmp_path: Path) -> None:
+    """The next folder may get the same inode."""
+    descriptor = os.open(tmp_path, os.O_RDONLY)
+    lock.own(descriptor)
+    assert lock.owned(tmp_path)
+    lock.release(descriptor)
+    os.close(descriptor)
+    assert not lock.owned(tmp_path) and not lock._ours
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "y" * 3000, "\ud800", "a\x00b", "\x1b[2J"])
+def test_names_that_no_file_can_have_are_damage(tmp_path: Path, name: str) -> None:
+    (tmp_path / manifest.MANIFEST).write_text(json.dumps({"files": {name: {"bytes": 1, "sha256": ""}}}))
+    with pytest.raises(DamagedFile) as error:
+        manifest.verify(tmp_path)
+    str(error.value).encode()
+
+
+def test_a_home_that_nobody_has(tmp_path: Path) -> None:
+    assert manifest.existing("~nobodyhere/x") is None

@@ -142,7 +142,7 @@ def test_stopped_work_is_continued_and_not_done_twice(source: Path, tmp_path: Pa
     assert len(first) == 3
     damaged = tmp_path / "out" / "parts" / f"{first[0]}.kept.jsonl.zst"
     damaged.write_bytes(damaged.read_bytes()[:-3])  # a part that is not whole is made again
-    (tmp_path / "out" / "parts" / ".tmp-1-x").write_bytes(b"left by a crash")
+    (tmp_path / "out" / "parts" / ".tmp-file-4194304-x").write_bytes(b"left by a crash")
     run(source, tmp_path / "out")
     assert calls.count(first[0]) == 2 and calls.count(first[1]) == 1 and calls.count(first[2]) == 1
     assert content(tmp_path / "out") == content(tmp_path / "whole")

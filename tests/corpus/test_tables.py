@@ -155,3 +155,9 @@ def test_column_names_that_are_not_utf8_and_cut_utf16_are_damage(tmp_path: Path)
 def test_the_delimiter_is_found_as_in_training_data(tmp_path: Path, mark: str, name: str) -> None:
     (tmp_path / name).write_text(f"text{mark}url\nOne two.{mark}u1\n")
     assert [json.loads(row.data) for row in rows(tmp_path / name)] == [{"text": "One two.", "url": "u1"}]
+
+
+def test_utf_16_that_is_cut_in_its_first_line(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_bytes(b"\xff\xfea")
+    with pytest.raises(DamagedFile, match="is not whole UTF-16 text"):
+        list(rows(tmp_path / "a.csv"))

@@ -61,7 +61,7 @@ def test_text_to_measure_on_is_never_silently_nothing(tmp_path: Path) -> None:
     assert texts(few).heldout == [] and len(texts(few).train) == 19
     match = (
         "few.jsonl yields no held-out text; found 19 documents; expected at least 20 .one in twenty is held out.. "
-        "Give a curated corpus or a larger file, or set heldout_read.text_unit=paragraph"
+        "Give a curated corpus or a larger file; heldout_read.text_unit=paragraph"
     )
     with pytest.raises(DataError, match=match) as raised:
         _ = texts(few, section="heldout_read").measured

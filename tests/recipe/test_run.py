@@ -12,9 +12,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from toy import write_recipe  # noqa: E402
 
-from luyen.core import manifest, progress  # noqa: E402
+from luyen.core import manifest, progress, storage  # noqa: E402
 from luyen.core.config import parse_overrides  # noqa: E402
-from luyen.core.errors import Interrupted, LuyenError, UserError  # noqa: E402
+from luyen.core.errors import Interrupted, LuyenError, StorageError, UserError  # noqa: E402
 from luyen.engine import checkpoint  # noqa: E402
 from luyen.recipe.estimate import predict  # noqa: E402
 from luyen.recipe.graph import plan  # noqa: E402
@@ -80,14 +80,14 @@ def test_a_change_redoes_its_stage_and_what_depends_on_it(finished: Path, copied
 
 
 def test_a_damaged_result_is_noticed_and_made_again_to_the_same_bits(finished: Path, copied: Path) -> None:
-    weights = copied / "base" / "model" / "model.safetensors"
-    content = bytearray(weights.read_bytes())
+    path = copied / "base" / "model" / "model.safetensors"
+    content = bytearray(path.read_bytes())
     content[-5] ^= 1
-    weights.write_bytes(content)
+    path.write_bytes(content)
     done = again(finished, copied)
     assert done["base"] == "started" and done["corpus"] == "skipped"
     assert done["chat"] == "skipped", "the same bits again, so nothing that follows has to be done"
-    assert manifest.sha256_file(weights) == manifest.sha256_file(finished / "run" / "base" / "model" / "model.safetensors")
+    assert weights(copied / "base") == weights(finished / "run" / "base")
 
 
 def test_changed_pages_are_noticed(finished: Path, copied: Path, tmp_path: Path) -> None:
@@ -123,39 +123,12 @@ def test_wrong_inputs_are_told_before_anything_is_done(finished: Path, copied: P
     assert sorted(copied.rglob("*")) == before
 
 
-def test_wrong_input_leaves_the_result_that_was_there(finished: Path, copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    progress.use(progress.Plain())
-    with pytest.raises(LuyenError):
-        again(finished, copied, "tokenizer.vocab_size=3")
-    assert "tokenizer: the result of before is untouched" in capsys.readouterr().out
-    assert not (copied / "tokenizer.before").exists() and manifest.verify(copied / "tokenizer")
-    assert set(again(finished, copied).values()) == {"skipped"}
+def earlier(run_folder: Path, stage: str) -> list[Path]:
+    return sorted((run_folder / ".before").glob(f"{stage}-*"))
 
 
-def test_a_failed_change_keeps_the_result_that_was_there(finished: Path, copied: Path, tmp_path: Path) -> None:
-    """Here the failed attempt stays too: it tells why documents were dropped."""
-    empty = tmp_path / "none.html"
-    empty.write_text("")
-    with pytest.raises(LuyenError):
-        again(finished, copied, f"corpus.source={empty}")
-    assert manifest.verify(copied / "corpus.before")["kind"] == "corpus" and list((copied / "corpus").glob("dropped*"))
-    assert set(again(finished, copied).values()) == {"skipped"}
-
-
-def test_a_replaced_result_is_kept_and_comes_back(finished: Path, copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    progress.use(progress.Plain())
-    weights = "model/model.safetensors"
-    original = manifest.sha256_file(copied / "chat" / weights)
-    assert again(finished, copied, "chat.train.steps=1")["chat"] == "started"
-    assert f"chat: its config, inputs or code changed, so it starts anew; the earlier result is kept in {copied / 'chat.before'}" in (
-        capsys.readouterr().out
-    )
-    other = manifest.sha256_file(copied / "chat" / weights)
-    assert manifest.sha256_file(copied / "chat.before" / weights) == original != other
-    assert up_to_date(plan(finished / "toy.yaml", {}), copied)["chat"] == copied / "chat.before"
-    assert again(finished, copied)["chat"] == "skipped"
-    assert manifest.sha256_file(copied / "chat" / weights) == original
-    assert manifest.sha256_file(copied / "chat.before" / weights) == other
+def weights(folder: Path) -> str:
+    return manifest.sha256_file(folder / "model" / "model.safetensors")
 
 
 def stop_training(finished: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, *overrides: str) -> None:
@@ -171,37 +144,126 @@ def stop_training(finished: Path, folder: Path, monkeypatch: pytest.MonkeyPatch,
         again(finished, folder, *overrides)
 
 
+def test_wrong_input_leaves_the_result_that_was_there(finished: Path, copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    progress.use(progress.Plain())
+    with pytest.raises(LuyenError):
+        again(finished, copied, "tokenizer.vocab_size=3")
+    assert "tokenizer: what was there before is back in its place" in capsys.readouterr().out
+    assert not earlier(copied, "tokenizer") and manifest.verify(copied / "tokenizer")
+    assert set(again(finished, copied).values()) == {"skipped"}
+
+
+def test_wrong_input_leaves_an_unfinished_attempt_and_all_earlier_results(
+    finished: Path, copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stop_training(finished, copied, monkeypatch, "base.train.optimizer.learning_rate=0.01")
+    with monkeypatch.context() as patched, pytest.raises(UserError):
+        patched.setattr(pretrain, "text_samples", lambda *_: (_ for _ in ()).throw(UserError("wrong")))
+        again(finished, copied, "base.train.optimizer.learning_rate=0.02")
+    assert (copied / "base" / "checkpoints" / "step-00000002").is_dir()
+    assert again(finished, copied)["base"] == "skipped", "the finished one"
+    assert again(finished, copied, "base.train.optimizer.learning_rate=0.01")["base"] == "resumed"
+
+
+def test_only_wrong_input_brings_back_what_was_there(finished: Path, copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a full disk the same command goes on, so the attempt keeps its place."""
+    with monkeypatch.context() as patched, pytest.raises(StorageError):
+        patched.setattr(pretrain, "text_samples", lambda *_: (_ for _ in ()).throw(StorageError("full")))
+        again(finished, copied, "base.train.steps=1")
+    assert len(earlier(copied, "base")) == 1 and not (copied / "base" / manifest.MANIFEST).exists()
+
+
+def test_a_failed_change_keeps_the_result_that_was_there(finished: Path, copied: Path, tmp_path: Path) -> None:
+    """Here the failed attempt stays too: it tells why documents were dropped."""
+    empty = tmp_path / "none.html"
+    empty.write_text("")
+    with pytest.raises(LuyenError):
+        again(finished, copied, f"corpus.source={empty}")
+    assert manifest.verify(earlier(copied, "corpus")[0])["kind"] == "corpus" and list((copied / "corpus").glob("dropped*"))
+    assert set(again(finished, copied).values()) == {"skipped"}
+
+
+def test_every_replaced_result_is_kept_and_comes_back(finished: Path, copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    progress.use(progress.Plain())
+    original = weights(copied / "chat")
+    made = {}
+    for steps in ("1", "2"):
+        assert again(finished, copied, f"chat.train.steps={steps}")["chat"] == "started"
+        made[steps] = weights(copied / "chat")
+    (kept, other) = sorted(earlier(copied, "chat"), key=lambda path: weights(path) != original)
+    assert f"so it starts anew; the earlier result is kept in {kept} (" in capsys.readouterr().out
+    assert [weights(kept), weights(other)] == [original, made["1"]]
+    assert up_to_date(plan(finished / "toy.yaml", {}), copied)["chat"] == kept
+    assert again(finished, copied)["chat"] == "skipped" and weights(copied / "chat") == original
+    assert sorted(map(weights, earlier(copied, "chat"))) == sorted(made.values())
+
+
+def test_an_earlier_result_as_input_of_its_own_stage(finished: Path, copied: Path) -> None:
+    """It keeps its name whatever comes and goes beside it."""
+    again(finished, copied, "chat.train.steps=1")
+    (first,) = earlier(copied, "chat")
+    before = weights(first)
+    again(finished, copied, f"chat.model={first}", "chat.train.steps=1")
+    assert weights(first) == before and first in earlier(copied, "chat")
+    assert manifest.read(copied / "chat")["inputs"][str(first)] == manifest.content_fingerprint(manifest.verify(first))
+
+
+def test_an_earlier_result_that_is_damaged_does_not_come_back(finished: Path, copied: Path) -> None:
+    again(finished, copied, "chat.train.steps=1")
+    (kept,) = earlier(copied, "chat")
+    (kept / "model" / "config.json").write_text("{}")
+    assert again(finished, copied)["chat"] == "started"
+    assert weights(copied / "chat") == weights(finished / "run" / "chat")
+
+
+def test_a_damaged_result_costs_no_whole_one(finished: Path, copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    progress.use(progress.Plain())
+    again(finished, copied, "chat.train.steps=1")
+    good = weights(copied / "chat")
+    again(finished, copied)
+    (copied / "chat" / "model" / "config.json").write_text("{}")
+    assert again(finished, copied)["chat"] == "started"
+    assert "chat: it is damaged, so it starts anew" in capsys.readouterr().out
+    assert good in map(weights, earlier(copied, "chat"))
+    assert again(finished, copied, "chat.train.steps=1")["chat"] == "skipped"
+
+
 def test_an_attempt_that_was_put_aside_goes_on(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for stage in ("corpus", "tokenizer"):
         shutil.copytree(finished / "run" / stage, tmp_path / stage)
     (tmp_path / "events.jsonl").touch()
     stop_training(finished, tmp_path, monkeypatch)
     stop_training(finished, tmp_path, monkeypatch, "base.train.optimizer.learning_rate=0.01")
-    assert (tmp_path / "base.before" / "checkpoints" / "step-00000002").is_dir()
+    assert (earlier(tmp_path, "base")[0] / "checkpoints" / "step-00000002").is_dir()
     assert standing(plan(finished / "toy.yaml", {}), tmp_path)[1] == {"base": 2}
     assert again(finished, tmp_path)["base"] == "resumed"
-    assert manifest.sha256_file(tmp_path / "base" / "model" / "model.safetensors") == manifest.sha256_file(
-        finished / "run" / "base" / "model" / "model.safetensors"
-    )
-    assert not (tmp_path / "base.before").exists(), "an unfinished attempt is not needed any more"
+    assert weights(tmp_path / "base") == weights(finished / "run" / "base")
+    assert again(finished, tmp_path, "base.train.optimizer.learning_rate=0.01")["base"] == "resumed"
 
 
-def test_an_unfinished_attempt_never_replaces_a_finished_result(finished: Path, copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = manifest.read(copied / "base")
-    stop_training(finished, copied, monkeypatch, "base.train.optimizer.learning_rate=0.01")
-    stop_training(finished, copied, monkeypatch, "base.train.optimizer.learning_rate=0.02")
-    assert manifest.verify(copied / "base.before") == original
-
-
-@pytest.mark.parametrize("moved", [0, 1, 2])
-def test_a_kill_while_two_states_change_places(moved: int, finished: Path, copied: Path) -> None:
+def test_a_kill_while_two_states_change_places(finished: Path, copied: Path) -> None:
     again(finished, copied, "chat.train.steps=1")
-    if moved > 0:
-        (copied / "chat").rename(copied / ".tmp-swap-chat")
-    if moved > 1:
-        (copied / "chat.before").rename(copied / "chat")
+    (kept,) = earlier(copied, "chat")
+    (copied / "chat").rename(kept.with_name("chat-" + manifest.read(copied / "chat")["fingerprint"][:12]))
     assert again(finished, copied)["chat"] == "skipped"
     assert again(finished, copied, "chat.train.steps=1")["chat"] == "skipped"
+
+
+def test_what_is_not_ours_is_not_put_aside(finished: Path, copied: Path, tmp_path: Path) -> None:
+    (copied / "chat").rename(tmp_path / "elsewhere")
+    (copied / "chat").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match="is a link, and what it leads to no longer fits"):
+        again(finished, copied, "chat.train.steps=1")
+    assert weights(tmp_path / "elsewhere") == weights(finished / "run" / "chat")
+    assert again(finished, copied)["chat"] == "skipped"
+
+
+def test_a_kill_before_the_first_file_of_a_stage(finished: Path, copied: Path) -> None:
+    shutil.rmtree(copied / "chat")
+    (copied / "chat").mkdir()
+    (copied / "chat" / ".tmp-file-4194304-stage.json").write_text("{")
+    (copied / ".tmp-new-4194304-7-chat").mkdir()
+    assert again(finished, copied)["chat"] == "started"
     assert not list(copied.glob(".tmp-*"))
 
 
@@ -255,7 +317,7 @@ def test_figures_of_a_manifest_that_make_no_sense_are_passed_over(finished: Path
     made = plan(finished / "toy.yaml", parse_overrides(["base.train.steps=5"]))
     found = manifest.verify(copied / "corpus")
     for metrics in (None, [], {"bytes": "many", "train": 3}):
-        manifest.write_json(copied / "corpus" / manifest.MANIFEST, found | {"metrics": metrics})
+        storage.write_json(copied / "corpus" / manifest.MANIFEST, found | {"metrics": metrics})
         assert predict(made, up_to_date(made, copied))["base"].seconds is not None
 
 

@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from alone import LOOP, lines, verb  # noqa: E402
 
-from luyen.core import manifest  # noqa: E402
+from luyen.core import storage  # noqa: E402
 from luyen.core.errors import ConfigError, ModelError, UserError  # noqa: E402
 from luyen.core.records import Message  # noqa: E402
 from luyen.models import hf  # noqa: E402
@@ -84,13 +84,13 @@ def test_a_file_of_the_users_is_a_template_and_decides_what_is_up_to_date(base: 
     assert (done / "model" / "chat_template.jinja").read_text() == mine.read_text()
     tokenizer = Tokenizer.load(done / "model")
     assert tokenizer.control["<|d|>"] in tokenizer.stop_ids, "what ends an answer in the template stops one"
-    before = manifest.read_json(done / "luyen.json")["fingerprint"]
+    before = storage.read_json(done / "luyen.json")["fingerprint"]
     shutil.move(mine, tmp_path / "moved.jinja")
     verb("sft", tmp_path / "run", f"model={base}", f"data={data}", f"template={tmp_path / 'moved.jinja'}", *LOOP)
-    assert manifest.read_json(done / "luyen.json")["fingerprint"] == before, "the same text under another name"
+    assert storage.read_json(done / "luyen.json")["fingerprint"] == before, "the same text under another name"
     (tmp_path / "moved.jinja").write_text((tmp_path / "moved.jinja").read_text().replace(": ", "> "))
     verb("sft", tmp_path / "run", f"model={base}", f"data={data}", f"template={tmp_path / 'moved.jinja'}", *LOOP)
-    assert manifest.read_json(done / "luyen.json")["fingerprint"] != before
+    assert storage.read_json(done / "luyen.json")["fingerprint"] != before
 
 
 def test_a_template_that_does_not_fit_names_the_tokens_that_are_missing(base: Path, data: Path, tmp_path: Path) -> None:

@@ -13,7 +13,8 @@ from typing import Any
 import yaml
 
 from luyen.core.files import write_jsonl
-from luyen.core.manifest import seal, write_json
+from luyen.core.manifest import seal
+from luyen.core.storage import write_json
 
 UNSEALED = ("timings.jsonl",)
 VERSIONS = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 
-from luyen.core import manifest
+from luyen.core import storage
 from luyen.recipe.configs import TokenizerVerbConfig
 from luyen.recipe.documents import Texts
 from luyen.recipe.stage import Stage
@@ -24,7 +24,7 @@ def run(config: TokenizerVerbConfig, stage: Stage) -> None:
     for document in measured:
         by_language[document.language or "unknown"].append(document.text)
     rows = fertility(tokenizer, by_language)
-    manifest.write_json(stage.folder / "fertility.json", rows)
+    storage.write_json(stage.folder / "fertility.json", rows)
     sample = measured[0].text[:SAMPLE_LENGTH]
     stage.metrics.update(
         vocab_size=tokenizer.vocab_size,
