@@ -14,6 +14,8 @@ from typing import Any
 from luyen.cli.arguments import program
 from luyen.core.config import describe, dump, load, parse_overrides, parse_yaml, read_yaml
 from luyen.core.errors import ConfigError, Interrupted, UserError
+from luyen.core.manifest import MANIFEST
+from luyen.recipe.attempts import BEFORE
 from luyen.recipe.graph import builtin_recipes, plan
 from luyen.recipe.journal import EVENTS
 from luyen.recipe.table import VERBS, load_config_class
@@ -148,6 +150,9 @@ def no_model(run: Path) -> UserError:
         made = ", ".join(verbs_of(run)) or "no stages"
         return UserError(f"the run {run} makes no model", found=made, fix=f"Start one with `{program()} run quickstart`, or name a folder.")
     where = standing(run)
-    return UserError(
-        f"the run {run} has no finished model yet" + (f": {where}" if where else ""), fix=f"Continue it with: {command_again(run)}"
-    )
+    fix = f"Continue it with: {command_again(run)}"
+    kept = [path.parent for path in (run / BEFORE).glob(f"*/{MANIFEST}") if (path.parent / "model" / "config.json").is_file()]
+    if kept:
+        newest = max(kept, key=lambda folder: (folder / MANIFEST).stat().st_mtime)
+        fix = f"Talk to an earlier one with: {program()} chat {shlex.quote(str(newest / 'model'))}. {fix}"
+    return UserError(f"the run {run} has no finished model yet" + (f": {where}" if where else ""), fix=fix)

@@ -213,3 +213,13 @@ def test_a_replacement_that_was_cut_is_found_by_every_command(tmp_path: Path) ->
 
 def test_a_folder_at_the_top_is_no_run(tmp_path: Path) -> None:
     assert find("/") == (None, "/") and find("/tmp") == (None, "/tmp")
+
+
+def test_an_earlier_model_is_named_while_a_new_one_is_not_finished(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", resolved("sft", SFT), {"event": "interrupted", "stage": "sft"})
+    kept = run / ".before" / "sft-0123456789ab"
+    write_model(kept / "model")
+    manifest.seal(kept, "model")
+    with pytest.raises(UserError) as error:
+        find(str(run))
+    assert f"Talk to an earlier one with: luyen chat {kept / 'model'}. Continue it with: luyen sft " in str(error.value)
