@@ -26,6 +26,8 @@ class OptimizerConfig(Config):
     """Decoupled decay of matrices; norms, biases and embeddings have none."""
     momentum: float = Field(default=0.95, ge=0, lt=1)
     """Muon's Nesterov momentum."""
+    clip_norm: float = Field(default=1.0, gt=0)
+    """Largest norm of the whole gradient; larger ones are scaled down to it."""
 
 
 class ScheduleConfig(Config):
@@ -59,8 +61,6 @@ class TrainConfig(Config):
     """Updates of the weights."""
     accumulation: int = Field(default=1, ge=1)
     """Micro-batches per update; the gradient is that of one large batch."""
-    clip_norm: float = Field(default=1.0, gt=0)
-    """Largest norm of the whole gradient; larger ones are scaled down to it."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Type of the matrix products; weights and optimizer stay fp32. auto: bf16 or fp16 on a GPU, fp32 on a CPU."""
     device: str = "auto"

@@ -170,7 +170,7 @@ class Run:
         """Undo the loss scale and limit the norm of the whole gradient. Returns the norm before that."""
         gradients = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
         norm = float(torch.nn.utils.get_total_norm(gradients, foreach=True)) / self.scale.scale
-        factor = min(1.0, self.config.clip_norm / (norm + 1e-6)) / self.scale.scale
+        factor = min(1.0, self.config.optimizer.clip_norm / (norm + 1e-6)) / self.scale.scale
         if factor != 1.0 and math.isfinite(norm):
             torch._foreach_mul_(gradients, factor)
         return norm

@@ -64,7 +64,7 @@ def test_the_first_update_is_the_mean_gradient_of_all_targets(tmp_path):
     others = [p for name, p in reference.named_parameters() if "proj" not in name]
     settings = {"lr": 1e-2, "betas": (0.9, 0.95), "eps": 1e-8}
     torch.optim.AdamW([{"params": matrices, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}], **settings).step()
-    fit(algorithm, toy_config(steps=1, clip_norm=0.1), tmp_path)
+    fit(algorithm, toy_config(steps=1, optimizer={"learning_rate": 1e-2, "clip_norm": 0.1}), tmp_path)
     row = rows(tmp_path)[0]
     assert row["loss"] == pytest.approx(loss.item(), rel=1e-6)
     assert row["gradient_norm"] == pytest.approx(norm.item(), rel=1e-5)
