@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from luyen.models.block_attention import block_attention, fits
 from luyen.models.functions import pad, unpad
 
 GROUP_OVERHEAD = 60_000.0
@@ -116,6 +117,8 @@ def _similar(sizes: numpy.ndarray[Any, Any], order: numpy.ndarray[Any, Any]) -> 
 
 def causal_attention(query_BTHE: Tensor, key_BTKE: Tensor, value_BTKE: Tensor) -> Tensor:
     """Each row attends to its own earlier tokens. Returns (B, T, H, E)."""
+    if fits(query_BTHE):
+        return block_attention(query_BTHE, key_BTKE, value_BTKE)
     attended = functional.scaled_dot_product_attention(
         query_BTHE.transpose(1, 2),
         key_BTKE.transpose(1, 2),
