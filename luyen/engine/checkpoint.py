@@ -32,6 +32,7 @@ from luyen.core.errors import DamagedFile, ModelError, StorageError
 KIND = "checkpoint"
 FILES = frozenset({"model.safetensors", "optimizer.safetensors", "random.safetensors", "state.json", "timing.json"})
 RETIRED = f"{storage.TEMPORARY}retired-"
+NUMBER = ":number"
 _NAME = re.compile(r"step-(\d{8,})")
 
 
@@ -114,8 +115,10 @@ def restore(checkpoint: Checkpoint, model: nn.Module, optimizers: Iterable[Optim
     for optimizer in optimizers:
         for parameter in (parameter for group in optimizer.param_groups for parameter in group["params"]):
             prefix = f"{names[id(parameter)]}:"
+            own = {key.removeprefix(prefix): tensor for key, tensor in states.items() if key.startswith(prefix)}
             optimizer.state[parameter] = {
-                key.removeprefix(prefix): tensor.to(parameter.device) for key, tensor in states.items() if key.startswith(prefix)
+                key.removesuffix(NUMBER): tensor.item() if key.endswith(NUMBER) else tensor.to(parameter.device)
+                for key, tensor in own.items()
             }
     random_state.restore_random_state(load_file(folder / "random.safetensors"))
 
@@ -160,19 +163,28 @@ def frozen_fingerprint(model: nn.Module) -> str | None:
 
 
 def optimizer_tensors(model: nn.Module, optimizers: Iterable[Optimizer]) -> dict[str, Tensor]:
-    """All state of the optimizers as tensors named `parameter:key`."""
+    """All state of the optimizers as tensors named `parameter:key`; Python's numbers as `parameter:key:number`, in 64 bits."""
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    return {
-        f"{names[id(parameter)]}:{key}": torch.as_tensor(value)
-        for optimizer in optimizers
-        for parameter, values in optimizer.state.items()
-        for key, value in values.items()
-    }
+    found = {}
+    for optimizer in optimizers:
+        for parameter, values in optimizer.state.items():
+            for key, value in values.items():
+                name = f"{names[id(parameter)]}:{key}"
+                if isinstance(value, Tensor):
+                    found[name] = value
+                else:
+                    found[f"{name}{NUMBER}"] = torch.tensor(value, dtype=torch.float64 if isinstance(value, float) else None)
+    return found
 
 
 def _save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    alone: dict[str, Tensor] = {}
+    held: set[int] = set()
+    for name, tensor in tensors.items():  # what several names share is written for each
+        alone[name] = tensor.clone() if tensor.untyped_storage().data_ptr() in held else tensor.contiguous()
+        held.add(tensor.untyped_storage().data_ptr())
     try:
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
+        save_file(alone, path)
     except SafetensorError as error:  # it tells of a full disk in its text only
         code = re.search(r"os error (\d+)", str(error))
         number = int(code.group(1)) if code else errno.EIO

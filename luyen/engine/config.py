@@ -12,20 +12,22 @@ from luyen.core.config import Config
 class OptimizerConfig(Config):
     """The rule that turns gradients into updates."""
 
-    name: Literal["adamw", "muon"] = "adamw"
-    """adamw; or muon for the matrices of the hidden layers with adamw for embeddings, norms and head."""
+    name: Literal["adamw", "adamw8bit", "muon", "adafactor", "lion", "sgd"] = "adamw"
+    """muon: for the matrices of the hidden layers, adamw for the rest. adamw8bit: moments of matrices in 8 bits, by the extra qlora."""
     learning_rate: float = Field(default=1e-3, gt=0)
-    """Peak learning rate; Muon's updates are scaled so that one rate serves both."""
+    """Peak learning rate; one serves adamw, adamw8bit, muon and adafactor. lion wants 3 to 10 times less, sgd much more."""
     beta1: float = Field(default=0.9, ge=0, lt=1)
-    """Decay of AdamW's first moment."""
+    """AdamW: decay of the first moment. Lion: how much of its memory is in a step."""
     beta2: float = Field(default=0.95, ge=0, lt=1)
-    """Decay of AdamW's second moment."""
+    """AdamW: decay of the second moment. Lion: decay of its memory (0.99 or 0.98 in its paper)."""
     epsilon: float = Field(default=1e-8, gt=0)
     """Added to the root of AdamW's second moment."""
     weight_decay: float = Field(default=0.1, ge=0)
     """Decoupled decay of matrices; norms, biases and embeddings have none."""
     momentum: float = Field(default=0.95, ge=0, lt=1)
-    """Muon's Nesterov momentum."""
+    """Momentum of muon and sgd; 0 lets sgd keep no state."""
+    nesterov: bool = True
+    """sgd: look one step ahead along the momentum, as muon always does."""
     clip_norm: float = Field(default=1.0, gt=0)
     """Largest norm of the whole gradient; larger ones are scaled down to it."""
 
@@ -54,6 +56,19 @@ class CheckpointConfig(Config):
     """Valid checkpoints to keep."""
 
 
+class ParallelConfig(Config):
+    """How the processes that torchrun started share the work; their numbers multiplied are all of them. The result does not depend on it."""
+
+    data: int = Field(default=0, ge=0)
+    """Groups that read different rows of a step; 0: as many as the processes allow. Alone: every process holds the whole model."""
+    shard: int = Field(default=1, ge=1)
+    """Processes that slice weights, gradients and optimizer among themselves and read different rows (FSDP); with adamw, lion or sgd."""
+    tensor: int = Field(default=1, ge=1)
+    """Processes that split heads and feed-forward columns and read the same rows; divides both. With adamw, lion or sgd."""
+    timeout_seconds: float = Field(default=600.0, gt=0)
+    """After so long without an answer from a process the run ends with an error that names it."""
+
+
 class TrainConfig(Config):
     """The training loop."""
 
@@ -75,6 +90,8 @@ class TrainConfig(Config):
     """The learning rate over time."""
     checkpoint: CheckpointConfig = CheckpointConfig()
     """Checkpoints."""
+    parallel: ParallelConfig = ParallelConfig()
+    """The layout of several processes."""
 
     @model_validator(mode="after")
     def _check(self) -> TrainConfig:

@@ -1,9 +1,9 @@
-"""AdamW and Muon, with their parameter groups.
+"""The optimizers of a run by name, with their parameter groups; and Muon.
 
-AdamW (Loshchilov and Hutter, 2019, arXiv:1711.05101, algorithm 2) is torch's fused one. Muon (Jordan et al., 2024,
-https://kellerjordan.github.io/posts/muon/) replaces the momentum matrix by the nearest semi-orthogonal one, found roughly with five
-Newton-Schulz iterations; its updates are scaled by 0.2 sqrt(max(A, B)) so that their size is AdamW's and one learning rate and weight
-decay serve both (Liu et al., 2025, arXiv:2502.16982, equation 4). torch.optim.Muon always iterates in bf16 and matrix by
+AdamW (Loshchilov and Hutter, 2019, arXiv:1711.05101, algorithm 2) is torch's fused one; the others have files of their own. Muon (Jordan et
+al., 2024, https://kellerjordan.github.io/posts/muon/) replaces the momentum matrix by the nearest semi-orthogonal one, found roughly with
+five Newton-Schulz iterations; its updates are scaled by 0.2 sqrt(max(A, B)) so that their size is AdamW's and one learning rate and
+weight decay serve both (Liu et al., 2025, arXiv:2502.16982, equation 4). torch.optim.Muon always iterates in bf16 and matrix by
 matrix; on a CPU bf16 products are emulated, so here they are fp32 there, and equal shapes go through together.
 """
 
@@ -18,7 +18,11 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
 from luyen.core.errors import ConfigError
+from luyen.engine.adafactor import Adafactor
 from luyen.engine.config import OptimizerConfig
+from luyen.engine.eight_bit import adamw8bit
+from luyen.engine.lion import Lion
+from luyen.engine.sgd import SGD
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 """Coefficients a, b, c of X <- a X + (b X X' + c (X X')^2) X: the steepest slope at 0 that stays bounded near 1."""
@@ -29,22 +33,43 @@ def build(model: nn.Module, config: OptimizerConfig) -> list[Optimizer]:
     """The optimizers of a model's trainable parameters; their rates are set by `set_learning_rate` before every update.
 
     Muon is for linear maps between hidden states: matrices inside the model's lists of layers. An untied head maps to tokens and
-    stays with AdamW. Raises ConfigError when Muon has nothing to do.
+    stays with AdamW, as everything that does not decay does beside adamw8bit. Raises ConfigError when Muon has nothing to do or
+    adamw8bit's library is missing.
     """
     hidden, matrices, plain = split_parameters(model)
-    if config.name == "adamw":
-        hidden, matrices = [], hidden + matrices
-    elif not hidden:
-        raise ConfigError("optimizer.name", found="muon", expected="adamw, as this model has no trainable matrices in a list of layers")
-    groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
-    filled = [group for group in groups if group["params"]]
+    rate, decay = config.learning_rate, config.weight_decay
     optimizers: list[Optimizer] = []
-    if filled:
-        betas = (config.beta1, config.beta2)
-        optimizers.append(AdamW(filled, lr=config.learning_rate, betas=betas, eps=config.epsilon, fused=True))
-    if hidden:
-        optimizers.append(Muon(hidden, lr=config.learning_rate, momentum=config.momentum, weight_decay=config.weight_decay))
+    if config.name == "muon":
+        if not hidden:
+            raise ConfigError("optimizer.name", found="muon", expected="adamw, as this model has no trainable matrices in a list of layers")
+        groups = _groups(matrices, plain, decay)
+        optimizers.append(Muon(hidden, lr=rate, momentum=config.momentum, weight_decay=decay))
+    elif config.name == "adamw8bit":
+        groups = _groups([], plain, decay)
+        optimizers += [adamw8bit(hidden + matrices, config)] if hidden + matrices else []
+    else:
+        groups = _groups(hidden + matrices, plain, decay)
+    if groups:
+        optimizers.insert(0, _whole(groups, config))
     return optimizers
+
+
+def _groups(decayed: list[Tensor], plain: list[Tensor], weight_decay: float) -> list[dict[str, Any]]:
+    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]
+
+
+def _whole(groups: list[dict[str, Any]], config: OptimizerConfig) -> Optimizer:
+    """The one optimizer of these groups: the named one, or the AdamW that stands beside muon and adamw8bit."""
+    rate, betas = config.learning_rate, (config.beta1, config.beta2)
+    match config.name:
+        case "adafactor":
+            return Adafactor(groups, lr=rate)
+        case "lion":
+            return Lion(groups, lr=rate, betas=betas)
+        case "sgd":
+            return SGD(groups, lr=rate, momentum=config.momentum, nesterov=config.nesterov)
+    return AdamW(groups, lr=rate, betas=betas, eps=config.epsilon, fused=True)
 
 
 def split_parameters(model: nn.Module) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
@@ -100,7 +125,10 @@ class Muon(Optimizer):
 
     def _update(self, parameters: list[Tensor], group: dict[str, Any], scale: float) -> None:
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        buffers = [self.state[p].setdefault("momentum", torch.zeros_like(p)) for p in parameters]
+        for parameter in parameters:
+            if "momentum" not in self.state[parameter]:
+                self.state[parameter]["momentum"] = torch.zeros_like(parameter)
+        buffers = [self.state[parameter]["momentum"] for parameter in parameters]
         torch._foreach_lerp_(buffers, gradients, 1 - group["momentum"])
         # Nesterov: look one step ahead along the momentum.
         ahead = torch.stack([gradient.lerp(buffer, group["momentum"]) for gradient, buffer in zip(gradients, buffers, strict=True)])
