@@ -20,6 +20,7 @@ from functools import cache
 import torch
 
 from luyen.core.device import matmul_rate
+from luyen.engine import cost
 from luyen.engine.config import TrainConfig
 from luyen.engine.optim import NEWTON_SCHULZ_STEPS
 from luyen.models.config import TransformerConfig
@@ -113,11 +114,10 @@ class Estimate:
 
 def token_work(model: TransformerConfig, length: int, trained: float = 1.0) -> Work:
     """Forward and backward of one token in a sequence of `length`; `trained` is the share of tokens whose target the head predicts."""
-    head = model.vocab_size * model.hidden_size
-    layers = count_parameters(model) - head * (1 if model.tied else 2)
-    attention = model.num_layers * model.num_heads * model.head_dim * length
-    operations = 6.0 * (layers / MATRIX_SHARE + trained * head / HEAD_SHARE + attention / ATTENTION_SHARE)
-    return Work(operations, MOVED_BYTES * model.num_layers * model.hidden_size)
+    counted = cost.operations(model, length, trained)
+    layers = 2.0 * cost.parameters(model).layers  # norms with the matrices
+    forward = layers / MATRIX_SHARE + counted.head / HEAD_SHARE + counted.scores / ATTENTION_SHARE
+    return Work((1 + cost.BACKWARD) * forward, MOVED_BYTES * model.num_layers * model.hidden_size)
 
 
 def update_work(model: TransformerConfig, optimizer: str) -> Work:
@@ -145,8 +145,8 @@ def estimate_training(model: TransformerConfig, train: TrainConfig, rows: int, l
     """
     parameters = count_parameters(model)
     tokens = train.steps * train.accumulation * rows * length
-    recomputed = {"keep": 0.0, "selective": 0.5, "recompute": 1.0}[train.activations]
-    work = token_work(model, length, trained) * (tokens * (1 + FORWARD * recomputed))
+    again = cost.recomputed_share(train.activations)
+    work = token_work(model, length, trained) * (tokens * (1 + FORWARD * again))
     work = work + update_work(model, train.optimizer.name) * train.steps
     return Estimate(parameters, tokens, work, _peak_bytes(model, train, parameters, rows * length))
 
@@ -159,10 +159,6 @@ def evaluations(train: TrainConfig) -> int:
 
 def _peak_bytes(model: TransformerConfig, train: TrainConfig, parameters: int, tokens: int) -> int:
     """Weights, gradients and optimizer; activations that one micro-batch keeps for its backward pass, all in fp32."""
-    moments = 2 if train.optimizer.name == "adamw" else 1.5
-    heads = model.head_dim * (2 * model.num_heads + 4 * model.num_kv_heads)
-    kept = 6 * model.hidden_size + heads + 3 * model.intermediate_size
-    layers = {"keep": model.num_layers, "selective": (model.num_layers + 1) // 2, "recompute": 1}[train.activations]
-    activations = tokens * (layers * kept + model.num_layers * model.hidden_size)
-    logits = min(tokens * model.vocab_size, 32_000_000) * 2
-    return 4 * int(parameters * (2 + moments) + activations + logits)
+    state = cost.state_bytes(cost.parameters(model), train.optimizer.name)
+    activations = cost.activation_bytes(model, tokens, train.activations, half=False)
+    return int(8 * parameters + state + activations + cost.logits_bytes(model, tokens))

@@ -1,0 +1,267 @@
+"""What a model costs, counted from its size alone: parameters, operations of a token, bytes of memory by part, on any layout.
+
+Operations follow PaLM (Chowdhery et al., 2022, arXiv:2204.02311, appendix B): 2 for every weight that multiplies in the forward pass and
+twice that in the backward pass; causal attention half of the square. Memory follows ZeRO (Rajbhandari et al., 2020, arXiv:1910.02054,
+section 3): with AdamW 16 bytes for every parameter before any activation, split among the devices of a `shard` group. Here weights and
+gradients are fp32 (4 + 4 + 8); a half-precision run adds copies of the weights in 2 bytes. Tensor parallelism with its sequence
+parallel form splits layers and activations (Korthikanti et al., 2022, arXiv:2205.05198, section 4.2.2).
+
+Pure functions; nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+
+from luyen.models.config import TransformerConfig
+
+BACKWARD = 2.0
+"""Operations of the backward pass for each of the forward pass."""
+STATE_BYTES: dict[str, float] = {"adamw": 8, "muon": 4, "adafactor": 0, "lion": 4, "sgd": 4, "adamw8bit": 2}
+"""Bytes of state for each parameter: two fp32 moments, one (lion, sgd with momentum, muon's matrices), two of 8 bits (matrices alone);
+adafactor keeps one number for each row and column of a matrix, counted as nothing."""
+LAYERS_GATHERED = 2
+"""Layers that a sharded run holds whole at a time: the one at work and the next."""
+LOGITS = 32_000_000
+"""Logits that the loss holds at most, twice, in fp32 (objectives/language_model.py makes them in chunks)."""
+
+
+class Parts:
+    """A sum by part: the fields of a dataclass, in order."""
+
+    def by_part(self) -> dict[str, float]:
+        """Name of each part and its amount."""
+        return {item.name: getattr(self, item.name) for item in fields(self)}  # type: ignore[arg-type]
+
+    @property
+    def total(self) -> float:
+        """All parts together."""
+        return sum(self.by_part().values())
+
+
+@dataclass(frozen=True)
+class Parameters(Parts):
+    """Weights of a decoder by part."""
+
+    embedding: int
+    attention: int
+    feed_forward: int
+    norms: int
+    head: int
+    """0 where the head is the embedding."""
+
+    @property
+    def count(self) -> int:
+        """All of them."""
+        return self.embedding + self.attention + self.feed_forward + self.norms + self.head
+
+    @property
+    def layers(self) -> int:
+        """All but the embedding and the head, the last norm included."""
+        return self.attention + self.feed_forward + self.norms
+
+
+def parameters(model: TransformerConfig) -> Parameters:
+    """Weights of each part of a decoder of this size (Llama 2, arXiv:2307.09288, section 2.2)."""
+    width, heads = model.hidden_size, model.head_dim * (model.num_heads + model.num_kv_heads)
+    table = model.vocab_size * width
+    return Parameters(
+        embedding=table,
+        attention=model.num_layers * 2 * width * heads,
+        feed_forward=model.num_layers * 3 * width * model.intermediate_size,
+        norms=(2 * model.num_layers + 1) * width,
+        head=0 if model.tied else table,
+    )
+
+
+def adapter_parameters(model: TransformerConfig, rank: int) -> int:
+    """Weights of LoRA (Hu et al., 2021, arXiv:2106.09685) of this rank on all seven projections: rank x (inputs + outputs) of each."""
+    width, query, key = model.hidden_size, model.num_heads * model.head_dim, model.num_kv_heads * model.head_dim
+    return rank * model.num_layers * (2 * (width + query) + 2 * (width + key) + 3 * (width + model.intermediate_size))
+
+
+@dataclass(frozen=True)
+class Operations(Parts):
+    """Floating-point operations of one token in the forward pass, by part."""
+
+    projections: float
+    """Query, key, value and output of attention."""
+    scores: float
+    """Queries with keys, weights with values: half of the square, since no token sees a later one."""
+    feed_forward: float
+    head: float
+
+    @property
+    def training(self) -> float:
+        """Forward and backward pass of one token."""
+        return self.total * (1 + BACKWARD)
+
+
+def operations(model: TransformerConfig, length: int, trained: float = 1.0) -> Operations:
+    """Forward operations of one token in a sequence of `length`; `trained` is the share of tokens whose target the head predicts."""
+    parts = parameters(model)
+    return Operations(
+        projections=2.0 * parts.attention,
+        scores=2.0 * model.num_layers * model.num_heads * model.head_dim * length,
+        feed_forward=2.0 * parts.feed_forward,
+        head=2.0 * trained * model.vocab_size * model.hidden_size,
+    )
+
+
+def recomputed_share(activations: str) -> float:
+    """Share of the forward pass that `train.activations` does a second time."""
+    return {"keep": 0.0, "selective": 0.5, "recompute": 1.0}[activations]
+
+
+def state_bytes(parts: Parameters, optimizer: str) -> float:
+    """Bytes that an optimizer of `OptimizerConfig.name` keeps. Muon leaves all but the layers' matrices to AdamW, adamw8bit the
+    embedding and the norms."""
+    layers = parts.attention + parts.feed_forward
+    own = {"muon": layers, "adamw8bit": layers + parts.head}.get(optimizer, parts.count)
+    return STATE_BYTES[optimizer] * own + STATE_BYTES["adamw"] * (parts.count - own)
+
+
+def kept_bytes(model: TransformerConfig, half: bool) -> float:
+    """Bytes that one layer keeps of one token for its backward pass.
+
+    Under autocast: the residual twice in fp32, the input of each of the five products that read it, queries, keys, values, what attention
+    gives, gate, up and their product. In fp32 one input serves several products.
+    """
+    width, head = model.hidden_size, model.head_dim
+    if half:
+        return 18.0 * width + 4.0 * head * (model.num_heads + model.num_kv_heads) + 6.0 * model.intermediate_size
+    return 4.0 * (6 * width + head * (2 * model.num_heads + 4 * model.num_kv_heads) + 3 * model.intermediate_size)
+
+
+def activation_bytes(model: TransformerConfig, tokens: float, activations: str, half: bool) -> float:
+    """Bytes of all activations of a micro-batch of `tokens` tokens; what enters a layer is kept in fp32 in any case."""
+    whole = {"keep": model.num_layers, "selective": (model.num_layers + 1) // 2, "recompute": 1}[activations]
+    return tokens * (whole * kept_bytes(model, half) + 4 * model.num_layers * model.hidden_size)
+
+
+def logits_bytes(model: TransformerConfig, tokens: float) -> float:
+    """Bytes of the logits that exist at once."""
+    return 8.0 * min(tokens * model.vocab_size, LOGITS)
+
+
+def cache_bytes(model: TransformerConfig, tokens: float, half: bool) -> float:
+    """Bytes of the key-value cache for `tokens` tokens of answers and their prompts: a key and a value a layer."""
+    return 2.0 * model.num_layers * model.num_kv_heads * model.head_dim * tokens * (2 if half else 4)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How many devices share the work, and how."""
+
+    data: int = 1
+    """Groups that hold the same weights and see other rows."""
+    shard: int = 1
+    """Devices of a group that hold a part of weights, gradients and optimizer each, and see other rows."""
+    tensor: int = 1
+    """Devices that compute one layer together."""
+
+    @property
+    def devices(self) -> int:
+        """All devices."""
+        return self.data * self.shard * self.tensor
+
+    @property
+    def streams(self) -> int:
+        """Devices that see other rows than their neighbours."""
+        return self.data * self.shard
+
+    def __str__(self) -> str:
+        """Only what is more than one, for example "data 2, shard 4"."""
+        named = ((item.name, getattr(self, item.name)) for item in fields(self))
+        return ", ".join(f"{name} {count}" for name, count in named if count > 1) or "one device"
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one update of the weights sees, and in which pieces."""
+
+    rows: int
+    """Rows of a micro-batch on one device."""
+    accumulation: int
+    length: int
+
+    def split(self, streams: int, rows: int | None = None) -> Batch | None:
+        """The same update on `streams` devices, at most `rows` rows at a time on each (else as many as now); None if they do not divide."""
+        whole = self.rows * self.accumulation
+        if whole % streams:
+            return None
+        each, most = whole // streams, rows or self.rows
+        pieces = next(size for size in range(min(most, each), 0, -1) if each % size == 0)
+        return Batch(pieces, each // pieces, self.length)
+
+
+@dataclass(frozen=True)
+class Training:
+    """A training run as far as its memory depends on it."""
+
+    model: TransformerConfig
+    batch: Batch
+    optimizer: str
+    activations: str
+    half: bool
+    """Products in bf16 or fp16; weights, gradients and optimizer are fp32."""
+
+    def on(self, layout: Layout) -> Training | None:
+        """The part of it that one device of a layout has; None where heads, feed-forward or rows cannot be shared so."""
+        model = self.model
+        if any(size % layout.tensor for size in (model.num_heads, model.num_kv_heads, model.intermediate_size, model.vocab_size)):
+            return None
+        batch = self.batch.split(layout.streams)
+        return None if batch is None else replace(self, batch=batch)
+
+
+@dataclass(frozen=True)
+class Memory(Parts):
+    """Bytes on one device, all at once: an upper bound, as gradients and activations have their peaks at different times."""
+
+    weights: float
+    copies: float
+    """Of the weights in half precision; in a sharded run the layers that are gathered, and the gradient of one."""
+    gradients: float
+    optimizer: float
+    activations: float
+    logits: float
+    """With the head's gradient, which is summed beside the one in `gradients`."""
+
+
+def memory(training: Training, layout: Layout = Layout()) -> Memory:
+    """Bytes by part on each device; `training.batch` is that of one device (see `Training.on`).
+
+    A device holds 1 / tensor of matrices and tables, of which 1 / shard lies there for good.
+    """
+    model, parts = training.model, parameters(training.model)
+    held = (parts.count - parts.norms) / layout.tensor + parts.norms
+    kept = held / layout.shard
+    if layout.shard > 1:
+        layer = parts.layers / model.num_layers / layout.tensor
+        table = (parts.embedding + parts.head) / layout.tensor
+        copies = 4 * (layer * (min(LAYERS_GATHERED, model.num_layers) + 1) + table)
+    else:
+        copies = 2 * held if training.half else 0.0
+    tokens = training.batch.rows * training.batch.length
+    return Memory(
+        weights=4 * kept,
+        copies=copies,
+        gradients=4 * kept,
+        optimizer=state_bytes(parts, training.optimizer) * kept / parts.count,
+        activations=activation_bytes(model, tokens, training.activations, training.half) / layout.tensor,
+        logits=(logits_bytes(model, tokens) + 4 * model.vocab_size * model.hidden_size) / layout.tensor,
+    )
+
+
+def layouts(devices: int, most_tensor: int = 8) -> list[Layout]:
+    """Every way to use this many devices by powers of two, the simplest first: data alone, then shards, then tensor parallelism."""
+    powers = [2**power for power in range(devices.bit_length()) if 2**power <= devices]
+    found = [
+        Layout(devices // (shard * tensor), shard, tensor)
+        for tensor in powers
+        if tensor <= most_tensor
+        for shard in powers
+        if devices % (shard * tensor) == 0
+    ]
+    return sorted(found, key=lambda layout: (layout.tensor, layout.shard))

@@ -1,0 +1,190 @@
+"""Counts by hand, against the built model, against what torch keeps, and against the published sizes and rules."""
+
+import itertools
+from typing import get_args
+
+import pytest
+import torch
+
+from luyen.core.config import load
+from luyen.engine.config import OptimizerConfig
+from luyen.engine.cost import (
+    STATE_BYTES,
+    Batch,
+    Layout,
+    Training,
+    activation_bytes,
+    adapter_parameters,
+    cache_bytes,
+    kept_bytes,
+    layouts,
+    memory,
+    operations,
+    parameters,
+    state_bytes,
+)
+from luyen.engine.optim import build
+from luyen.models.attention import Layout as Packed
+from luyen.models.config import TransformerConfig
+from luyen.models.presets import PRESETS, count_parameters, preset
+from luyen.models.transformer import Transformer
+
+
+def tiny(**changes: object) -> TransformerConfig:
+    sizes = {"hidden_size": 4, "num_layers": 1, "num_heads": 2, "num_kv_heads": 1, "intermediate_size": 8}
+    return load(TransformerConfig, {"vocab_size": 10, "context_length": 8, "tied": True, **sizes, **changes})
+
+
+@pytest.mark.parametrize(
+    ("name", "published"),
+    [("llama-2-7b", 6_738_415_616), ("llama-2-13b", 13_015_864_320), ("llama-2-70b", 68_976_648_192), ("llama-1b", 1_100_048_384)],
+)
+def test_published_sizes_are_exact(name: str, published: int) -> None:
+    assert parameters(preset(name, 32_000)).count == published
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_the_parts_sum_to_the_size(name: str) -> None:
+    model = preset(name, 8192)
+    parts = parameters(model)
+    assert parts.count == parts.total == count_parameters(model) == sum(parts.by_part().values())
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_parts_are_those_of_the_built_model(tied: bool) -> None:
+    built = Transformer(tiny(tied=tied, num_layers=2))
+    named = {name: weight.numel() for name, weight in built.named_parameters()}
+    parts = parameters(built.config)
+    assert parts.attention == sum(size for name, size in named.items() if "self_attn" in name)
+    assert parts.feed_forward == sum(size for name, size in named.items() if "mlp" in name)
+    assert parts.norms == sum(size for name, size in named.items() if "norm" in name)
+    assert (parts.embedding, parts.head) == (named["model.embed_tokens.weight"], named.get("lm_head.weight", 0))
+
+
+def test_operations_of_a_token_by_hand() -> None:
+    # q and o are 4x4, k and v 2x4: 48 weights; three of 8x4: 96; head 10x4. Eight tokens, half of the square: 2 heads x 2 x 8 / 2 x 2 x 2.
+    counted = operations(tiny(), 8)
+    assert counted.by_part() == {"projections": 96, "scores": 64, "feed_forward": 192, "head": 80}
+    assert counted.training == 3 * (96 + 64 + 192 + 80)
+    assert operations(tiny(), 8, trained=0.25).head == 20
+
+
+def test_operations_are_palms_six_for_each_weight() -> None:
+    model = preset("llama-2-7b", 32_000)
+    matrices = parameters(model).count - parameters(model).norms - parameters(model).embedding
+    assert operations(model, 4096).training == 6 * matrices + 6 * 32 * 32 * 128 * 4096
+
+
+def test_an_adapters_weights_by_hand() -> None:
+    # peft's LoraConfig(r=8, target_modules="all-linear") on Llama 2 7B says 19,988,480 trainable parameters.
+    assert adapter_parameters(preset("llama-2-7b", 32_000), 8) == 19_988_480
+    assert adapter_parameters(tiny(), 1) == 2 * (4 + 4) + 2 * (4 + 2) + 3 * (4 + 8)
+
+
+def run(model: TransformerConfig, **changes: object) -> Training:
+    values: dict[str, object] = {"batch": Batch(1, 8, 1024), "optimizer": "adamw", "activations": "recompute", "half": True}
+    return Training(model, **{**values, **changes})  # type: ignore[arg-type]
+
+
+def test_adamw_takes_the_16_bytes_of_the_zero_paper() -> None:
+    size = 6_738_415_616
+    whole = memory(run(preset("llama-2-7b", 32_000), half=False))
+    assert whole.weights + whole.gradients + whole.optimizer == 16 * size
+    assert (whole.weights, whole.gradients, whole.optimizer, whole.copies) == (4 * size, 4 * size, 8 * size, 0)
+    half = memory(run(preset("llama-2-7b", 32_000)))
+    assert half.weights + half.gradients + half.optimizer == 16 * size and half.copies == 2 * size
+    split = memory(run(preset("llama-2-7b", 32_000)), Layout(shard=64))
+    assert split.weights + split.gradients + split.optimizer == pytest.approx(16 * size / 64)  # figure 1 of the paper: 16 Psi / N
+
+
+def test_activations_of_a_7b_by_hand() -> None:
+    model = preset("llama-2-7b", 32_000)
+    layer = 18 * 4096 + 4 * 128 * 64 + 6 * 11008
+    assert kept_bytes(model, half=True) == layer == 172_544
+    assert activation_bytes(model, 4096, "keep", half=True) == 4096 * 32 * (layer + 4 * 4096)
+    assert activation_bytes(model, 4096, "recompute", half=True) == 4096 * (layer + 32 * 4 * 4096)
+
+
+def test_what_torch_keeps_of_a_layer_is_what_is_counted() -> None:
+    """Bytes of the different tensors that autograd keeps, from the difference of two depths, without the copies of the weights."""
+    kept = {}
+    for depth in (1, 3):
+        model = Transformer(preset("llama-1m", 64, num_layers=depth))
+        own = {weight.untyped_storage().data_ptr() for weight in model.parameters()}
+        found: dict[int, torch.Tensor] = {}
+        pack = lambda tensor, found=found: found.setdefault(tensor.untyped_storage().data_ptr(), tensor) is None or tensor  # noqa: E731
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), torch.autocast("cpu", torch.bfloat16):
+            model(torch.zeros(1, 256, dtype=torch.int64), Packed.packed([256]))
+        kept[depth] = sum(tensor.untyped_storage().nbytes() for place, tensor in found.items() if place not in own)
+    layer = parameters(model.config).layers / 3
+    assert ((kept[3] - kept[1]) / 2 - 2 * layer) / 256 == pytest.approx(kept_bytes(model.config, half=True), rel=0.08)
+
+
+def test_every_optimizer_has_its_bytes() -> None:
+    parts = parameters(preset("llama-1m", 512, tied=False))
+    names = get_args(OptimizerConfig.model_fields["name"].annotation)
+    assert set(names) == set(STATE_BYTES)
+    per = {name: state_bytes(parts, name) / parts.count for name in names}
+    assert (per["adamw"], per["lion"], per["sgd"], per["adafactor"]) == (8, 4, 4, 0)
+    assert 4 < per["muon"] < 8 and 2 < per["adamw8bit"] < 8
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon", "lion", "sgd", "adafactor"])
+def test_an_optimizers_bytes_are_those_it_holds(name: str) -> None:
+    model = Transformer(preset("llama-1m", 512, num_layers=1, tied=False))
+    optimizers = build(model, load(OptimizerConfig, {"name": name}))
+    for weight in model.parameters():
+        weight.grad = torch.ones_like(weight)
+    for optimizer in optimizers:
+        optimizer.step()
+    held = [value for optimizer in optimizers for state in optimizer.state.values() for value in state.values()]
+    counted = sum(value.nbytes for value in held if isinstance(value, torch.Tensor) and value.ndim)
+    assert counted == pytest.approx(state_bytes(parameters(model.config), name), rel=0.001, abs=0.02 * 4 * count_parameters(model.config))
+
+
+def test_a_cache_by_hand() -> None:
+    # Llama 2 7B, 4,096 tokens in half precision: 2 x 32 layers x 4,096 x 2 bytes a token = 512 KiB.
+    assert cache_bytes(preset("llama-2-7b", 32_000), 4096, half=True) == 4096 * 512 * 1024
+    assert cache_bytes(preset("llama-2-70b", 32_000), 1, half=True) == 2 * 80 * 8 * 128 * 2
+
+
+def test_a_batch_is_shared_evenly_or_not_at_all() -> None:
+    whole = Batch(rows=12, accumulation=1, length=256)
+    assert whole.split(1) == whole
+    assert whole.split(4) == Batch(3, 1, 256)
+    assert whole.split(8) is None and whole.split(24) is None
+    assert Batch(8, 4, 16).split(2) == Batch(8, 2, 16)
+    assert Batch(8, 4, 16).split(1, rows=3) == Batch(2, 16, 16)  # 3 does not divide 32
+
+
+@pytest.mark.parametrize("name", ["llama-15m", "llama-1b", "llama-2-70b"])
+@pytest.mark.parametrize(("optimizer", "half"), [("adamw", True), ("muon", True), ("sgd", False), ("adafactor", True)])
+def test_more_devices_in_a_group_never_need_more_memory_each(name: str, optimizer: str, half: bool) -> None:
+    whole = run(preset(name, 32_000), batch=Batch(2, 64, 512), optimizer=optimizer, half=half, activations="keep")
+    sides = (1, 2, 4, 8, 16, 32)
+    taken = {}
+    for data, shard, tensor in itertools.product((1, 2), sides, (1, 2, 4)):
+        layout = Layout(data, shard, tensor)
+        mine = whole.on(layout)
+        if mine is not None:
+            taken[layout] = memory(mine, layout).total
+    for layout, bytes_ in taken.items():
+        for more in (Layout(layout.data, 2 * layout.shard, layout.tensor), Layout(layout.data, layout.shard, 2 * layout.tensor)):
+            assert more not in taken or taken[more] <= bytes_, (str(layout), str(more))
+
+
+def test_layouts_multiply_to_the_devices_and_the_simplest_is_first() -> None:
+    for devices in (1, 2, 8, 64):
+        found = layouts(devices)
+        assert all(layout.devices == devices for layout in found) and len(set(found)) == len(found)
+        assert found[0] == Layout(data=devices)
+    assert [str(layout) for layout in layouts(2)] == ["data 2", "shard 2", "tensor 2"]
+    assert run(preset("llama-2-70b", 32_000)).on(Layout(tensor=16)) is None  # eight key-value heads
+
+
+def test_tensor_parallelism_halves_layers_and_activations() -> None:
+    whole = run(preset("llama-2-7b", 32_000))
+    one, two = memory(whole), memory(whole, Layout(tensor=2))
+    norms = parameters(whole.model).norms
+    assert two.activations == one.activations / 2
+    assert two.weights == 4 * ((6_738_415_616 - norms) / 2 + norms)  # every device has the norms
