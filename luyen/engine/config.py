@@ -35,16 +35,21 @@ class OptimizerConfig(Config):
 class ScheduleConfig(Config):
     """The learning rate over the steps, as a share of its peak."""
 
-    name: Literal["constant", "linear", "cosine", "wsd"] = "cosine"
-    """After the warm-up: constant, linear or cosine to the end, or wsd: stable, then a decay at the end."""
+    name: Literal["constant", "linear", "polynomial", "cosine", "wsd", "inverse_sqrt", "ramp"] = "cosine"
+    """After the warm-up: constant; linear, polynomial or cosine to the end; wsd: stable, then a decay at the end; inverse_sqrt: one over
+    the root of the steps, whatever their number; ramp: rises exponentially from final_fraction to the peak, to find a rate."""
     warmup_fraction: float = Field(default=0.02, ge=0, le=1)
     """Share of all steps over which the rate rises linearly."""
     warmup_steps: int | None = Field(default=None, ge=0)
     """The same in steps; empty: by warmup_fraction."""
     final_fraction: float = Field(default=0.1, ge=0, le=1)
-    """Share of the peak that is left at the end."""
+    """Share of the peak that is left at the end; inverse_sqrt does not read it."""
     decay_fraction: float = Field(default=0.2, gt=0, le=1)
     """wsd: share of all steps in the decay."""
+    power: float = Field(default=2.0, gt=0)
+    """polynomial: the power of what is left of the way; 1 is linear."""
+    cycles: int = Field(default=1, ge=1)
+    """cosine: equal periods, each from the peak again."""
 
 
 class CheckpointConfig(Config):
@@ -69,6 +74,41 @@ class ParallelConfig(Config):
     """After so long without an answer from a process the run ends with an error that names it."""
 
 
+class WatchConfig(Config):
+    """What is watched while training, and what ends it before its last step. Event files for TensorBoard are always written."""
+
+    trackers: list[Literal["wandb", "mlflow", "trackio"]] = []
+    """Services that get the figures too; their packages are imported, and what they do on the network is done, only when named here."""
+    project: str = "luyen"
+    """What the runs are filed under there."""
+    profile: str = Field(default="", pattern=r"^([1-9][0-9]*-[1-9][0-9]*)?$")
+    """Steps to profile, as "10-12": an operator table and a trace in the stage's folder `profile`; empty: none."""
+    synchronise: bool = False
+    """GPU: wait at the end of each part of a step, so that timings.jsonl has every part's own time; steps are a little slower."""
+    window: int = Field(default=64, ge=0)
+    """Steps that a loss and a gradient's norm are compared with to tell a jump; 0: nothing is told."""
+    deviations: float = Field(default=8.0, gt=0)
+    """How many times their usual spread they must be above the usual to be told."""
+    stop_tokens: int | None = Field(default=None, ge=1)
+    """End once so many tokens were read; the schedule still spans all steps."""
+    stop_hours: float | None = Field(default=None, gt=0)
+    """End after so many hours of training, earlier parts of a resumed run included; where that is depends on the machine."""
+    patience: int | None = Field(default=None, ge=1)
+    """End when so many evaluations in a row have not made held-out text any better."""
+
+    @property
+    def profiled(self) -> tuple[int, int] | None:
+        """First and last step of `profile`."""
+        first, _, last = self.profile.partition("-")
+        return (int(first), int(last)) if last else None
+
+    @model_validator(mode="after")
+    def _check(self) -> WatchConfig:
+        if self.profiled and self.profiled[0] > self.profiled[1]:
+            raise ValueError(f"watch.profile {self.profile} ends before it begins")
+        return self
+
+
 class TrainConfig(Config):
     """The training loop."""
 
@@ -90,11 +130,19 @@ class TrainConfig(Config):
     """The learning rate over time."""
     checkpoint: CheckpointConfig = CheckpointConfig()
     """Checkpoints."""
+    watch: WatchConfig = WatchConfig()
+    """What is watched, and what ends the run early."""
     parallel: ParallelConfig = ParallelConfig()
     """The layout of several processes."""
 
     @model_validator(mode="after")
     def _check(self) -> TrainConfig:
+        if self.schedule.name == "ramp" and not self.schedule.final_fraction:
+            raise ValueError("schedule.final_fraction is 0, and nothing rises exponentially from 0")
         if self.schedule.warmup_steps is not None and self.schedule.warmup_steps > self.steps:
             raise ValueError(f"schedule.warmup_steps {self.schedule.warmup_steps} is more than the {self.steps} steps")
+        if self.watch.profiled and self.watch.profiled[1] > self.steps:
+            raise ValueError(f"watch.profile {self.watch.profile} goes beyond the {self.steps} steps")
+        if self.watch.patience is not None and not self.evaluate_every:
+            raise ValueError("watch.patience counts evaluations, and evaluate_every is 0")
         return self
