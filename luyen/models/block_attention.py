@@ -1,7 +1,7 @@
 """Causal attention for training on a CPU: blocks of queries by plain matrix products, with the gradient written out.
 
     S = Q K^T / sqrt(E)    P = softmax(S, causal)    O = P V
-    dV = P^T dO    dP = dO V^T    dS = P * (dP - rowsum(dO * O))    dQ = dS K / sqrt(E)    dK = dS^T Q / sqrt(E)
+    dV = P^T dO    dP = dO V^T    dS = P * (dP - rowsum(P * dP))    dQ = dS K / sqrt(E)    dK = dS^T Q / sqrt(E)
 
 A block of N queries sees the keys up to its own end only, so about half of the square is never computed, and the mask is a triangle
 of N x N. The gradient is the one of FlashAttention (Dao et al., 2022, arXiv:2205.14135, section 3.1 and appendix B.2), but P is kept
@@ -65,27 +65,35 @@ class _BlockAttention(torch.autograd.Function):
             torch.softmax(probability_XRM, -1, out=probability_XRM)
             output_BTKGE[:, block] = _unrows(torch.bmm(probability_XRM, value_XTE[:, : block.stop]), query_BTKGE[:, block])
             kept.append(probability_XRM)
-        ctx.save_for_backward(query_BTHE, key_XTE, value_XTE, output_BTKGE, *kept)
+        ctx.save_for_backward(query_BTHE, key_XTE, value_XTE, *kept)
         return output_BTKGE.flatten(2, 3)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, slope_BTHE: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """dQ, dK and dV from dO."""
-        query_BTHE, key_XTE, value_XTE, output_BTKGE, *kept = ctx.saved_tensors
-        rows, tokens, kv_heads, _, size = output_BTKGE.shape
+        query_BTHE, key_XTE, value_XTE, *kept = ctx.saved_tensors
+        rows, tokens, _, size = query_BTHE.shape
+        kv_heads = key_XTE.shape[0] // rows
         query_BTKGE, slope_BTKGE = (_grouped(states, kv_heads) for states in (query_BTHE, slope_BTHE))
-        pull_BTKG1 = (slope_BTKGE * output_BTKGE).sum(-1, keepdim=True)
-        query_slope_BTKGE = torch.empty_like(output_BTKGE)
-        key_slope_XTE, value_slope_XTE = torch.zeros_like(key_XTE), torch.zeros_like(value_XTE)
-        for block, probability_XRM in zip(_blocks(tokens), kept, strict=True):
-            slope_XRE = _rows(slope_BTKGE[:, block])
-            # Whole products first, then a sum: a product straight into a part of a tensor falls apart into one for every head.
-            value_slope_XTE[:, : block.stop] += torch.bmm(probability_XRM.mT, slope_XRE)
+        query_slope_BTKGE = query_BTKGE.new_empty(query_BTKGE.shape)
+        key_slope_XTE = value_slope_XTE = None
+        for block, probability_XRM in reversed(list(zip(_blocks(tokens), kept, strict=True))):
+            query_XRE, slope_XRE = _rows(query_BTKGE[:, block]), _rows(slope_BTKGE[:, block])
             score_slope_XRM = torch.bmm(slope_XRE, value_XTE[:, : block.stop].mT)
-            score_slope_XRM.sub_(_rows(pull_BTKG1[:, block])).mul_(probability_XRM)
+            torch.ops.aten._softmax_backward_data.out(
+                score_slope_XRM, probability_XRM, -1, probability_XRM.dtype, grad_input=score_slope_XRM
+            )
             query_slope_BTKGE[:, block] = _unrows(torch.bmm(score_slope_XRM, key_XTE[:, : block.stop]), query_BTKGE[:, block])
-            key_slope_XTE[:, : block.stop] += torch.bmm(score_slope_XRM.mT, _rows(query_BTKGE[:, block]))
+            # Whole products first, then a sum: a product straight into a part of a tensor falls apart into one for every head.
+            key_part_XME = torch.bmm(score_slope_XRM.mT, query_XRE)
+            value_part_XME = torch.bmm(probability_XRM.mT, slope_XRE)
+            if key_slope_XTE is None or value_slope_XTE is None:  # the last block sees all keys
+                key_slope_XTE, value_slope_XTE = key_part_XME, value_part_XME
+            else:
+                key_slope_XTE[:, : block.stop] += key_part_XME
+                value_slope_XTE[:, : block.stop] += value_part_XME
+        assert key_slope_XTE is not None and value_slope_XTE is not None
         key_slope_XTE *= 1 / math.sqrt(size)
         return (
             query_slope_BTKGE.flatten(2, 3),

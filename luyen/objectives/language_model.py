@@ -58,12 +58,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
         for start in range(0, hidden_ND.shape[0], chunk_size):
             rows = slice(start, start + chunk_size)
             hidden_CD, targets_C1 = hidden_ND[rows], targets_N[rows, None]
-            logits_CV = (hidden_CD @ weight_VD.T).to(exact)
-            normaliser_C1 = logits_CV.logsumexp(dim=1, keepdim=True)
-            total += (normaliser_C1 - logits_CV.gather(1, targets_C1)).sum()
+            scores_CV = (hidden_CD @ weight_VD.T).to(exact)
+            torch.log_softmax(scores_CV, 1, out=scores_CV)  # in place: it reads a row before it writes it
+            total -= scores_CV.gather(1, targets_C1).sum()
             if not (wants_hidden or wants_weight):
                 continue
-            slope_CV = logits_CV.sub_(normaliser_C1).exp_()
+            slope_CV = scores_CV.exp_()
             slope_CV.scatter_add_(1, targets_C1, slope_CV.new_full((1, 1), -1.0).expand_as(targets_C1))
             slope_CV = slope_CV.to(weight_VD.dtype)
             if hidden_grad_ND is not None:
