@@ -3,8 +3,8 @@
 Operations follow PaLM (Chowdhery et al., 2022, arXiv:2204.02311, appendix B): 2 for every weight that multiplies in the forward pass and
 twice that in the backward pass; causal attention half of the square. Memory follows ZeRO (Rajbhandari et al., 2020, arXiv:1910.02054,
 section 3): with AdamW 16 bytes for every parameter before any activation, split among the devices of a `shard` group. Here weights and
-gradients are fp32 (4 + 4 + 8); a half-precision run adds copies of the weights in 2 bytes. Tensor parallelism with its sequence
-parallel form splits layers and activations (Korthikanti et al., 2022, arXiv:2205.05198, section 4.2.2).
+gradients are fp32 (4 + 4 + 8); a half-precision run adds copies of the weights in 2 bytes. Tensor parallelism splits heads and
+feed-forward columns (Shoeybi et al., 2019, arXiv:1909.08053, section 3); embedding, norms, head and loss are whole on every device.
 
 Pure functions; nothing here imports torch.
 """
@@ -22,6 +22,8 @@ STATE_BYTES: dict[str, float] = {"adamw": 8, "muon": 4, "adafactor": 0, "lion": 
 adafactor keeps one number for each row and column of a matrix, counted as nothing."""
 LAYERS_GATHERED = 2
 """Layers that a sharded run holds whole at a time: the one at work and the next."""
+SLICED = ("adamw", "lion", "sgd")
+"""Optimizers that can work on a slice of a weight, so that `shard` and `tensor` may be more than one."""
 LOGITS = 32_000_000
 """Logits that the loss holds at most, twice, in fp32 (objectives/language_model.py makes them in chunks)."""
 
@@ -121,22 +123,22 @@ def state_bytes(parts: Parameters, optimizer: str) -> float:
     return STATE_BYTES[optimizer] * own + STATE_BYTES["adamw"] * (parts.count - own)
 
 
-def kept_bytes(model: TransformerConfig, half: bool) -> float:
-    """Bytes that one layer keeps of one token for its backward pass.
+def kept_bytes(model: TransformerConfig, half: bool, tensor: int = 1) -> float:
+    """Bytes that one layer keeps of one token for its backward pass, on each of `tensor` devices that share its heads and columns.
 
     Under autocast: the residual twice in fp32, the input of each of the five products that read it, queries, keys, values, what attention
     gives, gate, up and their product. In fp32 one input serves several products.
     """
     width, head = model.hidden_size, model.head_dim
     if half:
-        return 18.0 * width + 4.0 * head * (model.num_heads + model.num_kv_heads) + 6.0 * model.intermediate_size
-    return 4.0 * (6 * width + head * (2 * model.num_heads + 4 * model.num_kv_heads) + 3 * model.intermediate_size)
+        return 18.0 * width + (4.0 * head * (model.num_heads + model.num_kv_heads) + 6.0 * model.intermediate_size) / tensor
+    return 24.0 * width + (8.0 * head * (model.num_heads + 2 * model.num_kv_heads) + 12.0 * model.intermediate_size) / tensor
 
 
-def activation_bytes(model: TransformerConfig, tokens: float, activations: str, half: bool) -> float:
+def activation_bytes(model: TransformerConfig, tokens: float, activations: str, half: bool, tensor: int = 1) -> float:
     """Bytes of all activations of a micro-batch of `tokens` tokens; what enters a layer is kept in fp32 in any case."""
     whole = {"keep": model.num_layers, "selective": (model.num_layers + 1) // 2, "recompute": 1}[activations]
-    return tokens * (whole * kept_bytes(model, half) + 4 * model.num_layers * model.hidden_size)
+    return tokens * (whole * kept_bytes(model, half, tensor) + 4 * model.num_layers * model.hidden_size)
 
 
 def logits_bytes(model: TransformerConfig, tokens: float) -> float:
@@ -207,9 +209,11 @@ class Training:
     """Products in bf16 or fp16; weights, gradients and optimizer are fp32."""
 
     def on(self, layout: Layout) -> Training | None:
-        """The part of it that one device of a layout has; None where heads, feed-forward or rows cannot be shared so."""
+        """The part of it that one device of a layout has; None where heads, columns, rows or the optimizer cannot be shared so."""
         model = self.model
-        if any(size % layout.tensor for size in (model.num_heads, model.num_kv_heads, model.intermediate_size, model.vocab_size)):
+        if any(size % layout.tensor for size in (model.num_heads, model.num_kv_heads, model.intermediate_size)):
+            return None
+        if layout.shard * layout.tensor > 1 and self.optimizer not in SLICED:
             return None
         batch = self.batch.split(layout.streams)
         return None if batch is None else replace(self, batch=batch)
@@ -221,7 +225,7 @@ class Memory(Parts):
 
     weights: float
     copies: float
-    """Of the weights in half precision; in a sharded run the layers that are gathered, and the gradient of one."""
+    """Of the weights in half precision, which autograd keeps; in a sharded run also what is gathered at a time, with its gradient."""
     gradients: float
     optimizer: float
     activations: float
@@ -232,26 +236,32 @@ class Memory(Parts):
 def memory(training: Training, layout: Layout = Layout()) -> Memory:
     """Bytes by part on each device; `training.batch` is that of one device (see `Training.on`).
 
-    A device holds 1 / tensor of matrices and tables, of which 1 / shard lies there for good.
+    A device is responsible for 1 / tensor of the layers' matrices and for the rest in whole; of that 1 / shard lies there for good.
     """
     model, parts = training.model, parameters(training.model)
-    held = (parts.count - parts.norms) / layout.tensor + parts.norms
+    tables = parts.embedding + parts.head
+    held = (parts.attention + parts.feed_forward) / layout.tensor + parts.norms + tables
     kept = held / layout.shard
+    copies = 2 * held if training.half else 0.0
     if layout.shard > 1:
-        layer = parts.layers / model.num_layers / layout.tensor
-        table = (parts.embedding + parts.head) / layout.tensor
-        copies = 4 * (layer * (min(LAYERS_GATHERED, model.num_layers) + 1) + table)
-    else:
-        copies = 2 * held if training.half else 0.0
+        layer = (held - tables) / model.num_layers
+        copies += 4 * (layer * (min(LAYERS_GATHERED, model.num_layers) + 1) + 2 * tables)
     tokens = training.batch.rows * training.batch.length
     return Memory(
         weights=4 * kept,
         copies=copies,
         gradients=4 * kept,
         optimizer=state_bytes(parts, training.optimizer) * kept / parts.count,
-        activations=activation_bytes(model, tokens, training.activations, training.half) / layout.tensor,
-        logits=(logits_bytes(model, tokens) + 4 * model.vocab_size * model.hidden_size) / layout.tensor,
+        activations=activation_bytes(model, tokens, training.activations, training.half, layout.tensor),
+        logits=logits_bytes(model, tokens) + 4 * model.vocab_size * model.hidden_size,
     )
+
+
+def device_operations(training: Training, layout: Layout, trained: float = 1.0) -> float:
+    """Operations that each device does for a token of its rows, forward and backward, with what is recomputed; the head is not shared."""
+    forward = operations(training.model, training.batch.length, trained)
+    layers = (forward.total - forward.head) / layout.tensor
+    return (1 + BACKWARD) * (layers + forward.head) + recomputed_share(training.activations) * layers
 
 
 def layouts(devices: int, most_tensor: int = 8) -> list[Layout]:

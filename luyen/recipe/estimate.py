@@ -107,12 +107,15 @@ def counts_gpu(train: TrainConfig) -> bool:
     return pick_device(train.device).type == "cuda"
 
 
-def predict(plan: Plan, done: Mapping[str, Path] | None = None, steps: Mapping[str, int] | None = None) -> dict[str, Prediction]:
+def predict(
+    plan: Plan, done: Mapping[str, Path] | None = None, steps: Mapping[str, int] | None = None, vocabulary: int = 0
+) -> dict[str, Prediction]:
     """A prediction for every stage that is still to do.
 
-    `done` are the folders of stages that are up to date, `steps` what unfinished ones that go on have behind them.
+    `done` are the folders of stages that are up to date, `steps` what unfinished ones that go on have behind them, `vocabulary` the
+    tokens of a tokenizer that is not here.
     """
-    outlook = _Outlook({stage.name: stage for stage in plan.stages}, done or {})
+    outlook = Outlook({stage.name: stage for stage in plan.stages}, done or {}, vocabulary)
     found: dict[str, Prediction] = {}
     for stage in plan.stages:
         if stage.name not in outlook.done:
@@ -161,11 +164,13 @@ def _duration(seconds: float) -> str:
 
 
 @dataclass
-class _Outlook:
+class Outlook:
     """What is known of a plan before it runs."""
 
     stages: Mapping[str, StagePlan]
     done: Mapping[str, Path]
+    vocabulary: int = 0
+    """Tokens of a tokenizer that is not here; 0: not known."""
     kept: dict[str, int] = field(default_factory=dict)
     """Bytes that stay in the process from the first stage on that uses curation's libraries, or torch's kernels."""
 
@@ -306,10 +311,11 @@ class _Outlook:
     def _vocabulary(self, name: str) -> int:
         if name in self.stages:
             config = self.stages[name].config
-            return config.vocab_size if isinstance(config, TokenizerVerbConfig) else 0
+            return config.vocab_size if isinstance(config, TokenizerVerbConfig) else self.vocabulary
         path = existing(name)
         folder = locate(path) if path is not None else None
-        return Tokenizer.load(folder).vocab_size if folder is not None and (folder / "tokenizer.json").is_file() else 0
+        known = folder is not None and (folder / "tokenizer.json").is_file()
+        return Tokenizer.load(folder).vocab_size if folder is not None and known else self.vocabulary
 
 
 def _pages(config: CrawlConfig) -> int:

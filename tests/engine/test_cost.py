@@ -16,6 +16,7 @@ from luyen.engine.cost import (
     activation_bytes,
     adapter_parameters,
     cache_bytes,
+    device_operations,
     kept_bytes,
     layouts,
     memory,
@@ -158,7 +159,7 @@ def test_a_batch_is_shared_evenly_or_not_at_all() -> None:
 
 
 @pytest.mark.parametrize("name", ["llama-15m", "llama-1b", "llama-2-70b"])
-@pytest.mark.parametrize(("optimizer", "half"), [("adamw", True), ("muon", True), ("sgd", False), ("adafactor", True)])
+@pytest.mark.parametrize(("optimizer", "half"), [("adamw", True), ("lion", True), ("sgd", False), ("adamw", False)])
 def test_more_devices_in_a_group_never_need_more_memory_each(name: str, optimizer: str, half: bool) -> None:
     whole = run(preset(name, 32_000), batch=Batch(2, 64, 512), optimizer=optimizer, half=half, activations="keep")
     sides = (1, 2, 4, 8, 16, 32)
@@ -168,9 +169,13 @@ def test_more_devices_in_a_group_never_need_more_memory_each(name: str, optimize
         mine = whole.on(layout)
         if mine is not None:
             taken[layout] = memory(mine, layout).total
+    tables_rule = name == "llama-15m"  # gathered tables of 32,000 rows outweigh half of so small a model: from two shards on it holds
     for layout, bytes_ in taken.items():
-        for more in (Layout(layout.data, 2 * layout.shard, layout.tensor), Layout(layout.data, layout.shard, 2 * layout.tensor)):
-            assert more not in taken or taken[more] <= bytes_, (str(layout), str(more))
+        more = [Layout(layout.data, layout.shard, 2 * layout.tensor)]
+        more += [] if tables_rule and layout.shard == 1 else [Layout(layout.data, 2 * layout.shard, layout.tensor)]
+        for other in more:
+            assert other not in taken or taken[other] <= bytes_, (str(layout), str(other))
+    assert len(taken) > 20
 
 
 def test_layouts_multiply_to_the_devices_and_the_simplest_is_first() -> None:
@@ -182,9 +187,28 @@ def test_layouts_multiply_to_the_devices_and_the_simplest_is_first() -> None:
     assert run(preset("llama-2-70b", 32_000)).on(Layout(tensor=16)) is None  # eight key-value heads
 
 
-def test_tensor_parallelism_halves_layers_and_activations() -> None:
+def test_tensor_parallelism_shares_heads_and_columns_alone() -> None:
     whole = run(preset("llama-2-7b", 32_000))
     one, two = memory(whole), memory(whole, Layout(tensor=2))
-    norms = parameters(whole.model).norms
-    assert two.activations == one.activations / 2
-    assert two.weights == 4 * ((6_738_415_616 - norms) / 2 + norms)  # every device has the norms
+    parts = parameters(whole.model)
+    matrices = parts.attention + parts.feed_forward
+    assert two.weights == 4 * (matrices / 2 + parts.count - matrices)  # tables and norms are on both
+    assert one.activations - two.activations == 1024 * (4 * 128 * 64 + 6 * 11008) / 2 and one.logits == two.logits
+    kept = run(preset("llama-2-7b", 32_000), activations="keep")
+    counted = operations(whole.model, 1024)
+    assert device_operations(kept, Layout()) == counted.training
+    assert device_operations(kept, Layout(tensor=2)) == 3 * ((counted.total - counted.head) / 2 + counted.head)
+    assert device_operations(whole, Layout()) == counted.training + counted.total - counted.head
+
+
+def test_a_sharded_run_holds_its_slice_and_what_is_gathered_by_hand() -> None:
+    whole = run(preset("llama-2-7b", 32_000), half=False)
+    split = memory(whole, Layout(shard=8))
+    layer, tables = (6_738_415_616 - 2 * 131_072_000) / 32, 2 * 131_072_000
+    assert split.weights == split.gradients == 4 * 6_738_415_616 / 8 and split.optimizer == 6_738_415_616
+    assert split.copies == pytest.approx(4 * (3 * layer + 2 * tables))
+
+
+def test_optimizers_of_whole_matrices_are_not_sliced() -> None:
+    assert run(preset("llama-2-7b", 32_000), optimizer="muon").on(Layout(shard=2)) is None
+    assert run(preset("llama-2-7b", 32_000), optimizer="muon").on(Layout(data=2)) is not None
