@@ -10,6 +10,7 @@ from types import FrameType
 from luyen.core.errors import Interrupted
 
 _requested: list[int] = []
+_held: list[bool] = []
 
 
 def requested() -> int:
@@ -19,8 +20,18 @@ def requested() -> int:
 
 def check() -> None:
     """Raise Interrupted if a signal asked to stop. Call it where everything worth keeping is on disk."""
-    if _requested:
+    if _requested and not _held:
         raise Interrupted(_requested[0])
+
+
+@contextlib.contextmanager
+def held() -> Iterator[None]:
+    """Within the block `check` lets a request wait: for work that several processes do together and none may leave alone."""
+    _held.append(True)
+    try:
+        yield
+    finally:
+        _held.pop()
 
 
 def _handle(number: int, frame: FrameType | None) -> None:

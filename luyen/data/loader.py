@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from luyen.core.errors import DataError
 from luyen.data.packing import best_fit
-from luyen.data.samples import Sample
+from luyen.data.samples import NOT_TRAINED, Sample
 from luyen.data.shuffle import permutation
 
 # Samples are packed in windows of the permutation, not all at once: over a whole epoch a long sample would meet
@@ -43,6 +43,25 @@ class Batch:
         """The same batch with its tensors on `device`."""
         tokens, targets = self.tokens_T.to(device, non_blocking=True), self.targets_T.to(device, non_blocking=True)
         return Batch(tokens, targets, self.lengths, self.sample_ids, self.num_targets)
+
+    def share(self, part: int, parts: int) -> Batch:
+        """Part `part` of `parts` pieces: whole samples in their order, about equally many tokens in each, at least one sample."""
+        if parts == 1:
+            return self
+        samples = len(self.lengths)
+        if samples < parts:
+            raise DataError(f"a batch of {samples} samples cannot be cut into {parts} pieces")
+        ends = np.cumsum(self.lengths)
+        wanted = np.searchsorted(ends - np.array(self.lengths) / 2, ends[-1] * np.arange(1, parts) / parts)
+        # Every piece keeps a sample: cut k lies after at least k samples and leaves at least one to each piece behind it.
+        cuts = [0]
+        for number, cut in enumerate(wanted.tolist(), 1):
+            cuts.append(min(max(cut, cuts[-1] + 1), samples - (parts - number)))
+        first, last = [*cuts, samples][part : part + 2]
+        tokens = slice(int(ends[first - 1]) if first else 0, int(ends[last - 1]))
+        targets = self.targets_T[tokens]
+        trained = int((targets != NOT_TRAINED).sum())
+        return Batch(self.tokens_T[tokens], targets, self.lengths[first:last], self.sample_ids[first:last], trained)
 
 
 def collate(samples: Sequence[Sample]) -> Batch:

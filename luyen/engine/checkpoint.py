@@ -15,7 +15,7 @@ import hashlib
 import os
 import re
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,8 +26,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from luyen.core import manifest, progress, random_state, storage
+from luyen.core import distributed, manifest, progress, random_state, storage
 from luyen.core.errors import DamagedFile, ModelError, StorageError
+from luyen.engine.parallel.tensors import local, part_like, whole, whole_on_main
 
 KIND = "checkpoint"
 FILES = frozenset({"model.safetensors", "optimizer.safetensors", "random.safetensors", "state.json", "timing.json"})
@@ -50,6 +51,7 @@ def save(
 ) -> Path:  # fmt: skip
     """Write `root/step-N` for N = state["step"], with the random generators as they are now. Returns the folder.
 
+    With several processes all call this and the main one writes whole tensors, so a checkpoint does not know of how many it was made.
     An existing folder of that step is replaced. Where parameters are frozen, `frozen_fingerprint(model)` is added to the state unless it
     is there. Raises StorageError when the disk is full; earlier checkpoints are intact.
     """
@@ -57,6 +59,9 @@ def save(
         state = {**state, "frozen": frozen}
     final = root / f"step-{state['step']:08d}"
     groups = {"model": model_tensors(model), "optimizer": optimizer_tensors(model, optimizers), "random": random_state.random_state()}
+    groups = {name: whole_on_main(tensors) for name, tensors in groups.items()}
+    if not distributed.is_main():
+        return final
     needed = sum(tensor.nbytes for tensors in groups.values() for tensor in tensors.values())
     try:
         with manifest.new_folder(final) as folder:
@@ -68,6 +73,13 @@ def save(
     except StorageError as error:
         raise StorageError(f"{error}. A checkpoint needs {needed / 1e6:.1f} MB") from error
     return final
+
+
+def newest_of_main(root: Path) -> Checkpoint | None:
+    """`newest_valid` of the main process' folder; with several processes all call this and learn of the same one."""
+    found = newest_valid(root) if distributed.is_main() else None
+    told = distributed.told_by_main(found and {"folder": str(found.folder), "state": found.state, "timing": found.timing})
+    return told and Checkpoint(Path(told["folder"]), told["state"], told["timing"])
 
 
 def newest_valid(root: Path) -> Checkpoint | None:
@@ -99,8 +111,10 @@ def restore(checkpoint: Checkpoint, model: nn.Module, optimizers: Iterable[Optim
     Raises ModelError when its names, shapes or frozen parameters are not the model's; nothing is changed then.
     """
     folder = checkpoint.folder
-    found, stored = load_file(folder / "model.safetensors"), model_tensors(model)
-    _check_fit(found, stored, folder)
+    stored = model_tensors(model)
+    found = _load(folder / "model.safetensors")
+    if distributed.is_main():
+        _check_fit(found, stored, folder)
     before, now = checkpoint.state.get("frozen"), frozen_fingerprint(model)
     if before != now:
         raise ModelError(
@@ -108,27 +122,34 @@ def restore(checkpoint: Checkpoint, model: nn.Module, optimizers: Iterable[Optim
             fix="Give the base model that it was made with, or start anew in another folder.",
         )  # fmt: skip
     with torch.no_grad():
-        for name, tensor in stored.items():
-            tensor.copy_(found[name])
-    states = load_file(folder / "optimizer.safetensors")
+        for name, tensor in distributed.from_main(found):
+            local(stored[name]).copy_(local(part_like(tensor, stored[name])))
+    parameters = dict(model.named_parameters())
+    states = {
+        key: tensor if key.endswith(NUMBER) else part_like(tensor, parameters[key.partition(":")[0]])
+        for key, tensor in distributed.from_main(_load(folder / "optimizer.safetensors"))
+    }
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     for optimizer in optimizers:
         for parameter in (parameter for group in optimizer.param_groups for parameter in group["params"]):
             prefix = f"{names[id(parameter)]}:"
             own = {key.removeprefix(prefix): tensor for key, tensor in states.items() if key.startswith(prefix)}
             optimizer.state[parameter] = {
-                key.removesuffix(NUMBER): tensor.item() if key.endswith(NUMBER) else tensor.to(parameter.device)
-                for key, tensor in own.items()
+                key.removesuffix(NUMBER): tensor.item() if key.endswith(NUMBER) else tensor for key, tensor in own.items()
             }
-    random_state.restore_random_state(load_file(folder / "random.safetensors"))
+    random_state.restore_random_state(dict(distributed.from_main(_load(folder / "random.safetensors"))))
 
 
-def retain(root: Path, keep_last: int) -> None:
-    """Delete checkpoints older than the newest `keep_last` valid ones. Damaged ones do not count and never push out a valid one."""
+def retain(root: Path, keep_last: int, spared: Collection[int] = ()) -> None:
+    """Delete checkpoints older than the newest `keep_last` valid ones, but none of the `spared` steps.
+
+    Damaged ones do not count and never push out a valid one.
+    """
     valid = 0
     for folder in _folders(root):
         if valid >= keep_last:
-            _delete(folder)
+            if int(folder.name[5:]) not in spared:
+                _delete(folder)
             continue
         with contextlib.suppress(DamagedFile):
             open_checkpoint(folder)
@@ -158,7 +179,7 @@ def frozen_fingerprint(model: nn.Module) -> str | None:
     digest = hashlib.sha256()
     for name, tensor in frozen:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(memoryview(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy()))
+        digest.update(memoryview(whole(tensor).cpu().contiguous().reshape(-1).view(torch.uint8).numpy()))
     return digest.hexdigest() if frozen else None
 
 
@@ -189,6 +210,11 @@ def _save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
         code = re.search(r"os error (\d+)", str(error))
         number = int(code.group(1)) if code else errno.EIO
         raise OSError(number, os.strerror(number), str(path)) from error
+
+
+def _load(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file for the main process; others get them from it."""
+    return load_file(path) if distributed.is_main() else {}
 
 
 def _folders(root: Path) -> list[Path]:

@@ -1,0 +1,153 @@
+"""One run's share in many processes: what the loop asks, in one object. With one process every answer is the plain one.
+
+Order of the transforms: tensor parallelism, then (already there) activation checkpointing, then sharding around both.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from luyen.core import distributed, interrupt
+from luyen.core.device import pick_device
+from luyen.core.errors import ConfigError
+from luyen.engine.config import TrainConfig
+from luyen.engine.parallel import tensors
+from luyen.engine.parallel.data import share_out, sum_gradients
+from luyen.engine.parallel.mesh import Shape
+from luyen.engine.parallel.shard import settle, shard
+from luyen.engine.parallel.tensor import split
+
+Sums = dict[str, tuple[float, float]]
+ELEMENTWISE = ("adamw", "lion", "sgd")
+"""Optimizers that update every number by itself, so a rank can update its slice alone."""
+
+
+class Parallel:
+    """The layout of a run and this rank's place in it. Made inside `distributed.group`."""
+
+    def __init__(self, config: TrainConfig) -> None:
+        """Raises ConfigError when the layout does not fit the processes, or the optimizer does not fit the layout."""
+        self.ranks = distributed.ranks()
+        self.shape = Shape.of(config.parallel, self.ranks)
+        if self.shape.splits_weights and config.optimizer.name not in ELEMENTWISE:
+            raise ConfigError(
+                f"optimizer.name with train.parallel.{'shard' if self.shape.shard > 1 else 'tensor'}", found=config.optimizer.name,
+                expected=" or ".join(ELEMENTWISE), fix="It needs whole matrices; with train.parallel.data every process has them.",
+            )  # fmt: skip
+        self.device = _own_device(config.device)
+        self.mesh = self.shape.mesh(self.device) if self.ranks > 1 else None
+        self._plain: list[tuple[nn.Module, type[nn.Module], dict[str, Any]]] = []
+
+    def place(self, model: nn.Module) -> nn.Module:
+        """The model on this rank's device, split as the layout says; every rank starts from the main process' weights."""
+        if self.mesh is None:
+            return model.to(self.device)
+        for tensor in (*model.parameters(), *model.buffers()):
+            dist.broadcast(tensor.data, 0)
+        self._plain = [(module, type(module), _attributes(module)) for module in model.modules()] if self.shape.splits_weights else []
+        if self.shape.tensor > 1:
+            split(model, self.mesh["tensor"])
+        if self.shape.shard > 1:
+            shard(model, self.mesh, self.shape)
+        return model.to(self.device)
+
+    def optimizers(self, built: list[Optimizer]) -> list[Optimizer]:
+        """The optimizers, their groups arranged for the layout."""
+        if self.shape.splits_weights:
+            tensors.separate(built)
+        return built
+
+    def share(self, batches: Sequence[Any]) -> Sequence[Any]:
+        """What this rank computes of a step."""
+        if self.mesh is None:
+            return batches
+        return share_out(batches, distributed.rank() // self.shape.tensor, self.shape.readers)
+
+    def add_up(self, model: nn.Module) -> None:
+        """After the last backward pass of a step: make every gradient that of all ranks. Sharding has done so by itself."""
+        if self.mesh is not None and self.shape.data > 1 and self.shape.shard == 1:
+            sum_gradients(model, self.mesh.get_group("data"))
+
+    def all_say(self, value: Any) -> list[Any]:
+        """What every rank that reads different rows says, in their order."""
+        return distributed.gather(value)[:: self.shape.tensor]
+
+    def totals(self, loss: float, sums: Sums) -> tuple[float, Sums]:
+        """Sum of the loss and of the further (sum, count) figures over all rows of the step; a figure may be of some ranks only."""
+        total, found = 0.0, dict[str, tuple[float, float]]()
+        for part, figures in self.all_say([loss, sums]):
+            total += part
+            for name, (value, items) in figures.items():
+                before = found.get(name, (0.0, 0.0))
+                found[name] = (before[0] + value, before[1] + items)
+        return total, found
+
+    def norm(self, gradients: list[Tensor]) -> float:
+        """Norm of the whole gradient."""
+        if self.shape.splits_weights:
+            return tensors.norm(gradients)
+        return float(torch.nn.utils.get_total_norm(gradients, foreach=True))
+
+    def requested_stop(self) -> int:
+        """The signal that asked one of the ranks to stop, or 0; the same answer on all."""
+        return max(distributed.gather(interrupt.requested())) if self.mesh is not None else interrupt.requested()
+
+    @property
+    def one_meter(self) -> bool:
+        """Whether the main process' energy counters see all of the work: several GPUs or machines have counters of their own."""
+        return self.mesh is None or (self.device.type == "cpu" and distributed.one_machine())
+
+    def together(self) -> contextlib.AbstractContextManager[None]:
+        """Around an evaluation, which all ranks do alike: with several a signal waits, so that none leaves the others alone."""
+        return interrupt.held() if self.mesh is not None else contextlib.nullcontext()
+
+    def settle(self, model: nn.Module) -> None:
+        """After an evaluation: the parameters are this rank's slices again."""
+        if self.shape.shard > 1:
+            settle(model)
+
+    def release(self, model: nn.Module) -> None:
+        """Make the model plain again: whole weights on the CPU for the main process; the others keep only their shapes (meta tensors)."""
+        if not self._plain:
+            return
+        self.settle(model)
+        names = list(model.named_parameters(remove_duplicate=False))
+        plain: dict[int, nn.Parameter] = {}
+        for name, tensor in names:
+            if id(tensor) not in plain:
+                shape_only = torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
+                full = tensors.whole_on_main({name: tensor}).get(name, shape_only)
+                plain[id(tensor)] = nn.Parameter(full, tensor.requires_grad)
+        for module, kind, attributes in self._plain:
+            now = {name: module.__dict__[name] for name in ("_buffers", "training")}
+            module.__class__ = kind
+            module.__dict__.clear()
+            module.__dict__.update(attributes | now)
+        for name, tensor in names:
+            owner, _, last = name.rpartition(".")
+            model.get_submodule(owner)._parameters[last] = plain[id(tensor)]
+        self._plain = []
+
+
+def _attributes(module: nn.Module) -> dict[str, Any]:
+    """Everything that torch's transforms may change in a module: its registries (copied) and attributes, without the weights."""
+    kept = {name: copy.copy(value) if isinstance(value, dict | set) else value for name, value in module.__dict__.items()}
+    kept["_parameters"] = dict.fromkeys(module._parameters)
+    return kept
+
+
+def _own_device(name: str) -> torch.device:
+    """The device of this rank: of several GPUs the one with its number on the machine."""
+    device = pick_device(name)
+    if device.type == "cuda" and device.index is None and distributed.ranks() > 1:
+        device = torch.device("cuda", distributed.local_rank())
+        torch.cuda.set_device(device)
+    return device

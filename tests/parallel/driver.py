@@ -1,0 +1,110 @@
+"""Trains the toy model in this process, alone or as one of several that torchrun started. Run by the tests as a program of its own.
+
+    python -m torch.distributed.run --standalone --nproc-per-node 2 driver.py PLAN.json
+
+The plan is a list of {"folder", "config", "toy", "rows", "signal", "pause", "crash"}. Every job is a call of `fit`; the main process writes
+into the job's folder `weights.safetensors`, `gradients.safetensors` (of the first step, before clipping) and `result.json`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from training_toys import toy_algorithm, toy_config  # noqa: E402 (the file is also a program)
+
+from luyen.core import distributed, interrupt  # noqa: E402
+from luyen.core.errors import LuyenError  # noqa: E402
+from luyen.engine.parallel.tensors import whole_on_main  # noqa: E402
+from luyen.engine.run import Run  # noqa: E402
+from luyen.engine.trainer import Hooks, fit  # noqa: E402
+from luyen.models.attention import Layout  # noqa: E402
+
+HEADS = {"num_heads": 4, "num_kv_heads": 4, "intermediate_size": 48}
+
+
+@contextlib.contextmanager
+def first_gradients(folder: Path) -> Any:
+    """Keep the whole gradient of the first step, as it is before clipping."""
+    plain = Run._clip
+
+    def clip(run: Run) -> float:
+        if run.done.step == 0:
+            grads = {name: p.grad for name, p in run.model.named_parameters() if p.grad is not None}
+            found = {name: tensor.clone() for name, tensor in whole_on_main(grads).items()}
+            if distributed.is_main():
+                save_file(found, folder / "gradients.safetensors")
+        return plain(run)
+
+    Run._clip = clip  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        Run._clip = plain  # type: ignore[method-assign]
+
+
+def disturb(job: dict[str, Any], algorithm: Any) -> None:
+    """Do to one rank what the job says, at its nth micro-batch: `signal` to itself, at most once in all attempts when there is a `mark`."""
+    asked = job.get("signal")
+    if asked is None or asked["rank"] != distributed.rank() or (asked.get("mark") and Path(asked["mark"]).exists()):
+        return
+    plain, seen = algorithm.loss, []
+
+    def loss(batch: Any) -> Any:
+        seen.append(1)
+        if len(seen) == asked["nth"]:
+            if asked.get("mark"):
+                Path(asked["mark"]).touch()
+            os.kill(os.getpid(), getattr(signal, asked["name"]))
+        return plain(batch)
+
+    algorithm.loss = loss
+
+
+def work(job: dict[str, Any]) -> dict[str, Any]:
+    """One call of `fit`."""
+    folder = Path(job["folder"])
+    if distributed.is_main():
+        folder.mkdir(parents=True, exist_ok=True)
+    algorithm = toy_algorithm(**{**HEADS, **job.get("toy", {})})
+    tokens = torch.arange(12)[None]
+    hooks = Hooks(
+        evaluate=lambda: {"mean": float(algorithm.model.logits(algorithm.model(tokens, Layout.packed([5, 7]))).double().square().mean())},
+        samples=lambda: [{"prompt": "p", "answer": str(int(algorithm.model.logits(algorithm.model(tokens))[0, -1].argmax()))}],
+    )
+    disturb(job, algorithm)
+    with first_gradients(folder):
+        result = fit(algorithm, toy_config(**job.get("config", {})), folder, seed=7, hooks=hooks)
+    if distributed.is_main():
+        save_file({name: tensor.detach().clone() for name, tensor in algorithm.model.state_dict().items()}, folder / "weights.safetensors")
+    return {"steps": result.steps, "loss": result.loss, "evaluation": result.evaluation}
+
+
+def main() -> None:
+    """All jobs of the plan; an error that Luyện raises on purpose is the job's result."""
+    torch.set_num_threads(1)
+    for job in json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")):
+        with interrupt.listening():
+            try:
+                result = work(job)
+            except LuyenError as error:
+                result = {"error": f"{type(error).__name__}: {error}", "exit_code": error.exit_code}
+                if job.get("fatal"):
+                    print(f"rank {distributed.rank()}: {result['error']}", file=sys.stderr, flush=True)
+                    sys.exit(error.exit_code)
+        name = "result.json" if distributed.is_main() else f"result-{distributed.rank()}.json"
+        (Path(job["folder"]) / name).write_text(json.dumps(result), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
