@@ -52,6 +52,8 @@ class Hooks:
     """Measures the model as it is now; becomes a row of metrics.jsonl."""
     samples: Callable[[], Iterable[Mapping[str, str]]] | None = None
     """Texts of the model as it is now; become rows of samples.jsonl."""
+    rate: float | None = None
+    """Operations a second of a large matrix product on the device; with it timings.jsonl says how much of it a step used."""
 
 
 @dataclass(frozen=True)
@@ -73,3 +75,7 @@ class TrainResult:
     """Most memory held by this process (or its GPU)."""
     joules: float | None
     """Energy, None where it cannot be measured."""
+    ended: str = "steps"
+    """Why the run ended: steps, tokens, time, plateau."""
+    alarms: int = 0
+    """How often a jump of the loss or the gradient's norm was told."""

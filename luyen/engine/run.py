@@ -20,12 +20,13 @@ from luyen.core.errors import ConfigError, DataError, Interrupted, NonFinite
 from luyen.core.random_state import random_state, restore_random_state, seed_everything
 from luyen.core.seed import derive
 from luyen.core.storage import storage_errors
-from luyen.engine import checkpoint, memory, optim, schedule
+from luyen.engine import checkpoint, memory, optim, schedule, stops
 from luyen.engine.algorithm import Algorithm, Batch, Hooks, TrainResult
 from luyen.engine.config import TrainConfig
 from luyen.engine.energy import EnergyMeter
 from luyen.engine.logs import LineLog
 from luyen.engine.precision import LossScale, autocast
+from luyen.engine.watch import Watch
 
 NAMED_SAMPLES = 16
 """Sample ids in an error message; the log's row has all."""
@@ -43,6 +44,11 @@ class Done:
     evaluated: int = -1
     """Step of the last evaluation that is in the log."""
     evaluation: dict[str, float] = field(default_factory=dict)
+    best: float | None = None
+    """Best held-out figure so far, and how many evaluations came after it."""
+    stale: int = 0
+    alarms: dict[str, Any] = field(default_factory=dict)
+    """What the alarms compare the next steps with."""
 
 
 class Run:
@@ -61,15 +67,16 @@ class Run:
         """Step of the newest checkpoint, and of the last evaluation that it holds."""
         self.frozen: str | None = None
         lengths, self.seconds_before, self.joules_before = self._resume()
-        self.metrics, self.timings, self.samples = (
-            LineLog(folder / f"{name}.jsonl", lengths.get(name, 0)) for name in ("metrics", "timings", "samples")
-        )
+        self.watch = Watch(self.model, config, folder, self.device, hooks.rate)
+        self.watch.open(self.done.step, lengths, self.done.alarms)
+        self.metrics, self.samples = (LineLog(folder / f"{name}.jsonl", lengths.get(name, 0)) for name in ("metrics", "samples"))
         self.started = time.perf_counter()
         self.energy = EnergyMeter(self.device)
         self.step_seconds, self.step_tokens = math.nan, 0
+        self.ended = self._reason()
         self.model.train()
 
-    def _resume(self) -> tuple[Mapping[str, int], float, float | None]:
+    def _resume(self) -> tuple[Mapping[str, Any], float, float | None]:
         """Load the newest valid checkpoint, if any. Returns log lengths, seconds and joules spent before."""
         with storage_errors(self.checkpoints):
             self.checkpoints.mkdir(parents=True, exist_ok=True)
@@ -104,31 +111,35 @@ class Run:
             )
 
     def _identity(self) -> dict[str, Any]:
-        """What must be the same in all parts of a run; where it runs and how often it saves may change."""
+        """What must be the same in all parts of a run; where it runs, how often it saves, what is watched and when it ends may change."""
         flat: dict[str, Any] = {"seed": self.seed}
         for key, value in configs.dump(self.config).items():
             if isinstance(value, dict):
                 flat |= {f"{key}.{inner}": setting for inner, setting in value.items()}
             else:
                 flat[key] = value
-        return {key: value for key, value in flat.items() if key != "device" and not key.startswith("checkpoint.")}
+        return {key: value for key, value in flat.items() if key != "device" and not key.startswith(("checkpoint.", "watch."))}
 
     def update(self, stream: Iterator[tuple[Any, dict[str, Any]]]) -> None:
         """One step: forward and backward of every micro-batch, one update of the weights, one row of the log.
 
         Raises NonFinite before the update when the loss or the gradient is not finite; weights and optimizer are unchanged then.
         """
-        started = time.perf_counter()
-        pulled = [next(stream) for _ in range(self.config.accumulation)]
+        self.watch.begin(self.done.step + 1)
+        part = self.watch.clock.part
+        with part("data"):
+            pulled = [next(stream) for _ in range(self.config.accumulation)]
         batches = [batch for batch, _ in pulled]
         loss, metrics = self._backward(batches)
-        norm = self._clip()
+        with part("update"):
+            norm = self._clip()
         row: dict[str, Any] = {"step": self.done.step + 1, "loss": loss}
         rate = self.config.optimizer.learning_rate * schedule.factor(self.config.schedule, self.done.step, self.config.steps)
         if math.isfinite(loss) and math.isfinite(norm):
-            optim.set_learning_rate(self.optimizers, rate)
-            for optimizer in self.optimizers:
-                optimizer.step()
+            with part("update"):
+                optim.set_learning_rate(self.optimizers, rate)
+                for optimizer in self.optimizers:
+                    optimizer.step()
             self.scale.updated()
             row |= {"learning_rate": rate, "gradient_norm": norm}
         elif math.isfinite(loss) and self.scale.overflowed():
@@ -141,11 +152,11 @@ class Run:
         self.done.tokens += self.step_tokens
         self.done.targets += sum(batch.num_targets for batch in batches)
         self.done.loss, self.done.stream = loss, pulled[-1][1]
-        self.metrics.append({**row, "tokens": self.done.tokens, "targets": self.done.targets, **metrics})
-        self.step_seconds = time.perf_counter() - started
-        speed = self.step_tokens / self.step_seconds
-        self.timings.append({"step": self.done.step, "seconds": round(self.step_seconds, 6), "tokens_per_second": round(speed, 1)})
+        row |= {"tokens": self.done.tokens, "targets": self.done.targets, **metrics, **self.watch.judge(row)}
+        self.metrics.append(row)
+        self.step_seconds = self.watch.end(row, self.step_tokens, batches)
         self.energy.sample()
+        self.ended = self._reason()
 
     def _backward(self, batches: list[Batch]) -> tuple[float, dict[str, float]]:
         """Add up the gradient of all micro-batches over their common count. Returns the mean loss and the other means."""
@@ -154,17 +165,22 @@ class Run:
             raise DataError(f"step {self.done.step + 1} trains on nothing", found=f"no targets in {_names(batches)}")
         totals: list[Tensor] = []
         sums: dict[str, tuple[Tensor | float, float]] = {}
+        part = self.watch.clock.part
         for batch in batches:
-            with autocast(self.device, self.dtype):
-                loss = self.algorithm.loss(batch.to(self.device))
+            with part("data"):
+                here = batch.to(self.device)
+            with part("forward"), autocast(self.device, self.dtype):
+                loss = self.algorithm.loss(here)
             assert loss.count == batch.num_targets, f"the loss counts {loss.count} items, its batch {batch.num_targets}"
-            (loss.total * (self.scale.scale / count)).backward()  # type: ignore[no-untyped-call]
+            with part("backward"):
+                (loss.total * (self.scale.scale / count)).backward()  # type: ignore[no-untyped-call]
             totals.append(loss.total.detach())
             for name, (total, items) in loss.metrics.items():
                 before = sums.get(name, (0.0, 0.0))
                 sums[name] = (before[0] + total, before[1] + items)
-        means = {name: float(total) / items for name, (total, items) in sums.items() if items}
-        return sum(torch.stack(totals).tolist()) / count, means
+        with part("wait"):
+            means = {name: float(total) / items for name, (total, items) in sums.items() if items}
+            return sum(torch.stack(totals).tolist()) / count, means
 
     def _clip(self) -> float:
         """Undo the loss scale and limit the norm of the whole gradient. Returns the norm before that."""
@@ -190,16 +206,27 @@ class Run:
             "Look at these samples, or lower train.optimizer.learning_rate"
         )
 
+    def _reason(self) -> str:
+        done, seconds = self.done, self.seconds_before + time.perf_counter() - self.started
+        why = stops.reason(self.config, step=done.step, tokens=done.tokens, seconds=seconds, stale=done.stale)
+        if why not in ("", "steps"):
+            progress.say(stops.told(self.config, why, done.step))
+        return why
+
+    def finished(self) -> bool:
+        """Whether the run is over: its steps are done, or something ended it before them."""
+        return bool(self.ended)
+
     def evaluate_if_due(self) -> None:
         """Measure the model before the first step, every `evaluate_every` steps and after the last; changes nothing in the run."""
         step, every = self.done.step, self.config.evaluate_every
-        due = step in (0, self.config.steps) or (every > 0 and step % every == 0)
+        due = step == 0 or self.finished() or (every > 0 and step % every == 0)
         if not due or self.done.evaluated == step:
             return
         before = random_state()
         self.model.eval()
         try:
-            with torch.no_grad():
+            with torch.no_grad(), self.watch.apart("evaluate", step):
                 measured = dict(self.hooks.evaluate()) if self.hooks.evaluate else {}
                 texts = list(self.hooks.samples()) if self.hooks.samples else []
         except Interrupted:
@@ -212,12 +239,15 @@ class Run:
             self.metrics.append({"step": step, **measured})
         for text in texts:
             self.samples.append({"step": step, **text})
+        self.watch.evaluated(step, measured)
+        self.done.best, self.done.stale = stops.improved(self.config, self.done.best, self.done.stale, measured)
         self.done.evaluated, self.done.evaluation = step, measured
+        self.ended = self.ended or self._reason()
 
     def save_if_due(self) -> None:
         """Save every `checkpoint.every_steps` steps and after the last."""
         step = self.done.step
-        if step and (step % self.config.checkpoint.every_steps == 0 or step == self.config.steps):
+        if step and (step % self.config.checkpoint.every_steps == 0 or self.finished()):
             self.save()
 
     def save(self) -> None:
@@ -227,9 +257,9 @@ class Run:
         """
         if self.saved == (self.done.step, self.done.evaluated):
             return
-        logs = (self.metrics, self.samples, self.timings)
-        for log in logs:
+        for log in (self.metrics, self.samples):
             log.sync()
+        self.done.alarms = self.watch.state()
         state = {
             "step": self.done.step,
             "done": {**dataclasses.asdict(self.done), "loss": repr(self.done.loss)},
@@ -241,8 +271,9 @@ class Run:
             **({} if self.frozen is None else {"frozen": self.frozen}),
         }
         seconds, joules = self._spent()
-        timing = {"seconds": seconds, "joules": joules, "logs": {"timings": self.timings.length}}
-        checkpoint.save(self.checkpoints, self.model, self.optimizers, state, timing)
+        timing = {"seconds": seconds, "joules": joules, "logs": self.watch.lengths()}
+        with self.watch.apart("save", self.done.step):
+            checkpoint.save(self.checkpoints, self.model, self.optimizers, state, timing)
         self.saved = (self.done.step, self.done.evaluated)
         checkpoint.retain(self.checkpoints, self.config.checkpoint.keep_last)
 
@@ -261,11 +292,14 @@ class Run:
         done = self.done
         seconds, joules = self._spent()
         peak = memory.peak_bytes(self.device)
-        return TrainResult(done.step, done.tokens, done.targets, done.loss, done.evaluation, seconds, peak, joules)
+        return TrainResult(
+            done.step, done.tokens, done.targets, done.loss, done.evaluation, seconds, peak, joules,
+            ended=self.ended, alarms=self.watch.alarms.alarms,
+        )  # fmt: skip
 
     def close(self) -> None:
         """Close the logs."""
-        for log in (self.metrics, self.timings, self.samples):
+        for log in (self.metrics, self.samples, self.watch):
             log.close()
 
 

@@ -22,7 +22,7 @@ __all__ = ["Algorithm", "Batch", "Hooks", "TrainConfig", "TrainResult", "fit"]
 
 
 def fit(algorithm: Algorithm, config: TrainConfig, folder: Path, *, seed: int = 0, hooks: Hooks | None = None) -> TrainResult:
-    """Train `algorithm.model` in place, in `folder`: checkpoints/, metrics.jsonl, timings.jsonl, samples.jsonl.
+    """Train `algorithm.model` in place, in `folder`: checkpoints/, metrics.jsonl, timings.jsonl, samples.jsonl, tensorboard/.
 
     Continues what an earlier call left there; the caller gives an equal model, stream, config and seed. Raises Interrupted after
     saving when a signal asked to stop, NonFinite before an update that is not finite, StorageError when the disk is full,
@@ -39,7 +39,7 @@ def fit(algorithm: Algorithm, config: TrainConfig, folder: Path, *, seed: int = 
         while True:
             run.evaluate_if_due()
             run.save_if_due()
-            if run.done.step == config.steps:
+            if run.finished():
                 return run.result()
             run.update(stream)
             task.advance()

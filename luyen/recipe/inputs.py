@@ -14,7 +14,8 @@ from luyen.core.hub import has_hub_form
 from luyen.recipe.graph import Plan, input_values
 from luyen.tokenizer.templates import JINJA_FILE
 
-MAY_CHANGE = ("train.checkpoint", "train.device", "device", "batch_size", "processes")
+WATCHING = tuple(f"train.watch.{key}" for key in ("trackers", "project", "profile", "synchronise"))
+MAY_CHANGE = ("train.checkpoint", "train.device", *WATCHING, "device", "batch_size", "processes")
 """Keys that decide how work is done and not what comes of it; a change of them does not make a stage out of date."""
 TEMPLATE_FILES = (".yaml", ".yml", JINJA_FILE)
 """Endings of a `template` that is a file: of questions, or of a chat."""

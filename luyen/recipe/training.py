@@ -81,10 +81,11 @@ def train_stage(
     if on_gpu:
         reset_peak(pick_device(config.device))  # the process' own is counted from the stage's start
     memory = estimate.bytes + (0 if on_gpu else LIBRARIES_BYTES + FIRST_STEP_BYTES)
-    said = {"seconds": round(estimate.seconds(training_rate(config)), 3), "bytes": memory}
+    rate = training_rate(config)
+    said = {"seconds": round(estimate.seconds(rate), 3), "bytes": memory}
     stage.facts.setdefault("estimate", said)  # one made before the whole run is what its user was told
     seed_everything(derive(stage.seed, "loop"))
-    result = fit(algorithm, config, stage.folder, seed=stage.seed, hooks=hooks)
+    result = fit(algorithm, config, stage.folder, seed=stage.seed, hooks=dataclasses.replace(hooks, rate=rate.operations))
     stage.metrics.update(dataclasses.asdict(result))
     stage.facts.update(tokens=result.tokens, joules=result.joules)
     if on_gpu:

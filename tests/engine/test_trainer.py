@@ -45,7 +45,8 @@ def test_the_log_has_a_row_for_every_step_and_no_times(tmp_path):
     assert set(steps[0]) == {"step", "loss", "learning_rate", "gradient_norm", "tokens", "targets"}
     assert [row["step"] for row in rows(tmp_path) if "heldout_bits_per_byte" in row] == [0, 4, 8]
     assert rows(tmp_path, "samples") == [{"step": step, "prompt": "a", "answer": "b"} for step in (0, 4, 8)]
-    assert [set(row) for row in rows(tmp_path, "timings")] == [{"step", "seconds", "tokens_per_second"}] * 8
+    timed = [row for row in rows(tmp_path, "timings") if "seconds" in row]
+    assert [row["step"] for row in timed] == list(range(1, 9))
     assert (result.steps, result.tokens, result.loss) == (8, steps[-1]["tokens"], steps[-1]["loss"])
     assert result.evaluation == {"heldout_bits_per_byte": 2.5} and 0 < result.targets < result.tokens
     assert result.seconds > 0 and result.peak_bytes > 1e6

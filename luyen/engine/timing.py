@@ -1,0 +1,95 @@
+"""Where a step's time goes, and how much of the device's rate it used.
+
+    MFU = operations of the model in a step / (seconds of the step x operations a second of a large matrix product here)
+
+Operations are those of the model's own products, forward and backward, as in Chowdhery et al., 2022, arXiv:2204.02311, appendix B:
+a weight that multiplies costs 2 for a token forward, 2 for the gradient of its input and 2 for its own where it is trained; causal
+attention costs 6 H E len^2 a layer for a sequence of `len`, as half of the square is masked. Recomputed layers and the optimizer's
+own products are not counted: they are what MFU is to show. The rate is a measured one, not a data sheet's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from luyen.models.config import TransformerConfig
+
+PARTS = ("data", "forward", "backward", "update", "communication", "wait", "other")
+"""Of a step, in seconds: getting batches; the loss; its gradient; clipping and optimizer; exchange between processes (0 in one); waiting
+for the device until the loss can be read; everything else. They add up to the step."""
+
+
+class Clock:
+    """Adds up the seconds of a step's parts.
+
+    A GPU works behind the program's back: there forward and backward are the time until all was launched, and what it still had to
+    do then is in `wait`. With `synchronise` the program waits at the end of every part, so that each has its own time and the step is
+    a little slower.
+    """
+
+    def __init__(self, device: torch.device, synchronise: bool = False) -> None:
+        self.device, self.synchronise = device, synchronise and device.type != "cpu"
+        self._seconds = dict.fromkeys(PARTS, 0.0)
+        self._started = time.perf_counter()
+
+    def start(self) -> None:
+        """A step begins."""
+        self._seconds = dict.fromkeys(PARTS, 0.0)
+        self._started = time.perf_counter()
+
+    @contextlib.contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """The time of the block belongs to the part `name`."""
+        started = time.perf_counter()
+        yield
+        if self.synchronise:
+            torch.accelerator.synchronize(self.device)
+        self._seconds[name] += time.perf_counter() - started
+
+    def stop(self) -> dict[str, float]:
+        """The step's seconds as `seconds`, and each part's; `other` is what no part has."""
+        whole = time.perf_counter() - self._started
+        self._seconds["other"] = max(0.0, whole - sum(seconds for name, seconds in self._seconds.items() if name != "other"))
+        return {"seconds": whole, **self._seconds}
+
+
+class OperationCount:
+    """Operations of a model's products for a token, a target and a squared length; without attention for a model that is no Transformer."""
+
+    def __init__(self, model: nn.Module) -> None:
+        head = getattr(model, "head_weight", None)
+        tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+        left_out = tables | {id(head)}
+        self.token = sum(_multiplications(weight) for weight in model.parameters() if weight.ndim > 1 and id(weight) not in left_out)
+        self.target = 0 if head is None else _multiplications(head)
+        config = getattr(model, "config", None)
+        self.square = 6 * config.num_layers * config.num_heads * config.head_dim if isinstance(config, TransformerConfig) else 0
+
+    def of(self, batches: Iterable[Any]) -> float:
+        """Operations for these batches; lengths are taken from those that are packed (`lengths`)."""
+        return float(
+            sum(
+                self.token * batch.tokens_T.numel()
+                + self.target * batch.num_targets
+                + self.square * sum(length**2 for length in getattr(batch, "lengths", ()))
+                for batch in batches
+            )
+        )
+
+
+def _multiplications(weight: torch.Tensor) -> int:
+    return weight.numel() * (6 if weight.requires_grad else 4)
+
+
+def row(seconds: Mapping[str, float], tokens: int, operations: float, rate: float | None, peak_bytes: int) -> dict[str, float]:
+    """A step's row of timings.jsonl without its number: parts, `tokens_per_second`, `mfu` where the rate is known, `peak_bytes`."""
+    whole = seconds["seconds"]
+    used = {} if rate is None else {"mfu": round(operations / (whole * rate), 4)}
+    parts = {name: round(value, 6) for name, value in seconds.items()}
+    return {**parts, "tokens_per_second": round(tokens / whole, 1), **used, "peak_bytes": peak_bytes}

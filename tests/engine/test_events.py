@@ -1,0 +1,158 @@
+"""TensorBoard's files: the bytes of the format, what its own reader makes of them, and no step twice after a kill."""
+
+import json
+import struct
+
+import pytest
+from training_toys import toy_algorithm, toy_config
+
+from luyen.core import progress
+from luyen.core.errors import StorageError
+from luyen.engine.events import EventLog, crc32c, event, record
+from luyen.engine.trainer import Hooks, fit
+
+
+def records(path):
+    """Events of a file as {"step", tag: value, ...}, every checksum checked, by this test's own reading of the format."""
+    data, found = path.read_bytes(), []
+    while data:
+        (length,) = struct.unpack("<Q", data[:8])
+        for content, mark in ((data[:8], data[8:12]), (data[12 : 12 + length], data[12 + length : 16 + length])):
+            crc = crc32c(content)
+            assert struct.unpack("<I", mark)[0] == ((crc >> 15 | (crc << 17) & 0xFFFFFFFF) + 0xA282EAD8) % 2**32
+        found.append(decode(data[12 : 12 + length]))
+        data = data[16 + length :]
+    return found
+
+
+def fields(message):
+    """(number, value) of a protocol buffer."""
+
+    def varint(at):
+        value = shift = 0
+        while True:
+            byte = message[at]
+            value, shift, at = value | (byte & 127) << shift, shift + 7, at + 1
+            if byte < 128:
+                return value, at
+
+    at = 0
+    while at < len(message):
+        key, at = varint(at)
+        if key & 7 == 0:
+            value, at = varint(at)
+        else:
+            size, at = {1: (8, at), 5: (4, at)}.get(key & 7) or varint(at)
+            value, at = message[at : at + size], at + size
+        yield key >> 3, value
+
+
+def decode(message):
+    found = {}
+    for number, value in fields(message):
+        if number == 2:
+            found["step"] = value
+        elif number == 3:
+            found["version"] = value.decode()
+        elif number == 5:
+            for _, scalar in fields(value):
+                inner = dict(fields(scalar))
+                found[inner[1].decode()] = struct.unpack("<f", inner[2])[0]
+        elif number == 7:
+            found["restarts"] = dict(fields(value)) == {1: 1}
+    return found
+
+
+def files(folder):
+    return sorted((folder / "tensorboard").iterdir())
+
+
+def scalars_of(folder):
+    return [found for path in files(folder) for found in records(path) if "version" not in found and "restarts" not in found]
+
+
+def test_the_checksum_is_the_one_of_rfc_3720():
+    assert crc32c(b"123456789") == 0xE3069283
+    assert crc32c(bytes(32)) == 0x8A9136AA and crc32c(b"\xff" * 32) == 0x62A8AB43
+
+
+def test_a_record_is_byte_for_byte_what_tensorboard_writes():
+    """From tensorboard 2.21: RecordWriter over Event(wall_time=1.5, step=300, summary=[train/loss 2.5])."""
+    message = event(1.5, 300, values={"train/loss": 2.5})
+    assert message.hex() == "09000000000000f83f10ac022a130a110a0a747261696e2f6c6f73731500002040"
+    assert record(message).hex() == "2100000000000000017becf6" + message.hex() + "b4ca3a3b"
+
+
+def test_every_figure_of_a_run_is_there_once(tmp_path):
+    hooks = Hooks(evaluate=lambda: {"heldout_bits_per_byte": 2.5})
+    fit(toy_algorithm(), toy_config(evaluate_every=4), tmp_path, hooks=hooks)
+    (path,) = files(tmp_path)
+    assert path.name == "events.out.tfevents.000001.luyen" and records(path)[0]["version"] == "brain.Event:2"
+    logged = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    for tag, name in [
+        ("train/loss", "loss"),
+        ("train/gradient_norm", "gradient_norm"),
+        ("evaluation/heldout_bits_per_byte", "heldout_bits_per_byte"),
+    ]:
+        expected = [(row["step"], pytest.approx(row[name], rel=1e-6)) for row in logged if name in row]
+        assert [(found["step"], found[tag]) for found in scalars_of(tmp_path) if tag in found] == expected and expected
+    assert sum("time/forward" in found for found in scalars_of(tmp_path)) == 8
+    assert [found["step"] for found in scalars_of(tmp_path) if "time/save" in found] == [8]
+
+
+def broken(algorithm, after):
+    plain = algorithm.batches
+
+    def batches(state):
+        for number, item in enumerate(plain(state)):
+            if number == after:
+                raise RuntimeError("power cut")
+            yield item
+
+    algorithm.batches = batches
+    return algorithm
+
+
+def test_after_kills_no_step_is_there_twice_and_none_is_missing(tmp_path):
+    config = toy_config(steps=12, checkpoint={"every_steps": 4})
+    for after in (3, 6, 3, 2):  # dies in step 4, 7, 8, 7
+        with pytest.raises(RuntimeError):
+            fit(broken(toy_algorithm(), after), config, tmp_path)
+        (tmp_path / "tensorboard" / "mine.txt").write_text("stays")
+    fit(toy_algorithm(), config, tmp_path)
+    (tmp_path / "tensorboard" / "mine.txt").unlink()
+    assert [found["step"] for found in scalars_of(tmp_path) if "train/loss" in found] == list(range(1, 13))
+    assert [path.name for path in files(tmp_path)] == [f"events.out.tfevents.{number:06d}.luyen" for number in (2, 5)]
+    assert [found for found in records(files(tmp_path)[1])[:2]] == [{"step": 0, "version": "brain.Event:2"}, {"step": 5, "restarts": True}]
+
+
+def test_a_missing_file_is_said_and_nothing_is_written_before_the_first_figure(tmp_path, capsys):
+    progress.use(progress.Plain())
+    log = EventLog(tmp_path / "events", 4, {"file": 3, "bytes": 100})
+    assert "has 0 bytes, the checkpoint was made when it had 100: earlier scalars are lost" in capsys.readouterr().out
+    assert not (tmp_path / "events").exists() and log.position() == {"file": 3, "bytes": 100}
+    log.add(5, {"x": 1.0})
+    log.close()
+    assert [path.name for path in (tmp_path / "events").iterdir()] == ["events.out.tfevents.000004.luyen"]
+
+
+def test_a_full_disk_is_said(tmp_path):
+    log = EventLog(tmp_path)
+    log._file = open("/dev/full", "wb", buffering=0)  # noqa: SIM115 (closed by close)
+    with pytest.raises(StorageError, match="No space left"):
+        log.add(1, {"x": 1.0})
+    log.close()
+
+
+def test_tensorboard_reads_it(tmp_path):
+    reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    config = toy_config(steps=6, checkpoint={"every_steps": 2})
+    with pytest.raises(RuntimeError):
+        fit(broken(toy_algorithm(), 3), config, tmp_path)
+    fit(toy_algorithm(), config, tmp_path)
+    found = reader.EventAccumulator(str(tmp_path / "tensorboard"), size_guidance={"scalars": 0})
+    found.Reload()
+    logged = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [(item.step, pytest.approx(item.value)) for item in found.Scalars("train/loss")] == [
+        (row["step"], row["loss"]) for row in logged
+    ]
