@@ -30,6 +30,8 @@ class OptimizerConfig(Config):
     """sgd: look one step ahead along the momentum, as muon always does."""
     clip_norm: float = Field(default=1.0, gt=0)
     """Largest norm of the whole gradient; larger ones are scaled down to it."""
+    ema_decay: float | None = Field(default=None, gt=0, lt=1)
+    """Evaluate and keep as the model the exponential average of the weights after each update, which forgets with this; empty: none."""
 
 
 class ScheduleConfig(Config):
@@ -59,6 +61,8 @@ class CheckpointConfig(Config):
     """Steps between two checkpoints; the last step and a stop by a signal save one too."""
     keep_last: int = Field(default=2, ge=1)
     """Valid checkpoints to keep."""
+    average_last: int = Field(default=1, ge=1)
+    """The model at the end is the mean of the weights after the last step and at so many checkpoints less one before it; 1: no mean."""
 
 
 class ParallelConfig(Config):
@@ -141,8 +145,24 @@ class TrainConfig(Config):
             raise ValueError("schedule.final_fraction is 0, and nothing rises exponentially from 0")
         if self.schedule.warmup_steps is not None and self.schedule.warmup_steps > self.steps:
             raise ValueError(f"schedule.warmup_steps {self.schedule.warmup_steps} is more than the {self.steps} steps")
+        if self.checkpoint.average_last > 1:
+            self._check_average()
         if self.watch.profiled and self.watch.profiled[1] > self.steps:
             raise ValueError(f"watch.profile {self.watch.profile} goes beyond the {self.steps} steps")
         if self.watch.patience is not None and not self.evaluate_every:
             raise ValueError("watch.patience counts evaluations, and evaluate_every is 0")
         return self
+
+    def _check_average(self) -> None:
+        saving = self.checkpoint
+        if self.optimizer.ema_decay is not None:
+            raise ValueError(f"optimizer.ema_decay and checkpoint.average_last {saving.average_last} are two averages; take one")
+        if (saving.average_last - 1) * saving.every_steps >= self.steps:
+            raise ValueError(
+                f"checkpoint.average_last {saving.average_last} needs more checkpoints than every_steps {saving.every_steps} makes "
+                f"in {self.steps} steps"
+            )
+        if self.watch.patience is not None:
+            raise ValueError(
+                f"watch.patience judges the weights at each evaluation, checkpoint.average_last {saving.average_last} makes others"
+            )

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
 from luyen.core.errors import ConfigError
+from luyen.engine import average
 from luyen.engine.adafactor import Adafactor
 from luyen.engine.config import OptimizerConfig
 from luyen.engine.eight_bit import adamw8bit
@@ -31,6 +32,8 @@ NEWTON_SCHULZ_STEPS = 5
 
 def build(model: nn.Module, config: OptimizerConfig) -> list[Optimizer]:
     """The optimizers of a model's trainable parameters; their rates are set by `set_learning_rate` before every update.
+
+    With `ema_decay` every update also updates the average of the weights, in the optimizers' state.
 
     Muon is for linear maps between hidden states: matrices inside the model's lists of layers. An untied head maps to tokens and
     stays with AdamW, as everything that does not decay does beside adamw8bit. Raises ConfigError when Muon has nothing to do or
@@ -51,6 +54,8 @@ def build(model: nn.Module, config: OptimizerConfig) -> list[Optimizer]:
         groups = _groups(hidden + matrices, plain, decay)
     if groups:
         optimizers.insert(0, _whole(groups, config))
+    if config.ema_decay is not None:
+        average.follow(optimizers, config.ema_decay)
     return optimizers
 
 
