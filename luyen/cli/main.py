@@ -9,10 +9,12 @@ import sys
 import click
 
 from luyen import __version__
+from luyen.core import distributed
 from luyen.core.errors import LuyenError, nearest
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "run": ("luyen.cli.run", "Run a recipe; `luyen run quickstart` is the one to begin with."),
+    "plan": ("luyen.cli.plan", "Say what a recipe takes, here and on rented devices, before it runs."),
     "chat": ("luyen.cli.chat", "Talk to a model; without arguments, to the last run's."),
     "inspect": ("luyen.cli.inspect", "Show which tokens of a data set are trained on, before training."),
     "crawl": ("luyen.cli.verb", "Fetch web pages politely, with provenance."),
@@ -75,7 +77,8 @@ def main() -> None:
         error.show()
         sys.exit(error.exit_code)
     except LuyenError as error:
-        print(f"luyen: {error}", file=sys.stderr)
+        who = "" if distributed.is_main() else f"rank {distributed.rank()}: "
+        print(f"luyen: {who}{error}", file=sys.stderr)
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, click.Abort):
         print("luyen: stopped", file=sys.stderr)

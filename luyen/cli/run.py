@@ -10,7 +10,7 @@ import click
 
 from luyen.cli.arguments import one_word, plain_command, program, runs_folder, split_words, warn, working
 from luyen.cli.unfinished import told_on_stop
-from luyen.core import progress
+from luyen.core import distributed, progress
 from luyen.core.errors import Interrupted, LuyenError, NonFinite
 from luyen.recipe.graph import Plan, find_recipe, plan
 from luyen.recipe.inputs import check_inputs
@@ -47,6 +47,9 @@ def _run(words: tuple[str, ...], budget: str | None, out: str | None, dry_run: b
 def _run_plan(made: Plan, folder: Path, dry_run: bool) -> None:
     from luyen.recipe.run import run
 
+    if not distributed.is_main():
+        run(made, folder)
+        return
     title = f"{made.name}{f', budget {made.budget}' if made.budget else ''}"
     progress.say(f"{title}: {made.about}" if made.about else title)
     check_inputs(made, folder)

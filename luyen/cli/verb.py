@@ -12,7 +12,7 @@ import click
 from luyen.cli.arguments import field_help, only_settings, plain_command, program, runs_folder, working
 from luyen.cli.run import foretell
 from luyen.cli.unfinished import told_on_stop
-from luyen.core import progress
+from luyen.core import distributed, progress
 from luyen.core.config import Config, dump, load, merge, read_yaml
 from luyen.core.errors import ConfigError, LuyenError
 from luyen.recipe.graph import Plan, StagePlan
@@ -42,6 +42,9 @@ def command(verb: str) -> click.Command:
             stage = StagePlan(verb, verb, checked, ())
             resolved = {"version": 1, "name": verb, "seed": seed, "stages": {verb: {"do": verb, **dump(checked)}}}
             made = Plan(verb, VERBS[verb].help, int(seed or 0), "", (stage,), resolved)
+            if not distributed.is_main():
+                run(made, folder)
+                return
             check_inputs(made, folder)
             expected = foretell(made, folder) if VERBS[verb].kind in NEED_TORCH else {}
             with told_on_stop(folder):

@@ -11,6 +11,8 @@ import time
 from collections.abc import Iterator
 from typing import Any, Protocol
 
+from luyen.core import distributed
+
 PLAIN_INTERVAL_SECONDS = 10.0
 
 
@@ -130,7 +132,9 @@ def use(display: Display) -> None:
 
 
 def automatic() -> Display:
-    """Bars when stdout is a terminal, plain lines elsewhere."""
+    """Bars when stdout is a terminal, plain lines elsewhere; of several processes of a run only the main one speaks."""
+    if not distributed.is_main():
+        return _Silent()
     return Terminal() if sys.stdout.isatty() else Plain()
 
 

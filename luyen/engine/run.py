@@ -14,17 +14,20 @@ import torch
 from torch import Tensor
 
 from luyen.core import config as configs
-from luyen.core import progress
-from luyen.core.device import pick_device, pick_dtype
+from luyen.core import distributed, progress
+from luyen.core.device import pick_dtype
 from luyen.core.errors import ConfigError, DataError, Interrupted, NonFinite
 from luyen.core.random_state import random_state, restore_random_state, seed_everything
 from luyen.core.seed import derive
 from luyen.core.storage import storage_errors
 from luyen.engine import checkpoint, memory, optim, schedule, stops
 from luyen.engine.algorithm import Algorithm, Batch, Hooks, TrainResult
+from luyen.engine.average import Averaging
 from luyen.engine.config import TrainConfig
 from luyen.engine.energy import EnergyMeter
 from luyen.engine.logs import LineLog
+from luyen.engine.parallel.plan import Parallel
+from luyen.engine.parallel.tensors import local
 from luyen.engine.precision import LossScale, autocast
 from luyen.engine.watch import Watch
 
@@ -56,10 +59,12 @@ class Run:
 
     def __init__(self, algorithm: Algorithm, config: TrainConfig, folder: Path, seed: int, hooks: Hooks) -> None:
         self.algorithm, self.config, self.hooks, self.seed = algorithm, config, hooks, seed
-        self.device = pick_device(config.device)
+        self.parallel = Parallel(config)
+        self.device = self.parallel.device
         self.dtype = pick_dtype(config.precision, self.device)
-        self.model = algorithm.model.to(self.device)
-        self.optimizers = optim.build(self.model, config.optimizer)
+        self.model = self.parallel.place(algorithm.model)
+        self.optimizers = self.parallel.optimizers(optim.build(self.model, config.optimizer))
+        self.averaging = Averaging(self.model, self.optimizers, config, folder / "checkpoints")
         self.scale = LossScale.for_dtype(self.dtype)
         self.checkpoints = folder / "checkpoints"
         self.done = Done()
@@ -81,7 +86,7 @@ class Run:
         with storage_errors(self.checkpoints):
             self.checkpoints.mkdir(parents=True, exist_ok=True)
         checkpoint.clean(self.checkpoints)
-        found = checkpoint.newest_valid(self.checkpoints)
+        found = checkpoint.newest_of_main(self.checkpoints)
         if found is None:
             seed_everything(derive(self.seed, "training"))
             self.frozen = checkpoint.frozen_fingerprint(self.model)
@@ -104,11 +109,12 @@ class Run:
                 f"{found.folder.parent} holds checkpoints of another config: {key}", found=f"{before.get(key)} there",
                 expected=f"{now.get(key)}", fix="Put the config back, or start anew in another folder.",
             )  # fmt: skip
-        if found.state["threads"] != torch.get_num_threads():
-            progress.say(
-                f"the checkpoint was made with {found.state['threads']} threads, now there are {torch.get_num_threads()}: "
-                "sums are rounded differently, so the result will differ in the last bits"
-            )
+        for what, number in {"threads": torch.get_num_threads(), "processes": distributed.ranks()}.items():
+            if (earlier := found.state.get(what, 1)) != number:
+                progress.say(
+                    f"the checkpoint was made with {earlier} {what}, now there are {number}: "
+                    "sums are rounded differently, so the result will differ in the last bits"
+                )
 
     def _identity(self) -> dict[str, Any]:
         """What must be the same in all parts of a run; where it runs, how often it saves, what is watched and when it ends may change."""
@@ -118,7 +124,7 @@ class Run:
                 flat |= {f"{key}.{inner}": setting for inner, setting in value.items()}
             else:
                 flat[key] = value
-        return {key: value for key, value in flat.items() if key != "device" and not key.startswith(("checkpoint.", "watch."))}
+        return {key: value for key, value in flat.items() if key != "device" and not key.startswith(("checkpoint.", "watch.", "parallel."))}
 
     def update(self, stream: Iterator[tuple[Any, dict[str, Any]]]) -> None:
         """One step: forward and backward of every micro-batch, one update of the weights, one row of the log.
@@ -166,7 +172,7 @@ class Run:
         totals: list[Tensor] = []
         sums: dict[str, tuple[Tensor | float, float]] = {}
         part = self.watch.clock.part
-        for batch in batches:
+        for batch in self.parallel.share(batches):
             with part("data"):
                 here = batch.to(self.device)
             with part("forward"), autocast(self.device, self.dtype):
@@ -178,23 +184,26 @@ class Run:
             for name, (total, items) in loss.metrics.items():
                 before = sums.get(name, (0.0, 0.0))
                 sums[name] = (before[0] + total, before[1] + items)
+        with part("communication"):
+            self.parallel.add_up(self.model)
         with part("wait"):
-            means = {name: float(total) / items for name, (total, items) in sums.items() if items}
-            return sum(torch.stack(totals).tolist()) / count, means
+            own = {name: (float(total), items) for name, (total, items) in sums.items()}
+            total, sums = self.parallel.totals(sum(torch.stack(totals).tolist()), own)
+            return total / count, {name: float(part_sum) / items for name, (part_sum, items) in sums.items() if items}
 
     def _clip(self) -> float:
         """Undo the loss scale and limit the norm of the whole gradient. Returns the norm before that."""
         gradients = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
-        norm = float(torch.nn.utils.get_total_norm(gradients, foreach=True)) / self.scale.scale
+        norm = self.parallel.norm(gradients) / self.scale.scale
         factor = min(1.0, self.config.optimizer.clip_norm / (norm + 1e-6)) / self.scale.scale
         if factor != 1.0 and math.isfinite(norm):
-            torch._foreach_mul_(gradients, factor)
+            torch._foreach_mul_([local(gradient) for gradient in gradients], factor)
         return norm
 
     def _stop_not_finite(self, row: dict[str, Any], norm: float, batches: list[Batch]) -> None:
         what = f"loss is {row['loss']}"
         if math.isfinite(row["loss"]):
-            bad = [name for name, p in self.model.named_parameters() if p.grad is not None and not bool(p.grad.isfinite().all())]
+            bad = [name for name, p in self.model.named_parameters() if p.grad is not None and not bool(local(p.grad).isfinite().all())]
             what = f"gradient of {', '.join(bad[:3]) or 'all parameters together'} is not finite"
         self.model.zero_grad(set_to_none=True)
         samples = [identifier for batch in batches for identifier in batch.sample_ids]
@@ -208,6 +217,8 @@ class Run:
 
     def _reason(self) -> str:
         done, seconds = self.done, self.seconds_before + time.perf_counter() - self.started
+        if self.config.watch.stop_hours is not None:
+            seconds = self.parallel.all_say(seconds)[0]  # all stop at the same step, by the main process' clock
         why = stops.reason(self.config, step=done.step, tokens=done.tokens, seconds=seconds, stale=done.stale)
         if why not in ("", "steps"):
             progress.say(stops.told(self.config, why, done.step))
@@ -226,7 +237,12 @@ class Run:
         before = random_state()
         self.model.eval()
         try:
-            with torch.no_grad(), self.watch.apart("evaluate", step):
+            with (
+                torch.no_grad(),
+                self.parallel.together(self.model),
+                self.watch.apart("evaluate", step),
+                self.averaging.used(step, self.finished()),
+            ):
                 measured = dict(self.hooks.evaluate()) if self.hooks.evaluate else {}
                 texts = list(self.hooks.samples()) if self.hooks.samples else []
         except Interrupted:
@@ -267,6 +283,7 @@ class Run:
             "scale": dataclasses.asdict(self.scale),
             "config": self._identity(),
             "threads": torch.get_num_threads(),
+            "processes": distributed.ranks(),
             "torch": torch.__version__,
             **({} if self.frozen is None else {"frozen": self.frozen}),
         }
@@ -275,10 +292,10 @@ class Run:
         with self.watch.apart("save", self.done.step):
             checkpoint.save(self.checkpoints, self.model, self.optimizers, state, timing)
         self.saved = (self.done.step, self.done.evaluated)
-        checkpoint.retain(self.checkpoints, self.config.checkpoint.keep_last)
+        checkpoint.retain(self.checkpoints, self.config.checkpoint.keep_last, self.averaging.spared(self.done.step))
 
     def _spent(self) -> tuple[float, float | None]:
-        now = self.energy.joules()
+        now = self.energy.joules() if self.parallel.one_meter else None
         joules = None if now is None or self.joules_before is None else self.joules_before + now
         return self.seconds_before + time.perf_counter() - self.started, joules
 
@@ -287,8 +304,10 @@ class Run:
         return f"loss {self.done.loss:.3f}, {self.step_tokens / self.step_seconds:,.0f} tokens/s"
 
     def result(self) -> TrainResult:
-        """What the whole run did."""
+        """What the whole run did; the model then holds the average of its weights, if one was asked for."""
+        self.averaging.finish(self.done.step)
         self.model.eval()
+        self.parallel.release(self.model)
         done = self.done
         seconds, joules = self._spent()
         peak = memory.peak_bytes(self.device)
@@ -296,6 +315,10 @@ class Run:
             done.step, done.tokens, done.targets, done.loss, done.evaluation, seconds, peak, joules,
             ended=self.ended, alarms=self.watch.alarms.alarms,
         )  # fmt: skip
+
+    def requested_stop(self) -> int:
+        """The signal that asked this process, or another of the run, to stop; 0 when none did. All processes answer the same."""
+        return self.parallel.requested_stop()
 
     def close(self) -> None:
         """Close the logs."""

@@ -11,7 +11,8 @@ from __future__ import annotations
 import contextlib
 from pathlib import Path
 
-from luyen.core import interrupt, progress
+from luyen.core import distributed, progress
+from luyen.core.errors import Interrupted
 from luyen.engine.activations import recomputed
 from luyen.engine.algorithm import Algorithm, Batch, Hooks, TrainResult
 from luyen.engine.config import TrainConfig
@@ -26,12 +27,15 @@ def fit(algorithm: Algorithm, config: TrainConfig, folder: Path, *, seed: int = 
 
     Continues what an earlier call left there; the caller gives an equal model, stream, config and seed. Raises Interrupted after
     saving when a signal asked to stop, NonFinite before an update that is not finite, StorageError when the disk is full,
-    ConfigError when the folder's checkpoints are of another config.
+    ConfigError when the folder's checkpoints are of another config. With several processes all call this and the main one writes;
+    where weights are split, only it has them in the end.
     """
     with (
+        distributed.group(config.parallel.timeout_seconds),
+        distributed.own_folder(folder) as own,
         freed_memory_kept(),
         recomputed(algorithm.model, config.activations),
-        contextlib.closing(Run(algorithm, config, folder, seed, hooks or Hooks())) as run,
+        contextlib.closing(Run(algorithm, config, own, seed, hooks or Hooks())) as run,
         progress.task("training", config.steps, "steps") as task,
     ):
         task.advance(run.done.step)
@@ -44,6 +48,6 @@ def fit(algorithm: Algorithm, config: TrainConfig, folder: Path, *, seed: int = 
             run.update(stream)
             task.advance()
             task.note(run.note())
-            if interrupt.requested():
+            if signal := run.requested_stop():
                 run.save()
-                interrupt.check()
+                raise Interrupted(signal)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Any
 
 import yaml
 
-from luyen.core import host_memory, interrupt, manifest, progress, storage
+from luyen.core import distributed, host_memory, interrupt, manifest, progress, storage
 from luyen.core.config import dump
 from luyen.core.errors import Interrupted, StorageError, UserError
 from luyen.core.seed import derive
@@ -33,9 +34,13 @@ from luyen.recipe.table import VERBS, load_verb
 def run(plan: Plan, folder: Path, estimates: Mapping[str, Mapping[str, Any]] | None = None) -> None:
     """Bring every stage of `plan` up to date in `folder`. Raises the first stage's error; what is done stays done.
 
+    With several processes all call this. The main one does every stage; the others take part in training and write nothing here.
     `estimates` (stage -> what it was expected to take) stand in the stages' manifests beside what was measured.
     """
     folder = Path(folder)
+    if not distributed.is_main():
+        _take_part(plan, folder)
+        return
     check_inputs(plan, folder)
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file", expected="a folder for the run")
@@ -94,12 +99,14 @@ def _run_stage(item: StagePlan, stage: Stage, fingerprints: Mapping[str, str]) -
     if finished is not None:
         progress.say(f"{item.name}: up to date")
         event(run_folder, "skipped", item.name)
+        _tell(item, work=False)
         return manifest.content_fingerprint(finished)
     resumed = attempts.prepare(folder, wanted)
     stage.sources.update({name: run_folder / name for name in fingerprints})
     progress.say(f"{item.name}: continuing" if resumed else item.name if item.name == item.verb else f"{item.name}: {item.verb}")
     event(run_folder, "resumed" if resumed else "started", item.name)
     host_memory.reset_peak()
+    _tell(item, work=True)
     seconds = _work(item, stage, run_folder)
     facts = {
         "verb": item.verb, "stage": item.name, "fingerprint": wanted, "config": dump(item.config), "inputs": inputs, "seed": stage.seed,
@@ -110,6 +117,28 @@ def _run_stage(item: StagePlan, stage: Stage, fingerprints: Mapping[str, str]) -
     summary = stage.metrics.get("summary")
     progress.say(f"{item.name}: done in {seconds:.0f} s{f': {summary}' if summary else ''}")
     return manifest.content_fingerprint(sealed)
+
+
+def _trains(item: StagePlan) -> bool:
+    return hasattr(item.config, "train")
+
+
+def _tell(item: StagePlan, *, work: bool) -> None:
+    """Tell the other processes whether this stage is to be done, when they take part in it."""
+    if _trains(item):
+        distributed.told_by_main(work)
+
+
+def _take_part(plan: Plan, folder: Path) -> None:
+    """Train with the main process in the stages that it does; what a stage writes here goes to a temporary folder."""
+    with tempfile.TemporaryDirectory(prefix=f"luyen-rank{distributed.rank()}-") as scratch:
+        earlier: dict[str, Path] = {}
+        for item in plan.stages:
+            if _trains(item) and distributed.told_by_main():
+                stage = Stage(item.name, Path(scratch) / item.name, _seed(item, plan), dict(earlier))
+                stage.folder.mkdir()
+                load_verb(item.verb).run(item.config, stage)
+            earlier[item.name] = folder / item.name
 
 
 def _work(item: StagePlan, stage: Stage, run_folder: Path) -> float:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from luyen.core import manifest
+from luyen.core import distributed, manifest
 from luyen.core.device import pick_device
 from luyen.core.random_state import seed_everything
 from luyen.core.records import Document, Message
@@ -96,7 +96,9 @@ def train_stage(
 
 
 def write_model(model: Transformer, tokenizer: Tokenizer, stage: Stage, lineage: Mapping[str, object]) -> Path:
-    """The model and its tokenizer as a sealed Hugging Face folder `model` in the stage's folder."""
+    """The model and its tokenizer as a sealed Hugging Face folder `model` in the stage's folder; of several processes the main one writes."""
+    if not distributed.is_main():
+        return stage.folder / "model"
     with manifest.new_folder(stage.folder / "model") as folder:
         with torch.no_grad():
             hf.save(model, folder, bos_id=tokenizer.bos_id, stop_ids=tokenizer.stop_ids, pad_id=tokenizer.pad_id)

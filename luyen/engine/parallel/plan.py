@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -23,7 +23,7 @@ from luyen.engine.parallel import tensors
 from luyen.engine.parallel.data import share_out, sum_gradients
 from luyen.engine.parallel.mesh import Shape
 from luyen.engine.parallel.shard import settle, shard
-from luyen.engine.parallel.tensor import split
+from luyen.engine.parallel.tensor import own_heads, split
 
 Sums = dict[str, tuple[float, float]]
 ELEMENTWISE = ("adamw", "lion", "sgd")
@@ -105,20 +105,21 @@ class Parallel:
         """Whether the main process' energy counters see all of the work: several GPUs or machines have counters of their own."""
         return self.mesh is None or (self.device.type == "cpu" and distributed.one_machine())
 
-    def together(self) -> contextlib.AbstractContextManager[None]:
+    @contextlib.contextmanager
+    def together(self, model: nn.Module) -> Iterator[None]:
         """Around an evaluation, which all ranks do alike: with several a signal waits, so that none leaves the others alone."""
-        return interrupt.held() if self.mesh is not None else contextlib.nullcontext()
-
-    def settle(self, model: nn.Module) -> None:
-        """After an evaluation: the parameters are this rank's slices again."""
-        if self.shape.shard > 1:
-            settle(model)
+        if self.mesh is None:
+            yield
+            return
+        with interrupt.held(), own_heads(model, self.shape.tensor):
+            yield
+        settle(model)
 
     def release(self, model: nn.Module) -> None:
         """Make the model plain again: whole weights on the CPU for the main process; the others keep only their shapes (meta tensors)."""
         if not self._plain:
             return
-        self.settle(model)
+        settle(model)
         names = list(model.named_parameters(remove_duplicate=False))
         plain: dict[int, nn.Parameter] = {}
         for name, tensor in names:

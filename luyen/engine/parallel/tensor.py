@@ -7,6 +7,9 @@ every rank, so their gradients are equal there and need no sum.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
@@ -30,6 +33,21 @@ def split(model: nn.Module, mesh: DeviceMesh) -> None:
     plan = {name: ColwiseParallel() for name in BY_OUTPUT} | {name: RowwiseParallel() for name in BY_INPUT}
     for layer in model.model.layers:
         parallelize_module(layer, mesh, dict(plan))
+
+
+@contextlib.contextmanager
+def own_heads(model: nn.Module, ranks: int) -> Iterator[None]:
+    """Within the block the model's config tells the heads that this rank has, as who makes a key-value cache wants to know."""
+    if ranks == 1 or not isinstance(model, Transformer):
+        yield
+        return
+    whole = model.config
+    own = {"num_heads": whole.num_heads // ranks, "num_kv_heads": whole.num_kv_heads // ranks}
+    model.config = whole.model_copy(update=own)
+    try:
+        yield
+    finally:
+        model.config = whole
 
 
 def check(config: TransformerConfig, ranks: int) -> None:
