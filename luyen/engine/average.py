@@ -22,10 +22,11 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from luyen.core import progress
+from luyen.core import distributed, progress
 from luyen.core.errors import DamagedFile, ModelError
 from luyen.engine import checkpoint
 from luyen.engine.config import TrainConfig
+from luyen.engine.parallel.tensors import part_like, whole_on_main
 
 AVERAGE, COUNT = "average", "averaged"
 """Where an optimizer's state holds a parameter's average, and of how many updates it is."""
@@ -140,14 +141,18 @@ class Averaging:
             return followed(self.model, self.optimizers)
         if self.last == 1 or not last:
             return {}
+        stored = checkpoint.model_tensors(self.model)
+        whole = whole_on_main(stored)
+        mean = self._mean(step, whole) if distributed.is_main() else None
+        return {name: part_like(tensor, stored[name]) for name, tensor in distributed.from_main(mean)}
+
+    def _mean(self, step: int, last: Mapping[str, Tensor]) -> dict[str, Tensor]:
         folders = [self.root / f"step-{early:08d}" for early in self._earlier(step)]
         try:
-            mean = average_checkpoints(folders, checkpoint.model_tensors(self.model))
+            return average_checkpoints(folders, last)
         except DamagedFile as error:
             fix = "Delete the checkpoints from that step on to train from before it, or set checkpoint.average_last=1"
             raise DamagedFile(error.path, f"{error.reason}, and checkpoint.average_last={self.last} needs it. {fix}") from error
-        stored = checkpoint.model_tensors(self.model)
-        return {name: tensor.to(stored[name].device) for name, tensor in mean.items()}
 
     def _earlier(self, step: int) -> list[int]:
         """The steps before the last whose checkpoints are in the mean."""
