@@ -96,7 +96,7 @@ def train_stage(
 
 
 def write_model(model: Transformer, tokenizer: Tokenizer, stage: Stage, lineage: Mapping[str, object]) -> Path:
-    """The model and its tokenizer as a sealed Hugging Face folder `model` in the stage's folder; of several processes the main one writes."""
+    """The model and its tokenizer as a sealed Hugging Face folder `model` of the stage; of several processes the main one writes it."""
     if not distributed.is_main():
         return stage.folder / "model"
     with manifest.new_folder(stage.folder / "model") as folder:
