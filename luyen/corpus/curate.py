@@ -52,7 +52,8 @@ class CurateConfig(Config):
     """Keep only documents in these languages (ISO 639-1, for example vi, ru, en); empty keeps all and only labels them."""
     language: LanguageConfig = LanguageConfig()
     quality: Preset = "web"
-    """Set of quality rules: `web` has the thresholds of Gopher and FineWeb, `reference` suits documentation, `none` has no rules."""
+    """Set of quality rules: `web` has the thresholds of Gopher and FineWeb, `reference` suits documentation,
+    `datatrove` keeps what the filters of that library keep, `none` has no rules."""
     thresholds: dict[str, float | None] = {}
     """Other thresholds for single quality rules, by name; null switches a rule off."""
     pii: tuple[Kind, ...] = KINDS

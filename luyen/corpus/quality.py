@@ -1,7 +1,8 @@
 """Quality rules with their sources and thresholds, in one table.
 
 A rule measures one number of a document and says what is too low or too high. The first rule that fails is the reason for dropping.
-The thresholds of `web` are the papers'; `reference` is for documentation, which is full of short lines, signs and repeated headings.
+The thresholds of `web` are the papers'; `reference` is for documentation, which is full of short lines, signs and repeated headings;
+`datatrove` counts as the code that FineWeb was made with.
 """
 
 from __future__ import annotations
@@ -9,39 +10,22 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
 from luyen.core.errors import ConfigError, nearest
+from luyen.corpus.published import PUBLISHED
 from luyen.corpus.repetition import duplicate_character_share, duplicate_ngram_share, duplicate_share, top_ngram_share
-from luyen.corpus.words import Words
+from luyen.corpus.rule import Rule
+from luyen.corpus.words import STOP_WORDS, Words
 
-Preset = Literal["web", "reference", "none"]
+Preset = Literal["web", "reference", "datatrove", "none"]
 
-# Gopher's eight for English; for the others the most frequent function words of the language. No list: the rule is not applied.
-STOP_WORDS: dict[str, frozenset[str]] = {
-    "en": frozenset(["the", "be", "to", "of", "and", "that", "have", "with"]),
-    "vi": frozenset(["là", "và", "của", "có", "các", "được", "trong", "cho", "một", "không", "những", "với", "này", "người", "khi"]),
-    "ru": frozenset(["и", "в", "не", "на", "что", "с", "по", "это", "как", "к", "для", "из", "от", "он", "но"]),
-}
 _TERMINAL = (".", "!", "?", '"', "'", "”", "»", "…", "’")
 _SENTENCE_END = re.compile(r"[.!?…]+[\"'”»)\]]*(?=\s|\Z)")
 _HEADING_MARKS = re.compile(r"^#{1,6} ", re.MULTILINE)
 _BULLETS = ("•", "- ", "* ", "‣", "▪", "●", "◦", "–")
-
-
-@dataclass(frozen=True)
-class Rule:
-    """One rule. A document is dropped when its measure is `below` or `above` the threshold; None switches the rule off."""
-
-    name: str
-    fails: Literal["below", "above"]
-    web: float | None
-    reference: float | None
-    source: str
-    measure: Callable[[Words], float]
 
 
 def _stop_words(words: Words) -> float:
@@ -111,34 +95,33 @@ RULES: tuple[Rule, ...] = (
     Rule("ellipsis_lines", "above", 0.3, 0.5, GOPHER, lambda w: _line_share(w, lambda line: line.endswith(("...", "…")))),
     Rule("words_with_letter", "below", 0.8, 0.35, GOPHER, _words_with_letter),
     Rule("stop_words", "below", 2, None, GOPHER, _stop_words),
-    Rule("duplicate_paragraphs", "above", 0.3, None, TABLE_A1, lambda w: duplicate_share(w.paragraphs)),
-    Rule("duplicate_paragraph_characters", "above", 0.2, None, TABLE_A1, _paragraph_characters),
+    Rule("duplicate_paragraphs", "above", 0.3, None, TABLE_A1, lambda w: duplicate_share(w.paragraphs), 0.3),
+    Rule("duplicate_paragraph_characters", "above", 0.2, None, TABLE_A1, _paragraph_characters, 0.2),
     Rule("duplicate_lines", "above", 0.3, None, TABLE_A1, lambda w: duplicate_share(w.lines)),
     Rule("duplicate_line_characters", "above", 0.2, 0.9, TABLE_A1, _line_characters),
-    Rule("top_2_gram", "above", 0.20, 0.4, TABLE_A1, lambda w: top_ngram_share(w, 2)),
-    Rule("top_3_gram", "above", 0.18, 0.4, TABLE_A1, lambda w: top_ngram_share(w, 3)),
-    Rule("top_4_gram", "above", 0.16, 0.4, TABLE_A1, lambda w: top_ngram_share(w, 4)),
-    Rule("duplicate_5_grams", "above", 0.15, None, TABLE_A1, lambda w: duplicate_ngram_share(w, 5)),
-    Rule("duplicate_6_grams", "above", 0.14, None, TABLE_A1, lambda w: duplicate_ngram_share(w, 6)),
-    Rule("duplicate_7_grams", "above", 0.13, None, TABLE_A1, lambda w: duplicate_ngram_share(w, 7)),
-    Rule("duplicate_8_grams", "above", 0.12, None, TABLE_A1, lambda w: duplicate_ngram_share(w, 8)),
-    Rule("duplicate_9_grams", "above", 0.11, None, TABLE_A1, lambda w: duplicate_ngram_share(w, 9)),
-    Rule("duplicate_10_grams", "above", 0.10, 0.95, TABLE_A1, lambda w: duplicate_ngram_share(w, 10)),
+    Rule("top_2_gram", "above", 0.20, 0.4, TABLE_A1, lambda w: top_ngram_share(w, 2), 0.20),
+    Rule("top_3_gram", "above", 0.18, 0.4, TABLE_A1, lambda w: top_ngram_share(w, 3), 0.18),
+    Rule("top_4_gram", "above", 0.16, 0.4, TABLE_A1, lambda w: top_ngram_share(w, 4), 0.16),
+    Rule("duplicate_5_grams", "above", 0.15, None, TABLE_A1, lambda w: duplicate_ngram_share(w, 5), 0.15),
+    Rule("duplicate_6_grams", "above", 0.14, None, TABLE_A1, lambda w: duplicate_ngram_share(w, 6), 0.14),
+    Rule("duplicate_7_grams", "above", 0.13, None, TABLE_A1, lambda w: duplicate_ngram_share(w, 7), 0.13),
+    Rule("duplicate_8_grams", "above", 0.12, None, TABLE_A1, lambda w: duplicate_ngram_share(w, 8), 0.12),
+    Rule("duplicate_9_grams", "above", 0.11, None, TABLE_A1, lambda w: duplicate_ngram_share(w, 9), 0.11),
+    Rule("duplicate_10_grams", "above", 0.10, 0.95, TABLE_A1, lambda w: duplicate_ngram_share(w, 10), 0.10),
     Rule("lorem_ipsum", "above", 0, 0, C4, lambda w: w.text.lower().count("lorem ipsum")),
     Rule("curly_brackets", "above", None, None, C4 + "; off: it drops every page that shows code", lambda w: w.text.count("{")),
     Rule("sentences", "below", 5, None, C4, lambda w: len(_SENTENCE_END.findall(w.text))),
     Rule("lines_ending_in_punctuation", "below", 0.12, None, FINEWEB, _ending_lines),
     Rule("short_lines", "above", 0.67, None, FINEWEB + "; lines of at most 30 characters", _short_lines),
     Rule("newlines_per_word", "above", 0.3, None, FINEWEB + " (rule list_ratio of its published code)", lambda w: _per_word(w, "\n")),
+    *PUBLISHED,
 )  # fmt: skip
 BY_NAME: dict[str, Rule] = {rule.name: rule for rule in RULES}
 
 
 def thresholds(preset: Preset, changes: Mapping[str, float | None] | None = None) -> dict[str, float]:
     """The threshold of each rule that is on. `changes` overrides single rules, None switches one off; ConfigError for an unknown name."""
-    chosen: dict[str, float | None] = {rule.name: rule.reference if preset == "reference" else rule.web for rule in RULES}
-    if preset == "none":
-        chosen = {}
+    chosen: dict[str, float | None] = {} if preset == "none" else {rule.name: getattr(rule, preset) for rule in RULES}
     for name, value in (changes or {}).items():
         if name not in BY_NAME:
             raise ConfigError("thresholds: unknown rule", found=repr(name), fix=nearest(name, BY_NAME))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from functools import cached_property
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,8 +13,15 @@ from numpy.typing import NDArray
 # A word is a run of letters, digits and combining marks, with apostrophes inside; any other visible character is a word of its own,
 # but a row of equal signs ("...", "-----") is one.
 WORD = re.compile(r"\w+(?:['’]\w+)*|([^\w\s])\1*")
+# Gopher's eight for English; for the others the most frequent function words of the language. No list: the rule is not applied.
+STOP_WORDS: dict[str, frozenset[str]] = {
+    "en": frozenset(["the", "be", "to", "of", "and", "that", "have", "with"]),
+    "vi": frozenset(["là", "và", "của", "có", "các", "được", "trong", "cho", "một", "không", "những", "với", "này", "người", "khi"]),
+    "ru": frozenset(["и", "в", "не", "на", "что", "с", "по", "это", "как", "к", "для", "из", "от", "он", "но"]),
+}
 _PARAGRAPHS = re.compile(r"\n{2,}")
 
+T = TypeVar("T")
 Hashes = NDArray[np.uint64]
 Integers = NDArray[np.int64]
 
@@ -37,19 +46,36 @@ def ngrams(hashes: Hashes, size: int) -> Hashes:
     return result
 
 
-class Words:
-    """The measured parts of one text. `words` includes signs; `lengths`, `codes` and `is_symbol` are per word, in order."""
+def split_words(text: str) -> list[str]:
+    """Every word and sign of a text, in order."""
+    return [match[0] for match in WORD.finditer(text)]
 
-    def __init__(self, text: str, language: str = "") -> None:
+
+class Words:
+    """The measured parts of one text. `words` includes signs; `lengths`, `codes` and `is_symbol` are per word, in order.
+
+    `split` is how a text becomes words; to compare with another tool, give its function.
+    """
+
+    def __init__(self, text: str, language: str = "", split: Callable[[str], list[str]] = split_words) -> None:
         self.text = text
         self.language = language
+        self.split = split
         self.characters = max(1, len(text))
         self._repeated: dict[int, tuple[Integers, Integers]] = {}
+        self._once: dict[str, Any] = {}
 
     @cached_property
     def words(self) -> list[str]:
         """Every word and sign, in order."""
-        return [match[0] for match in WORD.finditer(self.text)]
+        return self.split(self.text)
+
+    def once(self, name: str, work: Callable[[Words], T]) -> T:
+        """What `work` makes of this text, kept under `name` for the next rule that asks."""
+        if name not in self._once:
+            self._once[name] = work(self)
+        result: T = self._once[name]
+        return result
 
     @cached_property
     def _distinct(self) -> tuple[list[str], Integers]:
