@@ -20,7 +20,7 @@ from luyen.core.errors import ConfigError, DataError, Interrupted, NonFinite
 from luyen.core.random_state import random_state, restore_random_state, seed_everything
 from luyen.core.seed import derive
 from luyen.core.storage import storage_errors
-from luyen.engine import checkpoint, memory, optim, schedule, stops
+from luyen.engine import checkpoint, memory, noise_scale, optim, schedule, stops
 from luyen.engine.algorithm import Algorithm, Batch, Hooks, TrainResult
 from luyen.engine.average import Averaging
 from luyen.engine.config import TrainConfig
@@ -50,6 +50,8 @@ class Done:
     best: float | None = None
     """Best held-out figure so far, and how many evaluations came after it."""
     stale: int = 0
+    noise: dict[str, float] = field(default_factory=dict)
+    """The running sums of the gradient noise scale."""
     alarms: dict[str, Any] = field(default_factory=dict)
     """What the alarms compare the next steps with."""
 
@@ -136,7 +138,9 @@ class Run:
         with part("data"):
             pulled = [next(stream) for _ in range(self.config.accumulation)]
         batches = [batch for batch, _ in pulled]
-        loss, metrics = self._backward(batches)
+        noise = noise_scale.Meter(sum(batch.num_targets for batch in batches))
+        loss, metrics = self._backward(batches, noise)
+        used_scale = self.scale.scale
         with part("update"):
             norm = self._clip()
         row: dict[str, Any] = {"step": self.done.step + 1, "loss": loss}
@@ -147,7 +151,7 @@ class Run:
                 for optimizer in self.optimizers:
                     optimizer.step()
             self.scale.updated()
-            row |= {"learning_rate": rate, "gradient_norm": norm}
+            row |= {"learning_rate": rate, "gradient_norm": norm, **noise.tell(self.done.noise, norm, used_scale)}
         elif math.isfinite(loss) and self.scale.overflowed():
             row |= {"learning_rate": 0.0, "gradient_norm": None, "loss_scale": self.scale.scale}  # skipped, as fp16 demands
         else:
@@ -164,9 +168,9 @@ class Run:
         self.energy.sample()
         self.ended = self._reason()
 
-    def _backward(self, batches: list[Batch]) -> tuple[float, dict[str, float]]:
+    def _backward(self, batches: list[Batch], noise: noise_scale.Meter) -> tuple[float, dict[str, float]]:
         """Add up the gradient of all micro-batches over their common count. Returns the mean loss and the other means."""
-        count = sum(batch.num_targets for batch in batches)
+        count = noise.targets
         if not count:
             raise DataError(f"step {self.done.step + 1} trains on nothing", found=f"no targets in {_names(batches)}")
         totals: list[Tensor] = []
@@ -180,6 +184,8 @@ class Run:
             assert loss.count == batch.num_targets, f"the loss counts {loss.count} items, its batch {batch.num_targets}"
             with part("backward"):
                 (loss.total * (self.scale.scale / count)).backward()  # type: ignore[no-untyped-call]
+                if not self.parallel.shape.splits_weights:
+                    noise.see(self.model, loss.count)
             totals.append(loss.total.detach())
             for name, (total, items) in loss.metrics.items():
                 before = sums.get(name, (0.0, 0.0))
