@@ -12,6 +12,7 @@ from typing import Any
 
 from tokenizers import Regex, pre_tokenizers
 
+from luyen.tokenizer.bytelevel import SPELLING
 from luyen.tokenizer.load import Tokenizer
 
 BATCH = 256
@@ -88,12 +89,5 @@ def fragment_ids(tokenizer: Tokenizer) -> frozenset[int]:
 
 
 def fragment_names() -> frozenset[str]:
-    """How vocabularies spell the bytes 0x80 to 0xFF: byte-level BPE as a letter, SentencePiece's byte fallback as `<0xE1>`.
-
-    GPT-2 spells a byte that is a printable Latin-1 character as itself and the others, in order, from U+0100 on.
-    """
-    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
-    spelt: dict[int, str] = {}
-    for byte in range(256):
-        spelt[byte] = chr(byte if byte in printable else 0x100 + sum(1 for other in range(byte) if other not in printable))
-    return frozenset([*(spelt[byte] for byte in range(0x80, 0x100)), *(f"<0x{byte:02X}>" for byte in range(0x80, 0x100))])
+    """How vocabularies spell the bytes 0x80 to 0xFF: byte-level BPE as a letter, SentencePiece's byte fallback as `<0xE1>`."""
+    return frozenset([*SPELLING[0x80:], *(f"<0x{byte:02X}>" for byte in range(0x80, 0x100))])

@@ -16,12 +16,17 @@ import tokenizers
 
 from luyen.core.errors import DataError, ModelError, UserError
 from luyen.core.storage import write_atomic, write_json
+from luyen.tokenizer import fast
 from luyen.tokenizer.control import control_tokens, prepends_once, unknown_token, without_control
 from luyen.tokenizer.folder import Facts, read_folder
 from luyen.tokenizer.foreign import recognise
 from luyen.tokenizer.templates import JINJA_FILE, TEMPLATES, ChatTemplate, Names, template_named
 
 PARALLELISM = "TOKENIZERS_PARALLELISM"
+"""Switches the threads of tokenizers off, and ours with them."""
+SERIAL = ("off", "false", "f", "no", "n", "0")
+ENOUGH = 1 << 20
+"""Characters encoded until the faster encoder is made ready, which costs as much time as they do."""
 _CONTROL_LIKE = re.compile(r"<\|[^|<>{}\s]+\|>|</?[a-z_]+>")
 
 
@@ -52,6 +57,7 @@ class Tokenizer:
         """Id that stands for text outside the vocabulary, if there is one."""
         self._plain = _build(without_control(description))
         once = prepends_once(description.get("pre_tokenizer"))
+        self._seen = 0
         self._continued = _build(without_control(description, continued=True)) if once else self._plain
         self.stripping = {
             token["content"]: (bool(token.get("lstrip")), bool(token.get("rstrip"))) for token in description.get("added_tokens") or ()
@@ -142,13 +148,28 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text, none of them a control id, no beginning or end token added. Raises DataError for a lone surrogate."""
-        return self._checked(self._plain.encode(checked_text(text), add_special_tokens=False).ids)
+        encoder = self._encoder(len(checked_text(text)))
+        if encoder is not None and encoder.takes(text):
+            return self._checked(encoder.encode(text))
+        return self._checked(self._plain.encode(text, add_special_tokens=False).ids)
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """`encode` of many texts on all cores; same ids, same order."""
         _guard_forks()
-        batch = self._plain.encode_batch_fast([checked_text(text) for text in texts], add_special_tokens=False)
-        return [self._checked(encoding.ids) for encoding in batch]
+        encoder = self._encoder(sum(len(checked_text(text)) for text in texts))
+        if encoder is not None and all(map(encoder.takes, texts)):
+            parallel = os.environ.get(PARALLELISM, "").lower() not in SERIAL
+            return [self._checked(ids) for ids in encoder.encode_batch(texts, parallel)]
+        return [self._checked(encoding.ids) for encoding in self._plain.encode_batch_fast(texts, add_special_tokens=False)]
+
+    def _encoder(self, size: int) -> fast.Encoder | None:
+        """tiktoken, for vocabularies of which it is known to give the same ids, once there is enough to encode."""
+        self._seen += size
+        return self._fast if self._seen >= ENOUGH else None
+
+    @functools.cached_property
+    def _fast(self) -> fast.Encoder | None:
+        return fast.encoder(self._plain)
 
     def encode_runs(self, texts: Sequence[str], *, first: Sequence[bool]) -> list[Run]:
         """`encode` with the span of each token, for texts of which `first` says whether they begin the input."""

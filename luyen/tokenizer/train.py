@@ -5,8 +5,8 @@ Pre-tokenizers are the ones that llama.cpp implements under these names of its o
 small vocabulary spends no entries on the 1,110 numbers of up to three digits and copies a number digit by digit; it
 keeps a line break with the punctuation before it; and its contractions match in both cases.
 
-Same texts in the same order, same config: same bytes. Ties in BPE go to the pair with the smaller ids (older symbols
-first), ties between words to the one that sorts first.
+Same texts, same config: same bytes, whatever the order of the texts. Ties in BPE go to the pair with the smaller ids (bytes in order,
+then older entries first), ties between words to the one that sorts first.
 """
 
 from __future__ import annotations
@@ -21,21 +21,18 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 from luyen.core import interrupt, progress
 from luyen.core.config import Config
 from luyen.core.errors import ConfigError, DataError
+from luyen.tokenizer.bytelevel import PRETOKENIZERS, SPELLING, composed, spell
 from luyen.tokenizer.folder import Facts
 from luyen.tokenizer.load import Tokenizer, checked_text
+from luyen.tokenizer.pairs import learn_pairs
 from luyen.tokenizer.templates import Names, template_named
 
 PAD, BOS, EOS = "<|pad|>", "<|bos|>", "<|eos|>"
 CONTROL = (PAD, BOS, EOS, "<|system|>", "<|user|>", "<|assistant|>", "<|tool|>", "<|end|>")
 UNKNOWN = "\N{REPLACEMENT CHARACTER}"
-LONGEST_TEXT = 1 << 20
+LONGEST_TEXT = 1 << 16
 """Characters that the trainer sees at a time; longer texts are cut at white space, which bounds memory."""
 
-PRETOKENIZERS = {
-    "qwen2": r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
-    "llama3": r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
-    "gpt2": r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
-}
 WORD = r" ?[\p{L}\p{M}\p{N}_]+| ?[^\s\p{L}\p{M}\p{N}_]|\s"
 """A whole word of any script, or one sign, with the space before it; or one white space character."""
 CHARACTER = r"[\s\S]"
@@ -97,51 +94,52 @@ def _learn(texts: Iterable[str], config: TokenizerConfig) -> tokenizers.Tokenize
         raise ConfigError("vocab_size", found=config.vocab_size, expected=f"at least {smallest} for kind {config.kind}")
     if config.min_frequency < 0:
         raise ConfigError("min_frequency", found=config.min_frequency, expected="0 or more")
-    learner = tokenizers.Tokenizer(models.BPE() if config.kind == "bpe" else models.WordLevel(unk_token=UNKNOWN))
-    if config.normalise == "nfc":
-        learner.normalizer = normalizers.NFC()
-    learner.pre_tokenizer = _pretokenizer(config)
-    learner.decoder = decoders.ByteLevel() if config.kind == "bpe" else decoders.Fuse()
-    # A text that holds the sign for unknown text must not give it a second id.
-    parts = _feed(texts) if config.kind == "bpe" else (part.replace(UNKNOWN, "") for part in _feed(texts))
-    learner.train_from_iterator(parts, trainer=_trainer(config))
+    learner = _byte_pairs(texts, config, config.vocab_size - smallest) if config.kind == "bpe" else _words(texts, config)
     if learner.get_vocab_size() < smallest:
         raise DataError("there is no text to learn a vocabulary from", fix="Check that the corpus is not empty.")
+    if config.normalise == "nfc":
+        learner.normalizer = normalizers.NFC()
     bos = learner.token_to_id(BOS)
     learner.post_processor = processors.TemplateProcessing(single=f"{BOS} $A", pair=f"{BOS} $A $B", special_tokens=[(BOS, bos)])
     return learner
 
 
-def _pretokenizer(config: TokenizerConfig) -> pre_tokenizers.PreTokenizer:
-    if config.kind != "bpe":
-        return pre_tokenizers.Split(tokenizers.Regex(WORD if config.kind == "word" else CHARACTER), behavior="isolated")
-    split = pre_tokenizers.Split(tokenizers.Regex(PRETOKENIZERS[config.pretokenizer]), behavior="isolated")
-    return pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+def _byte_pairs(texts: Iterable[str], config: TokenizerConfig, merges: int) -> tokenizers.Tokenizer:
+    pattern = PRETOKENIZERS[config.pretokenizer]
+    pairs = learn_pairs(_feed(texts, config), pattern, merges, config.min_frequency)
+    spelt = [(spell(left), spell(right)) for left, right in pairs]
+    entries = [*CONTROL, *SPELLING, *(left + right for left, right in spelt)]
+    learner = tokenizers.Tokenizer(models.BPE({entry: number for number, entry in enumerate(entries)}, spelt))
+    learner.add_special_tokens(list(CONTROL))
+    split = pre_tokenizers.Split(tokenizers.Regex(pattern), behavior="isolated")
+    learner.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    learner.decoder = decoders.ByteLevel()
+    return learner
 
 
-def _trainer(config: TokenizerConfig) -> trainers.Trainer:
-    if config.kind == "bpe":
-        return trainers.BpeTrainer(
-            vocab_size=config.vocab_size,
-            min_frequency=config.min_frequency,
-            show_progress=False,
-            special_tokens=list(CONTROL),
-            initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        )
-    return trainers.WordLevelTrainer(
+def _words(texts: Iterable[str], config: TokenizerConfig) -> tokenizers.Tokenizer:
+    learner = tokenizers.Tokenizer(models.WordLevel(unk_token=UNKNOWN))
+    stretch = WORD if config.kind == "word" else CHARACTER
+    learner.pre_tokenizer = pre_tokenizers.Split(tokenizers.Regex(stretch), behavior="isolated")
+    learner.decoder = decoders.Fuse()
+    trainer = trainers.WordLevelTrainer(
         vocab_size=config.vocab_size,
         min_frequency=config.min_frequency if config.kind == "word" else 0,
         show_progress=False,
         special_tokens=[*CONTROL, UNKNOWN],
     )
+    # A text that holds the sign for unknown text must not give it a second id.
+    learner.train_from_iterator((part.replace(UNKNOWN, "") for part in _feed(texts, config)), trainer=trainer)
+    return learner
 
 
-def _feed(texts: Iterable[str]) -> Iterator[str]:
+def _feed(texts: Iterable[str], config: TokenizerConfig) -> Iterator[str]:
     seen = 0
     with progress.task("reading for the vocabulary", None, "documents") as task:
         for text in texts:
             interrupt.check()
-            for part in _parts(checked_text(text)):
+            checked = checked_text(text)
+            for part in _parts(composed(checked) if config.normalise == "nfc" else checked):
                 seen += len(part)
                 yield part
             task.advance()

@@ -11,11 +11,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from tokenizers import Regex, pre_tokenizers
+import tokenizers
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Regex, models, pre_tokenizers, trainers
 
 from luyen.core import interrupt
 from luyen.core.errors import ConfigError, DataError, Interrupted
+from luyen.tokenizer import pairs
 from luyen.tokenizer import train as training
+from luyen.tokenizer.bytelevel import SPELLING
 from luyen.tokenizer.load import Tokenizer
 from luyen.tokenizer.train import CONTROL, PRETOKENIZERS, UNKNOWN, TokenizerConfig, train
 
@@ -49,7 +54,7 @@ Words = dict[tuple[str, ...], int]
 
 def reference_merges(words: Words, count: int, rank: Callable[[tuple[str, str], list[str], Counter[tuple[str, str]]], object]) -> list[str]:
     """Sennrich's algorithm without any cleverness. `rank` breaks ties between the most frequent pairs: the smallest wins."""
-    symbols = sorted({symbol for word in words for symbol in word})
+    symbols = sorted({symbol for word in words for symbol in word}, key=lambda symbol: (*SPELLING, "</w>").index(symbol))
     merges = []
     for _ in range(count):
         pairs: Counter[tuple[str, str]] = Counter()
@@ -109,6 +114,56 @@ def test_merges_of_running_text_are_those_of_the_reference() -> None:
     tokenizer = train([text], TokenizerConfig(vocab_size=264 + 25, min_frequency=1))
     words: Counter[tuple[str, ...]] = Counter(tuple(part.replace(" ", "Ġ")) for part in splits("qwen2", text))
     assert learnt_merges(tokenizer) == reference_merges(dict(words), 25, smaller_ids)
+
+
+def merges_of_tokenizers(texts: list[str], config: TokenizerConfig) -> list[str]:
+    """What the trainer of tokenizers learns when the bytes are numbered in order."""
+    learner = tokenizers.Tokenizer(models.BPE())
+    split = pre_tokenizers.Split(Regex(PRETOKENIZERS[config.pretokenizer]), behavior="isolated")
+    learner.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    trainer = trainers.BpeTrainer(
+        vocab_size=config.vocab_size, min_frequency=config.min_frequency, show_progress=False, special_tokens=[*CONTROL, *SPELLING]
+    )
+    learner.train_from_iterator(texts, trainer=trainer)
+    return [" ".join(merge) for merge in json.loads(learner.to_str())["model"]["merges"]]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    words=st.lists(st.text(alphabet="abc dđ мир12!'s\n😉", max_size=12), min_size=1, max_size=30),
+    merges=st.integers(0, 40),
+    min_frequency=st.integers(0, 4),
+    pretokenizer=st.sampled_from(sorted(PRETOKENIZERS)),
+)
+def test_merges_are_those_of_tokenizers(words: list[str], merges: int, min_frequency: int, pretokenizer: str) -> None:
+    config = TokenizerConfig(
+        vocab_size=264 + merges, min_frequency=min_frequency, pretokenizer=pretokenizer, normalise="none"
+    )  # fmt: skip
+    texts = ["x", *words]
+    assert learnt_merges(train(texts, config)) == merges_of_tokenizers(texts, config)
+
+
+def test_the_order_of_the_texts_does_not_matter() -> None:
+    texts = [f"từ {n % 7} слово {n % 11} word{n % 13}" for n in range(300)]
+    config = TokenizerConfig(vocab_size=330)
+    assert learnt_merges(train(texts, config)) == learnt_merges(train(sorted(texts), config))
+
+
+def test_nul_is_never_merged() -> None:
+    tokenizer = train(["\0\0\0ab\0ab"] * 9, TokenizerConfig(vocab_size=300))
+    assert learnt_merges(tokenizer) == ["a b"]
+    assert tokenizer.decode(tokenizer.encode("\0\0ab\0")) == "\0\0ab\0"
+
+
+def test_more_text_than_can_be_counted_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pairs, "MOST_BYTES", 100)
+    with pytest.raises(DataError, match="too much text to learn a vocabulary from"):
+        train(["đ" * 25, "đ" * 25], TokenizerConfig())
+    assert train(["đ" * 25, "đ" * 24], TokenizerConfig()).vocab_size > 264
+
+
+def test_long_stretches_of_white_space_are_learnt_from() -> None:
+    assert learnt_merges(train([" " * 300_000 + "x"], TokenizerConfig(vocab_size=266)))[0] == "Ġ Ġ"
 
 
 def test_minbpe_example() -> None:
