@@ -66,7 +66,7 @@ class CheckpointConfig(Config):
 
 
 class ParallelConfig(Config):
-    """How the processes that torchrun started share the work; their numbers multiplied are all of them. The result does not depend on it."""
+    """How the processes that torchrun started share the work; the numbers multiplied are all of them. The result does not depend on it."""
 
     data: int = Field(default=0, ge=0)
     """Groups that read different rows of a step; 0: as many as the processes allow. Alone: every process holds the whole model."""
