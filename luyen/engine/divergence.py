@@ -1,8 +1,10 @@
 """An early word when training leaves its course: a loss or a gradient's norm far above what it usually is.
 
-Of the last N values the median m and the median absolute deviation d are taken; 1.4826 d is a normal distribution's standard deviation.
+The usual is the median m of the newer half of the last N values. A fall is no noise, so it is taken away first: with m' the median of
+the older half the slope is b = min(0, (m - m') / (N / 2)), and d is the median absolute deviation of v_i - b i; 1.4826 d is the standard
+deviation where the noise is normal.
 
-    too high:  value > m + max(k 1.4826 d, r |m|)      k deviations, and at least the share r of the median
+    too high:  value > m + max(k 1.4826 d, r |m|)      k deviations, and at least the share r of the usual
 
 Two steps in a row that are too high begin an episode, which is told once. High values do not enter the N, so a loss that stays high stays
 noticed; when it has stayed for N steps it is the usual one. Everything is a function of the logged values, so a resumed run tells the same.
@@ -36,9 +38,13 @@ def limit(usual: list[float], deviations: float, least: float) -> float | None:
     """The value above which the next one is too high; None while there are fewer than FEWEST."""
     if len(usual) < FEWEST:
         return None
-    middle = median(usual)
-    spread = NORMAL * median(abs(value - middle) for value in usual)
-    return middle + max(deviations * spread, least * abs(middle))
+    half = len(usual) // 2
+    level = median(usual[half:])
+    slope = min(0.0, (level - median(usual[:half])) / (len(usual) / 2))
+    straight = [value - slope * index for index, value in enumerate(usual)]
+    middle = median(straight)
+    spread = NORMAL * median(abs(value - middle) for value in straight)
+    return level + max(deviations * spread, least * abs(level))
 
 
 @dataclass
@@ -91,7 +97,7 @@ class Divergence:
             if not window or value is None:
                 continue
             course = self.courses.setdefault(name, Course())
-            before = median(course.usual) if course.usual else value
+            before = median(course.usual[-FEWEST:]) if course.usual else value
             if course.observe(value, max(window, FEWEST), deviations, least):
                 self.alarms += 1
                 what = name.replace("_", " ")

@@ -23,7 +23,8 @@ def test_the_parts_of_a_step_add_up_to_it(tmp_path):
     for row_ in steps:
         assert set(row_) == {"step", "seconds", *PARTS, "tokens_per_second", "mfu", "peak_bytes"}
         assert sum(row_[part] for part in PARTS) == pytest.approx(row_["seconds"], abs=1e-5)
-        assert min(row_["forward"], row_["backward"], row_["update"], row_["data"]) > 0 and row_["communication"] == 0
+        assert min(row_["forward"], row_["backward"], row_["update"], row_["data"]) > 0
+        assert row_["communication"] < 1e-3  # one process
         assert row_["other"] < 0.5 * row_["seconds"]
     apart = [row for row in timings(tmp_path) if "seconds" not in row]
     assert [(row["step"], *(set(row) - {"step"})) for row in apart] == [
