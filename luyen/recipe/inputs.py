@@ -15,7 +15,7 @@ from luyen.recipe.graph import Plan, input_values
 from luyen.tokenizer.templates import JINJA_FILE
 
 WATCHING = tuple(f"train.watch.{key}" for key in ("trackers", "project", "profile", "synchronise"))
-MAY_CHANGE = ("train.checkpoint", "train.device", "train.parallel", *WATCHING, "device", "batch_size", "processes")
+MAY_CHANGE = ("train.checkpoint.keep_last", "train.device", "train.parallel", *WATCHING, "device", "batch_size", "processes")
 """Keys that decide how work is done and not what comes of it; a change of them does not make a stage out of date."""
 TEMPLATE_FILES = (".yaml", ".yml", JINJA_FILE)
 """Endings of a `template` that is a file: of questions, or of a chat."""
@@ -103,6 +103,9 @@ def neutral_config(config: Config, inputs: Mapping[str, str]) -> dict[str, Any]:
         for part in sections:
             section = section.get(part, {})
         section.pop(last, None)
+    saving = values.get("train", {}).get("checkpoint", {})
+    if saving.get("average_last") == 1:  # else the model is a mean of what was saved, and when that was decides it
+        saving.pop("every_steps")
     return values
 
 

@@ -18,7 +18,7 @@ from luyen.core.errors import Interrupted, LuyenError, StorageError, UserError  
 from luyen.engine import checkpoint  # noqa: E402
 from luyen.recipe.estimate import predict  # noqa: E402
 from luyen.recipe.graph import plan  # noqa: E402
-from luyen.recipe.inputs import _fingerprint  # noqa: E402
+from luyen.recipe.inputs import _fingerprint, neutral_config  # noqa: E402
 from luyen.recipe.run import _lock, run, standing, up_to_date  # noqa: E402
 from luyen.recipe.verbs import pretrain  # noqa: E402
 
@@ -265,6 +265,17 @@ def test_a_kill_before_the_first_file_of_a_stage(finished: Path, copied: Path) -
     (copied / ".tmp-new-4194304-7-chat").mkdir()
     assert again(finished, copied)["chat"] == "started"
     assert not list(copied.glob(".tmp-*"))
+
+
+def test_when_checkpoints_are_saved_decides_the_model_that_is_their_mean(finished: Path) -> None:
+    def neutral(*overrides: str) -> str:
+        return manifest.fingerprint(
+            [neutral_config(stage.config, {}) for stage in plan(finished / "toy.yaml", parse_overrides(overrides)).stages]
+        )
+
+    mean = "base.train.checkpoint.average_last=2"
+    assert neutral() == neutral("base.train.checkpoint.every_steps=1") == neutral("base.train.checkpoint.keep_last=9") != neutral(mean)
+    assert neutral(mean) == neutral(mean, "base.train.checkpoint.keep_last=9") != neutral(mean, "base.train.checkpoint.every_steps=1")
 
 
 def test_what_only_decides_how_work_is_done_redoes_nothing(finished: Path, copied: Path) -> None:
