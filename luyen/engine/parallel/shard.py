@@ -11,6 +11,7 @@ from __future__ import annotations
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor, Shard
 
 from luyen.engine.parallel.mesh import Shape
 
@@ -18,10 +19,16 @@ from luyen.engine.parallel.mesh import Shape
 def shard(model: nn.Module, mesh: DeviceMesh, shape: Shape) -> None:
     """Slice `model` in place: every layer of its lists is a unit, the rest another. Gradients are summed over ranks, not averaged."""
     ranks = mesh["data", "shard"] if shape.data > 1 else mesh["shard"]
+
+    def axis(parameter: nn.Parameter) -> Shard | None:
+        """A matrix whose rows are dealt by tensor parallelism already is sliced by columns where they divide; others by rows."""
+        rows_dealt = isinstance(parameter, DTensor) and parameter.placements[0] == Shard(0)
+        return Shard(1) if rows_dealt and parameter.ndim == 2 and parameter.shape[1] % shape.shard == 0 else None
+
     for layers in (module for module in list(model.modules()) if isinstance(module, nn.ModuleList)):
         for layer in layers:
-            fully_shard(layer, mesh=ranks, reshard_after_forward=True)
-    fully_shard(model, mesh=ranks, reshard_after_forward=False)
+            fully_shard(layer, mesh=ranks, reshard_after_forward=True, shard_placement_fn=axis)
+    fully_shard(model, mesh=ranks, reshard_after_forward=False, shard_placement_fn=axis)
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)  # only the engine divides, by the count over all ranks
