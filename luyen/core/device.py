@@ -35,12 +35,16 @@ def pick_dtype(precision: Precision, device: torch.device) -> torch.dtype:
     return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
 
 
-def matmul_rate(device: torch.device, dtype: torch.dtype, size: int = 768, rounds: int = 5) -> float:
-    """Floating-point operations per second of a square matrix product, the median of a few runs (about 0.1 s on two cores)."""
+def matmul_rate(device: torch.device, dtype: torch.dtype, size: int | None = None, rounds: int = 5) -> float:
+    """Floating-point operations per second of a square matrix product, the median of a few runs (about 0.1 s on two cores).
+
+    `size` is its side; empty: one that fills the device, 768 on a CPU and 8192 on a GPU, where launching a small one takes longer.
+    """
+    size = size or (768 if device.type == "cpu" else 8192)
     left = torch.randn(size, size, device=device, dtype=dtype)
     seconds = []
     for _ in range(rounds + 1):
         started = time.perf_counter()
-        (left @ left).sum().item()
+        (left @ left)[0, 0].item()  # waits for a GPU
         seconds.append(time.perf_counter() - started)
     return 2 * size**3 / sorted(seconds[1:])[rounds // 2]

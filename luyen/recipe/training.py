@@ -77,11 +77,11 @@ def train_stage(
     algorithm: Algorithm, config: TrainConfig, stage: Stage, hooks: Hooks, estimate: Estimate
 ) -> TrainResult:  # fmt: skip
     """Run the loop in the stage's folder, continuing what is there, and record what it did beside what was estimated."""
+    rate = training_rate(config)  # before the peak is reset: measuring it takes memory too
     on_gpu = counts_gpu(config)
     if on_gpu:
         reset_peak(pick_device(config.device))  # the process' own is counted from the stage's start
     memory = estimate.bytes + (0 if on_gpu else LIBRARIES_BYTES + FIRST_STEP_BYTES)
-    rate = training_rate(config)
     said = {"seconds": round(estimate.seconds(rate), 3), "bytes": memory}
     stage.facts.setdefault("estimate", said)  # one made before the whole run is what its user was told
     seed_everything(derive(stage.seed, "loop"))

@@ -11,6 +11,7 @@ from markupsafe import Markup
 from luyen.report.blocks import Block, Cell, Charts, Exchange, Facts, Heading, Limits, Note, Quote, Section, Table, missing
 from luyen.report.curves import SECOND, Line, draw, smooth, thin
 from luyen.report.reading import Run, Stage, mapping, number, parameters, pick, series, text
+from luyen.report.watching import ending, watched
 from luyen.report.wording import clip, counted, decimal, duration, foretold, short, size, whole
 
 Columns = dict[str, tuple[list[float], list[float]]]
@@ -102,6 +103,7 @@ def _figures(run: Run, stage: Stage, curves: Curves) -> Facts:
     first, last = (curves.of("loss")[1][0], final_loss(run, stage)) if steps else (None, None)
     bits, best = curves.last("heldout_bits_per_byte"), decimal(curves.lowest("heldout_bits_per_byte"))
     planned = f"of {whole(target)} planned" if target and steps and steps[-1] < target else ""
+    planned += f", {ending(stage)}" if planned and ending(stage) else ""
     epochs = stage.number("epochs")
     passes = f"{decimal(epochs, 1)} times through the data" if epochs is not None else ""
     candidates = [
@@ -113,7 +115,7 @@ def _figures(run: Run, stage: Stage, curves: Curves) -> Facts:
         ("Time", measured, duration, foretold(estimate, measured, duration(estimate)) or "no estimate was kept"),
         ("Most memory", memory, size, foretold(expected, memory, size(expected))),
     ]  # fmt: skip
-    return Facts([(label, show(value), remark) for label, value, show, remark in candidates if value is not None])
+    return Facts([*((label, show(value), remark) for label, value, show, remark in candidates if value is not None), *watched(run, stage)])
 
 
 def _lengths(stage: Stage, limits: Limits) -> Iterator[Block]:
