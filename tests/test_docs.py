@@ -30,8 +30,10 @@ TEXTS = {page: page.read_text(encoding="utf-8") for page in PAGES}
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 SPAN = re.compile(r"(?<!`)`([^`\n]+)`(?!`)")
 PATH = re.compile(r"\b(?:luyen|tests|bench|recipes)/[\w./-]+\.(?:py|yaml|jinja|css|json)\b")
-OPTIONS_WITH_VALUE = {"--budget", "--out", "--config", "--system"}
-FLAGS = {"--dry-run", "--no-retrieval", "--retrieval", "--continue", "--no-continue", "--help"}
+OPTIONS_WITH_VALUE = {
+    "--budget", "--out", "--config", "--system", "--devices", "--most", "--price", "--mfu", "--carbon", "--pue", "--vocabulary",
+}  # fmt: skip
+FLAGS = {"--dry-run", "--no-retrieval", "--retrieval", "--continue", "--no-continue", "--help", "--probe", "--json"}
 PLACES = {"VERB", "COMMAND", "RECIPE"}
 every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
@@ -189,7 +191,9 @@ def check_command(name: str, words: list[str], where: str) -> None:
     if name in VERBS:
         assert not plain or plain == ["key=value", "..."], f"{where}: {plain} is no setting"
         check_settings(load_config_class(name), settings, where)
-    elif name == "run" and plain and plain[0] not in PLACES and not plain[0].endswith(".yaml"):
+    elif name == "plan" and plain and plain[0] in VERBS:
+        check_settings(load_config_class(plain[0]), settings, where)
+    elif name in ("run", "plan") and plain and plain[0] not in PLACES and not plain[0].endswith(".yaml"):
         plan(find_recipe(plain[0]), parse_overrides(settings), budget)
     elif name in ("inspect", "chat", "import"):
         check_settings({"inspect": InspectConfig, "chat": ChatConfig, "import": ImportConfig}[name], settings, where)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
 
+from luyen.engine.config import OptimizerConfig
 from luyen.models.config import TransformerConfig
 
 BACKWARD = 2.0
@@ -115,12 +116,14 @@ def recomputed_share(activations: str) -> float:
     return {"keep": 0.0, "selective": 0.5, "recompute": 1.0}[activations]
 
 
-def state_bytes(parts: Parameters, optimizer: str) -> float:
-    """Bytes that an optimizer of `OptimizerConfig.name` keeps. Muon leaves all but the layers' matrices to AdamW, adamw8bit the
-    embedding and the norms."""
-    layers = parts.attention + parts.feed_forward
-    own = {"muon": layers, "adamw8bit": layers + parts.head}.get(optimizer, parts.count)
-    return STATE_BYTES[optimizer] * own + STATE_BYTES["adamw"] * (parts.count - own)
+def state_bytes(parts: Parameters, optimizer: OptimizerConfig) -> float:
+    """Bytes that an optimizer keeps. Muon leaves all but the layers' matrices to AdamW, adamw8bit the embedding and the norms; sgd
+    without momentum keeps nothing; an average of the weights is one more fp32 copy."""
+    name, layers = optimizer.name, parts.attention + parts.feed_forward
+    own = {"muon": layers, "adamw8bit": layers + parts.head}.get(name, parts.count)
+    each = 0.0 if name == "sgd" and not optimizer.momentum else STATE_BYTES[name]
+    average = 0 if optimizer.ema_decay is None else 4 * parts.count
+    return each * own + STATE_BYTES["adamw"] * (parts.count - own) + average
 
 
 def kept_bytes(model: TransformerConfig, half: bool, tensor: int = 1) -> float:
@@ -203,7 +206,7 @@ class Training:
 
     model: TransformerConfig
     batch: Batch
-    optimizer: str
+    optimizer: OptimizerConfig
     activations: str
     half: bool
     """Products in bf16 or fp16; weights, gradients and optimizer are fp32."""
@@ -213,7 +216,7 @@ class Training:
         model = self.model
         if any(size % layout.tensor for size in (model.num_heads, model.num_kv_heads, model.intermediate_size)):
             return None
-        if layout.shard * layout.tensor > 1 and self.optimizer not in SLICED:
+        if layout.shard * layout.tensor > 1 and self.optimizer.name not in SLICED:
             return None
         batch = self.batch.split(layout.streams)
         return None if batch is None else replace(self, batch=batch)

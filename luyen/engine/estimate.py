@@ -159,6 +159,6 @@ def evaluations(train: TrainConfig) -> int:
 
 def _peak_bytes(model: TransformerConfig, train: TrainConfig, parameters: int, tokens: int) -> int:
     """Weights, gradients and optimizer; activations that one micro-batch keeps for its backward pass, all in fp32."""
-    state = cost.state_bytes(cost.parameters(model), train.optimizer.name)
+    state = cost.state_bytes(cost.parameters(model), train.optimizer)
     activations = cost.activation_bytes(model, tokens, train.activations, half=False)
     return int(8 * parameters + state + activations + cost.logits_bytes(model, tokens))

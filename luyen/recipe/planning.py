@@ -1,0 +1,237 @@
+"""What a recipe takes, on this machine and on devices that could be rented: which layouts fit, time, money, energy, CO2.
+
+This machine is predicted as before a run (estimate.py). Other devices are counted (engine/cost.py): a stage's operations at a stated
+share of a device's peak, its memory by part. What is left out is in `NOT_COUNTED`. The global batch of the recipe stays: a layout that
+cannot share its rows evenly is none. When it does not fit as the recipe says, fewer rows at a time are tried, then shards, then
+recomputed activations, then tensor parallelism.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from luyen.core.config import dump
+from luyen.engine import carbon, cost
+from luyen.engine.cost import Batch, Layout, Memory, Training
+from luyen.engine.devices import Device, usable_bytes
+from luyen.engine.scaling import advice
+from luyen.recipe.configs import PretrainConfig, SFTConfig
+from luyen.recipe.estimate import ANSWER_SHARE, BYTES_PER_TOKEN, Outlook, Prediction, predict
+from luyen.recipe.graph import Plan, StagePlan
+from luyen.recipe.sizes import row_length
+
+NOT_COUNTED = "evaluations, loading, checkpoints, communication between devices, the computer around them"
+"""What the figures of other devices leave out."""
+LORA_RANK = 16
+"""Rank of the adapter whose size is told beside a full fine-tuning."""
+
+
+@dataclass(frozen=True)
+class Assumptions:
+    """What the user states."""
+
+    devices: Mapping[str, Device]
+    mfu: float
+    """Share of a device's peak that all operations reach, recomputed ones included."""
+    prices: Mapping[str, float]
+    """Device -> price of an hour of one; without a price there is no money."""
+    intensity: float | None
+    """Grams of CO2 a kWh."""
+    pue: float
+    """Energy of the data centre for each of its computers'."""
+    most: int
+    """Devices at most."""
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to run a stage: so many devices of a kind in a layout, with what it takes."""
+
+    device: str
+    layout: Layout
+    part: Training
+    """What each device has of the run: its rows at a time, whether it recomputes."""
+    bytes: float
+    """On each device."""
+    seconds: float
+    device_hours: float
+    kwh: float
+    grams: float | None
+    money: float | None
+
+    @property
+    def kilograms(self) -> float | None:
+        """Of CO2."""
+        return None if self.grams is None else self.grams / 1000
+
+    def settings(self, asked: Training) -> list[str]:
+        """Settings of the stage that make it run so, where they differ from what was `asked`."""
+        batch = self.part.batch
+        values = {
+            "batch.rows": (batch.rows, asked.batch.rows),
+            "train.accumulation": (batch.accumulation * self.layout.streams, asked.batch.accumulation),
+            "train.activations": (self.part.activations, asked.activations),
+            **{f"train.parallel.{name}": (count, 1) for name, count in vars(self.layout).items()},
+        }
+        return [f"{key}={value}" for key, (value, before) in values.items() if value != before]
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "device": self.device, "devices": self.layout.devices, **vars(self.layout), "rows": self.part.batch.rows,
+            "accumulation": self.part.batch.accumulation, "activations": self.part.activations, "bytes": round(self.bytes),
+            "seconds": self.seconds, "device_hours": self.device_hours, "kwh": self.kwh, "co2_grams": self.grams, "money": self.money,
+        }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class TrainingPlan:
+    """A training stage, counted."""
+
+    stage: str
+    verb: str
+    training: Training
+    """As the recipe says, on one device."""
+    steps: int
+    tokens: int
+    trained: float
+    """Share of the tokens that have a target."""
+    unique: float | None
+    """Tokens of the text that it reads, where known."""
+    ways: tuple[Way, ...]
+    refused: Mapping[str, str]
+    """Device -> why there is no way."""
+
+    @property
+    def cheapest(self) -> Way | None:
+        """Of the ways with a price the one of least money; without any price the one of least energy. The fewest devices of equals."""
+        priced = [way for way in self.ways if way.money is not None]
+        return min(priced or self.ways, key=lambda way: (way.money if priced else way.kwh, way.layout.devices), default=None)
+
+    @property
+    def operations(self) -> float:
+        """Of the whole stage, forward and backward, without recomputation."""
+        return cost.operations(self.training.model, self.training.batch.length, self.trained).training * self.tokens
+
+    @property
+    def memory(self) -> Memory:
+        """By part, on one GPU, as the recipe says."""
+        return cost.memory(self.training)
+
+    @property
+    def advice(self) -> str:
+        """What is known of tokens and sizes; only for pretraining."""
+        return advice(cost.parameters(self.training.model).count, self.tokens, self.unique) if self.verb == "pretrain" else ""
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        model, batch = self.training.model, self.training.batch
+        cheapest = self.cheapest
+        return {
+            "verb": self.verb, "model": dump(model), "steps": self.steps, "tokens": self.tokens, "operations": self.operations,
+            "parameters": {**cost.parameters(model).by_part(), "total": cost.parameters(model).count},
+            "operations_per_token_forward": cost.operations(model, batch.length, self.trained).by_part(),
+            "memory_one_device": {**self.memory.by_part(), "total": self.memory.total},
+            "cache_bytes_per_token": cost.cache_bytes(model, 1, self.training.half),
+            "lora_parameters": {"rank": LORA_RANK, "count": cost.adapter_parameters(model, LORA_RANK)},
+            "advice": self.advice,
+            "cheapest": cheapest and {**cheapest.as_dict(), "settings": cheapest.settings(self.training)},
+            "ways": [way.as_dict() for way in self.ways],
+            "refused": dict(self.refused),
+        }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Outline:
+    """A whole recipe."""
+
+    here: Mapping[str, Prediction]
+    """Stage -> what it takes on this machine."""
+    trainings: Mapping[str, TrainingPlan]
+
+
+def outline(plan: Plan, assumptions: Assumptions, vocabulary: int = 0) -> Outline:
+    """Every stage on this machine, and the training stages whose model is known on every device.
+
+    `vocabulary` stands for a tokenizer that is not here.
+    """
+    outlook = Outlook({stage.name: stage for stage in plan.stages}, {}, vocabulary)
+    counted = {stage.name: _training(stage, outlook, assumptions) for stage in plan.stages}
+    return Outline(predict(plan, vocabulary=vocabulary), {name: item for name, item in counted.items() if item is not None})
+
+
+def training_model(config: PretrainConfig | SFTConfig, outlook: Outlook) -> Any:
+    """The size that a training stage trains (a TransformerConfig), None where it is not known here."""
+    return outlook.model(config.model if isinstance(config, SFTConfig) else config)
+
+
+def _training(stage: StagePlan, outlook: Outlook, assumptions: Assumptions) -> TrainingPlan | None:
+    config = stage.config
+    if not isinstance(config, PretrainConfig | SFTConfig):
+        return None
+    model = training_model(config, outlook)
+    if model is None:
+        return None
+    train, length = config.train, row_length(config.batch, model.context_length)
+    batch = Batch(config.batch.rows, train.accumulation, length)
+    training = Training(model, batch, train.optimizer, train.activations, train.precision != "fp32")
+    size = outlook.text(config.data) if isinstance(config, PretrainConfig) else None
+    found = TrainingPlan(
+        stage=stage.name, verb=stage.verb, training=training, steps=train.steps,
+        tokens=train.steps * train.accumulation * config.batch.rows * length,
+        trained=ANSWER_SHARE if isinstance(config, SFTConfig) else 1.0, unique=size and size / BYTES_PER_TOKEN, ways=(), refused={},
+    )  # fmt: skip
+    ways: list[Way] = []
+    refused: dict[str, str] = {}
+    for name, device in assumptions.devices.items():
+        if train.precision == "bf16" and not device.bf16:
+            refused[name] = "has no bf16"
+            continue
+        of_device, least = _ways(found, name, device, assumptions)
+        ways += of_device
+        if not of_device:
+            refused[name] = f"{least / 1e9:,.0f} GB at least on each of {assumptions.most}, it has {usable_bytes(device) / 1e9:,.0f}"
+    return replace(found, ways=tuple(ways), refused=refused)
+
+
+def _ways(plan: TrainingPlan, name: str, device: Device, assumptions: Assumptions) -> tuple[list[Way], float]:
+    """For each number of devices the simplest layout that fits, and the least memory that any layout needs."""
+    found, least, room = [], float("inf"), usable_bytes(device)
+    for devices in (2**power for power in range(assumptions.most.bit_length()) if 2**power <= assumptions.most):
+        for layout, part in candidates(plan.training, devices):
+            needed = cost.memory(part, layout).total
+            least = min(least, needed)
+            if needed <= room:
+                found.append(_way(plan, name, layout, part, assumptions))
+                break
+    return found, least
+
+
+def candidates(training: Training, devices: int) -> Iterator[tuple[Layout, Training]]:
+    """Layouts of so many devices with what each device has, the ones that cost least speed first."""
+    layouts = cost.layouts(devices)
+    modes = dict.fromkeys((training.activations, "recompute"))
+    for tensor in (False, True):
+        for activations in modes:
+            for layout in (layout for layout in layouts if (layout.tensor > 1) is tensor):
+                part = replace(training, activations=activations).on(layout)
+                rows = part.batch.rows if part else 0
+                while part is not None and rows:
+                    batch = training.batch.split(layout.streams, rows)
+                    assert batch is not None
+                    yield layout, replace(part, batch=batch)
+                    rows = batch.rows // 2
+
+
+def _way(plan: TrainingPlan, name: str, layout: Layout, part: Training, assumptions: Assumptions) -> Way:
+    device = assumptions.devices[name]
+    done = plan.tokens / layout.streams * cost.device_operations(part, layout, plan.trained)
+    seconds = done / (device.peak(part.half) * assumptions.mfu)
+    hours = seconds / 3600 * layout.devices
+    kwh = carbon.kilowatt_hours(hours, device.watts, assumptions.pue)
+    grams = None if assumptions.intensity is None else carbon.grams(kwh, assumptions.intensity)
+    price = assumptions.prices.get(name)
+    money = None if price is None else hours * price
+    return Way(name, layout, part, cost.memory(part, layout).total, seconds, hours, kwh, grams, money)

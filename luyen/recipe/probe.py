@@ -1,0 +1,87 @@
+"""A few real steps of a training stage on this machine, on random tokens: time and peak memory measured instead of counted."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+from luyen.algorithms.pretrain import Pretrain
+from luyen.core.device import pick_device
+from luyen.core.files import read_jsonl
+from luyen.core.random_state import seed_everything
+from luyen.data.loader import PackedStream
+from luyen.data.samples import NOT_TRAINED, Sample
+from luyen.engine.config import CheckpointConfig, ParallelConfig, ScheduleConfig, TrainConfig, WatchConfig
+from luyen.engine.memory import reset_peak
+from luyen.engine.trainer import fit
+from luyen.models.config import TransformerConfig
+from luyen.models.transformer import Transformer
+from luyen.recipe.configs import PretrainConfig, SFTConfig
+from luyen.recipe.estimate import ANSWER_SHARE, of_stage, training_rate
+from luyen.recipe.sizes import row_length
+
+STEPS = 20
+"""Steps of a probe."""
+WARM = 3
+"""First steps whose time is not counted: memory is mapped and kernels are chosen there."""
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What was measured, and what it makes of the whole stage."""
+
+    steps: int
+    """That were done."""
+    step_seconds: float
+    """The median step, the first ones left out."""
+    bytes: int
+    """Peak of this process with its libraries, or of the GPU's memory, one checkpoint written."""
+    seconds: float
+    """Of the whole stage at this pace; evaluations are added as they are predicted."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+def probe(config: PretrainConfig | SFTConfig, model: TransformerConfig, predicted: float, steps: int = STEPS) -> Probe:
+    """Do `steps` updates of the stage's size, batch, optimizer and precision in a folder that is thrown away.
+
+    `predicted` are the seconds of the whole stage as estimate.py has them, from which its evaluations are taken. Raises NonFinite
+    when the settings make even random tokens diverge.
+    """
+    trained = ANSWER_SHARE if isinstance(config, SFTConfig) else 1.0
+    length = row_length(config.batch, model.context_length)
+    seed_everything(0)
+    samples = random_samples(model.vocab_size, length, 2 * config.batch.rows * config.train.accumulation, trained)
+    stream = PackedStream(samples, capacity=length, rows=config.batch.rows, seed=0)
+    reset_peak(pick_device(config.train.device))
+    with tempfile.TemporaryDirectory(prefix="luyen-probe-") as folder:
+        result = fit(Pretrain(Transformer(model), stream), _short(config.train, steps), Path(folder))
+        times = [float(row["seconds"]) for row in read_jsonl(Path(folder) / "timings.jsonl") if "seconds" in row]
+    step = median(times[WARM:] or times)
+    rest = max(0.0, predicted - of_stage(config.train, config.batch, model, trained).seconds(training_rate(config.train)))
+    return Probe(steps, step, result.peak_bytes, step * config.train.steps + rest)
+
+
+def _short(train: TrainConfig, steps: int) -> TrainConfig:
+    """The same loop for a few steps in one process, without evaluations; nothing is watched, tracked or profiled."""
+    plain = {"schedule": ScheduleConfig(), "checkpoint": CheckpointConfig(), "watch": WatchConfig(), "parallel": ParallelConfig()}
+    return train.model_copy(update={"steps": steps, "evaluate_every": 0, **plain})
+
+
+def random_samples(vocabulary: int, length: int, count: int, trained: float) -> list[Sample]:
+    """Rows of random tokens, each full, of which the last `trained` share has a target."""
+    generator = np.random.default_rng(0)
+    samples = []
+    for number in range(count):
+        tokens = generator.integers(0, vocabulary, length + 1, dtype=np.int32)
+        targets = tokens[1:].copy()
+        targets[: int(length * (1 - trained))] = NOT_TRAINED
+        samples.append(Sample(f"random{number}", tokens[:-1], targets))
+    return samples

@@ -1,0 +1,178 @@
+"""Ways to run a training stage elsewhere: what fits, in which layout, for how much; and a probe of real steps here."""
+
+import dataclasses
+import itertools
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from toy import write_recipe  # noqa: E402
+
+from luyen.core.config import load, parse_overrides  # noqa: E402
+from luyen.engine import cost  # noqa: E402
+from luyen.engine.cost import Batch, Layout  # noqa: E402
+from luyen.engine.devices import DEVICES, usable_bytes  # noqa: E402
+from luyen.engine.estimate import Speed  # noqa: E402
+from luyen.models.presets import preset  # noqa: E402
+from luyen.recipe import estimate, probe  # noqa: E402
+from luyen.recipe.configs import PretrainConfig, SFTConfig  # noqa: E402
+from luyen.recipe.graph import Plan, StagePlan, plan  # noqa: E402
+from luyen.recipe.planning import Assumptions, TrainingPlan, candidates, outline  # noqa: E402
+from luyen.recipe.probe import random_samples  # noqa: E402
+
+
+@pytest.fixture(autouse=True)
+def machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not this machine's speed."""
+    monkeypatch.setattr(estimate, "measure_speed", lambda device, dtype: Speed(2e11, 4e10))
+    monkeypatch.setattr(estimate, "pace", lambda: 1.0)
+
+
+def assumed(**changes: Any) -> Assumptions:
+    return Assumptions(**{"devices": DEVICES, "mfu": 0.4, "prices": {}, "intensity": None, "pue": 1.0, "most": 64, **changes})
+
+
+def pretraining(*words: str, **changes: Any) -> TrainingPlan:
+    values = {"data": "-", "tokenizer": "-", **parse_overrides(words)}
+    stage = StagePlan("pretrain", "pretrain", load(PretrainConfig, values), ())
+    return outline(Plan("pretrain", "", 0, "", (stage,), {}), assumed(**changes), 32_000).trainings["pretrain"]
+
+
+SEVEN = ("model.preset=llama-2-7b", "batch.rows=4", "batch.length=4096", "train.accumulation=256", "train.steps=500")
+
+
+def test_the_hours_of_a_way_by_hand() -> None:
+    item = pretraining(*SEVEN, prices={"a100": 2.0}, intensity=385.0, pue=1.1)
+    tokens = 500 * 1024 * 4096
+    assert item.tokens == tokens and item.operations == cost.operations(preset("llama-2-7b", 32_000), 4096).training * tokens
+    kept = [way for way in item.ways if way.device == "a100" and way.part.activations == "keep" and way.layout.tensor == 1]
+    assert kept
+    for way in kept:
+        hours = item.operations / (312e12 * 0.4) / 3600
+        assert way.device_hours == pytest.approx(hours) and way.seconds == pytest.approx(hours * 3600 / way.layout.devices)
+        assert way.kwh == pytest.approx(hours * 0.4 * 1.1) and way.grams == pytest.approx(way.kwh * 385)
+        assert way.money == pytest.approx(2 * hours) and way.kilograms == pytest.approx(way.kwh * 0.385)
+    assert all(way.money is None for way in item.ways if way.device != "a100")
+    again = [way for way in item.ways if way.device == "t4"]
+    assert again[0].part.activations == "recompute" and again[0].device_hours > item.operations / (65e12 * 0.4) / 3600
+
+
+def test_every_way_fits_and_keeps_the_global_batch() -> None:
+    item = pretraining(*SEVEN)
+    assert {way.device for way in item.ways} == set(DEVICES) and not item.refused
+    for way in item.ways:
+        assert way.bytes == cost.memory(way.part, way.layout).total <= usable_bytes(DEVICES[way.device])
+        assert way.part.batch.rows * way.part.batch.accumulation * way.layout.streams == 4 * 256
+        assert way.layout.devices & (way.layout.devices - 1) == 0 and way.layout.devices <= 64
+
+
+def test_what_fits_on_a_device_fits_on_more_of_them() -> None:
+    item = pretraining(*SEVEN)
+    for name, ways in itertools.groupby(item.ways, key=lambda way: way.device):
+        counts = [way.layout.devices for way in ways]
+        assert counts == [2**power for power in range(7) if 2**power >= counts[0]], name
+
+
+def test_the_cheapest_is_the_least_money_on_the_fewest_devices() -> None:
+    item = pretraining(*SEVEN, prices={"h100": 2.5, "a100": 0.9})
+    best = item.cheapest
+    assert best is not None and best.money is not None
+    priced = [way.money for way in item.ways if way.money is not None]
+    assert best.money == min(priced)
+    assert best.layout.devices == min(way.layout.devices for way in item.ways if way.money == best.money)
+    without = pretraining(*SEVEN).cheapest
+    assert without is not None and without.kwh == min(way.kwh for way in item.ways)
+
+
+def test_the_settings_of_a_way_give_the_same_update() -> None:
+    item = pretraining(*SEVEN, devices={"h100": DEVICES["h100"]})
+    for way in item.ways:
+        words = way.settings(item.training)
+        config = load(PretrainConfig, {"data": "-", "tokenizer": "-", **parse_overrides([*SEVEN, *words])})
+        assert config.batch.rows * config.train.accumulation == 4 * 256
+        assert (config.train.parallel.shard, config.train.parallel.tensor) == (way.layout.shard, way.layout.tensor)
+        assert config.train.parallel.data in (0, way.layout.data)
+        assert config.batch.rows == way.part.batch.rows and config.train.activations == way.part.activations
+    small = pretraining("model.preset=llama-1m")
+    assert small.cheapest is not None and small.cheapest.settings(small.training) == []
+
+
+def test_the_simplest_is_tried_first() -> None:
+    training = pretraining(*SEVEN).training
+    tried = list(candidates(training, 4))
+    assert tried[0] == (Layout(data=4), dataclasses.replace(training, batch=Batch(4, 64, 4096)))
+    assert [part.batch.rows for layout, part in tried if layout == Layout(data=4)][:3] == [4, 2, 1]
+    order = [(layout.tensor > 1, part.activations == "recompute", layout.shard) for layout, part in tried]
+    assert order == sorted(order, key=lambda entry: entry[:2])
+    assert list(candidates(dataclasses.replace(training, batch=Batch(3, 1, 64)), 4)) == list(
+        (layout, part) for layout, part in candidates(dataclasses.replace(training, batch=Batch(3, 1, 64)), 4) if layout.streams == 1
+    )  # three rows go to one or three readers, so four devices work on one layer
+
+
+def test_what_does_not_fit_is_refused_with_the_reason() -> None:
+    item = pretraining("model.preset=llama-2-70b", "batch.length=4096", "train.accumulation=64", most=2)
+    assert not item.ways and item.cheapest is None
+    assert "GB at least on each of 2, it has 75" in item.refused["h100"]
+    assert pretraining(*SEVEN, "train.precision=bf16").refused == {"t4": "has no bf16", "v100": "has no bf16"}
+    muon = pretraining(*SEVEN, "train.optimizer.name=muon")
+    assert all(way.layout.shard == way.layout.tensor == 1 for way in muon.ways) and "l4" in muon.refused
+
+
+def test_fp32_takes_longer_and_no_copies() -> None:
+    half, single = pretraining("model.preset=llama-350m"), pretraining("model.preset=llama-350m", "train.precision=fp32")
+    assert single.memory.copies == 0 < half.memory.copies and half.memory.activations < single.memory.activations
+    times = [next(way.seconds for way in item.ways if way.device == "a100") for item in (half, single)]
+    assert times[1] / times[0] == pytest.approx(312 / 19.5)
+
+
+def test_a_recipe_has_its_training_stages_and_unknown_models_are_left_out(tmp_path: Path) -> None:
+    made = plan(write_recipe(tmp_path), {})
+    found = outline(made, assumed())
+    assert list(found.here) == [stage.name for stage in made.stages] and list(found.trainings) == ["base", "chat"]
+    base, chat = found.trainings["base"], found.trainings["chat"]
+    assert base.tokens == 4 * 2 * 64 and base.training.model.vocab_size == 400
+    assert "tokens per parameter" in base.advice and base.unique is not None and chat.advice == ""
+    assert chat.trained == estimate.ANSWER_SHARE < base.trained == 1
+    unknown = outline(plan(write_recipe(tmp_path), parse_overrides(["chat.model=some/model"])), assumed())
+    assert list(unknown.trainings) == ["base"] and unknown.here["chat"].seconds is None
+
+
+def test_a_verb_needs_the_vocabulary() -> None:
+    stage = StagePlan("pretrain", "pretrain", load(PretrainConfig, {"data": "-", "tokenizer": "-"}), ())
+    made = Plan("pretrain", "", 0, "", (stage,), {})
+    assert outline(made, assumed()).trainings == {} and outline(made, assumed()).here["pretrain"].seconds is None
+    told = outline(made, assumed(), 5000)
+    assert told.trainings["pretrain"].training.model.vocab_size == 5000 and told.here["pretrain"].seconds is not None
+
+
+def test_random_rows_are_full_and_have_the_targets() -> None:
+    samples = random_samples(100, 32, 3, 0.25)
+    assert len(samples) == 3 and all(len(sample.tokens) == 32 and sample.num_targets == 8 for sample in samples)
+    assert all(sample.tokens.max() < 100 and (sample.targets[24:-1] == sample.tokens[25:]).all() for sample in samples)
+
+
+@pytest.mark.parametrize("kind", [PretrainConfig, SFTConfig])
+def test_a_probe_does_real_steps_and_leaves_nothing(kind: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(probe.tempfile, "tempdir", None)
+    given = {"data": "-", "tokenizer": "-"} if kind is PretrainConfig else {"data": "-", "model": "-"}
+    train = {"steps": 500, "accumulation": 2, "device": "cpu", "parallel": {"shard": 2}, "watch": {"patience": 1}}
+    config = load(kind, {**given, "batch": {"rows": 1, "length": 16}, "train": train})
+    model = preset("llama-1m", 64, num_layers=1)
+    found = probe.probe(config, model, predicted=1e6, steps=5)
+    assert found.steps == 5 and found.step_seconds > 0 and found.bytes > 1e7
+    trained = estimate.ANSWER_SHARE if kind is SFTConfig else 1.0
+    alone = estimate.of_stage(config.train, config.batch, model, trained).seconds(Speed(2e11, 4e10))
+    assert found.seconds == pytest.approx(500 * found.step_seconds + 1e6 - alone)
+    assert not list(tmp_path.glob("luyen-*"))
+
+
+def test_memory_on_one_gpu_is_told_by_part() -> None:
+    facts = pretraining(*SEVEN).as_dict()
+    assert facts["memory_one_device"]["total"] == sum(value for name, value in facts["memory_one_device"].items() if name != "total")
+    assert facts["parameters"]["total"] == 6_738_415_616 and facts["cache_bytes_per_token"] == 512 * 1024
+    assert facts["cheapest"]["settings"]
