@@ -1,9 +1,9 @@
-"""Documents per second of each curation stage, on pydoc pages of the standard library or on your own pages.
+"""Documents per second of each curation stage beside other packages, on pydoc pages of the standard library or on your own pages.
 
-    python bench/curation.py [--pages FOLDER] [--documents 40] [--rounds 5]
+    python bench/curation.py [--pages FOLDER] [--documents 40] [--rounds 5] [--agreement 300] [--gold FOLDER]
 
-Prints one JSON line. The stages and their rivals run in turns within each round; the figures are medians over the rounds, ratios are
-medians of the rounds' ratios. A rival that is not installed is named under "not_measured".
+Prints one JSON line. A stage and its rivals run one behind the other within each round; the figures are medians over the rounds, ratios
+are the median, the lowest and the highest of the rounds' ratios. A rival that is not installed is named under "not_measured".
 """
 
 from __future__ import annotations
@@ -11,23 +11,29 @@ from __future__ import annotations
 import argparse
 import contextlib
 import importlib
-import importlib.util
 import io
 import json
 import os
 import pydoc
-import re
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from resiliparse.extract.html2text import extract_plain_text
+import curation_peers as peers
 
 from luyen.corpus import extract, language, normalise, pii, quality, words
 from luyen.corpus.dedup import DedupConfig, band_hashes, clusters, signatures
 
+PACKAGES = ("resiliparse", "trafilatura", "datatrove", "spacy", "pyvi", "datasketch", "rensa")
+RULES = {
+    "quality rules": ["GopherQualityFilter"], "repetition rules": ["GopherRepetitionFilter"],
+    "quality and repetition rules": ["GopherQualityFilter", "GopherRepetitionFilter"],
+    "C4 rules": ["C4QualityFilter"], "FineWeb rules": ["FineWebQualityFilter"],
+}  # fmt: skip
+"""Our names of datatrove's filters."""
 MODULES = """abc argparse ast base64 bisect calendar cmath collections configparser contextlib copy csv dataclasses datetime decimal difflib
 email.message enum fractions functools glob hashlib heapq html.parser inspect io ipaddress itertools json logging math mimetypes operator os
 pathlib pickle pprint queue random re sched secrets shelve shlex shutil socket sqlite3 statistics string struct subprocess tempfile textwrap
@@ -46,47 +52,58 @@ def pydoc_pages(count: int) -> list[bytes]:
 
 
 def folder_pages(folder: Path, count: int) -> list[bytes]:
-    """HTML files of a folder."""
-    return [path.read_bytes() for path in sorted(folder.rglob("*.html"))[:count]]
+    """HTML files of a folder, taken evenly from all of them in order of their names."""
+    paths = sorted(folder.rglob("*.html"))
+    return [path.read_bytes() for path in paths[:: max(1, len(paths) // count)][:count]]
 
 
-def rate(work: Callable[[], object], documents: int) -> float:
+def stages(pages: Sequence[bytes], raw: Sequence[str], texts: Sequence[str], languages: Sequence[str]) -> dict[str, peers.Work]:
+    """Our steps by name."""
+    limits = quality.thresholds("web")
+    config = DedupConfig()
+    bands = band_hashes(signatures(texts, config, 0), config)
+
+    def all_rules(text: str, language: str) -> None:
+        # Every rule is measured, also behind one that failed: the slowest case.
+        measured = words.Words(text, language)
+        for name in limits:
+            quality.BY_NAME[name].measure(measured)
+
+    return {
+        "extract": peers.each(extract.extract, pages),
+        "normalise": peers.each(normalise.normalise, raw),
+        "language": peers.each(language.detect, texts),
+        "all rules of web": peers.each(all_rules, texts, languages),
+        "pii": peers.each(pii.mask, texts, languages),
+        "minhash": lambda: band_hashes(signatures(texts, config, 0), config),
+        "lsh": lambda: clusters(bands),
+        **{name: peers.rules_work(filters, texts, languages) for name, filters in RULES.items()},
+    }
+
+
+def rivals(pages: Sequence[bytes], texts: Sequence[str], languages: Sequence[str]) -> dict[str, dict[str, peers.Work]]:
+    """What there is to compare with, by our stage."""
+    found = {"extract": peers.html_peers(pages), "minhash": peers.minhash_peers(texts, DedupConfig())}
+    if not peers.installed(["datatrove", "spacy"])[1]:
+        filters = peers.Filters()
+        found |= {name: {f"datatrove {name}": filters.work(names, texts, languages)} for name, names in RULES.items()}
+    return found
+
+
+def rate(work: peers.Work, documents: int) -> float:
     """Documents per second of one run."""
     started = time.perf_counter()
     work()
     return documents / (time.perf_counter() - started)
 
 
-def each(function: Callable[[Any], object], items: Sequence[Any]) -> Callable[[], object]:
-    """Call a function on every item."""
-
-    def work() -> None:
-        for item in items:
-            function(item)
-
-    return work
-
-
-def rivals(pages: Sequence[bytes], texts: Sequence[str], config: DedupConfig) -> tuple[dict[str, Callable[[], object]], list[str]]:
-    """What other packages need for the same work, and the names of those that are not installed."""
-    decoded = [extract.decode(page)[0] for page in pages]
-    found: dict[str, Callable[[], object]] = {
-        "resiliparse": each(lambda page: extract_plain_text(extract.decode(page)[0], main_content=True, preserve_formatting=True), pages)
+def summary(rounds: Sequence[dict[str, float]], pairs: Sequence[tuple[str, str]]) -> dict[str, Any]:
+    """Medians, and for each pair the median, lowest and highest ratio within a round."""
+    ratios = {f"{ours} / {theirs}": [row[ours] / row[theirs] for row in rounds] for ours, theirs in pairs}
+    return {
+        "documents_per_second": {name: round(statistics.median(row[name] for row in rounds), 1) for name in rounds[0]},
+        "ratio": {name: [round(pick(values), 2) for pick in (statistics.median, min, max)] for name, values in ratios.items()},
     }
-    missing = [name for name in ("trafilatura", "datasketch", "datatrove") if importlib.util.find_spec(name) is None]
-    if "trafilatura" not in missing:
-        found["trafilatura"] = each(importlib.import_module("trafilatura").extract, decoded)
-    if "datasketch" not in missing:
-        datasketch: Any = importlib.import_module("datasketch")
-
-        def minhash(text: str) -> None:
-            tokens = re.findall(r"\w+", text.lower())
-            signature = datasketch.MinHash(num_perm=config.bands * config.rows)
-            size = config.shingle
-            signature.update_batch({" ".join(tokens[index : index + size]).encode() for index in range(len(tokens) - size + 1)})
-
-        found["datasketch"] = each(minhash, texts)
-    return found, missing
 
 
 def main() -> None:
@@ -95,47 +112,36 @@ def main() -> None:
     parser.add_argument("--pages", type=Path, help="a folder of HTML files (default: pydoc's pages of the standard library)")
     parser.add_argument("--documents", type=int, default=40)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--agreement", type=int, default=0, help="compare the decisions on this many documents too")
+    parser.add_argument("--gold", type=Path, help="a folder of pages with their expected main text, for the quality of the text")
     arguments = parser.parse_args()
-    pages = folder_pages(arguments.pages, arguments.documents) if arguments.pages else pydoc_pages(arguments.documents)
-    if not pages:
+    many = max(arguments.documents, arguments.agreement)
+    all_pages = folder_pages(arguments.pages, many) if arguments.pages else pydoc_pages(many)
+    if not all_pages:
         raise SystemExit(f"no .html files in {arguments.pages}")
-    raw = [extract.extract(page).text for page in pages]
-    texts = [normalise.normalise(text)[0] for text in raw]
-    limits = quality.thresholds("web")
-    config = DedupConfig()
-
-    def all_rules(text: str) -> None:
-        # Every rule is measured, also behind one that failed: the slowest case.
-        measured = words.Words(text, "en")
-        for name in limits:
-            quality.BY_NAME[name].measure(measured)
-
-    stages: dict[str, Callable[[], object]] = {
-        "extract": each(extract.extract, pages),
-        "normalise": each(normalise.normalise, raw),
-        "language": each(language.detect, texts),
-        "quality+repetition": each(all_rules, texts),
-        "pii": each(lambda text: pii.mask(text, "en"), texts),
-        "minhash": lambda: band_hashes(signatures(texts, config, 0), config),
-        "lsh": lambda: clusters(bands),
-    }
-    bands = band_hashes(signatures(texts, config, 0), config)
-    others, missing = rivals(pages, texts, config)
+    all_raw = [extract.extract(page).text for page in all_pages]
+    all_texts = [normalise.normalise(text)[0] for text in all_raw]
+    all_languages = [language.detect(text, tuple(peers.CODES))[0] for text in all_texts]
+    step = max(1, len(all_pages) // arguments.documents)
+    pages, raw, texts, languages = (list(rows)[::step][: arguments.documents] for rows in (all_pages, all_raw, all_texts, all_languages))
+    ours, others = stages(pages, raw, texts, languages), rivals(pages, texts, languages)
+    works = {name: work for stage, own in ours.items() for name, work in {stage: own, **others.get(stage, {})}.items()}
     rounds: list[dict[str, float]] = []
     for number in range(arguments.rounds + 1):
-        figures = {name: rate(work, len(pages)) for name, work in {**stages, **others}.items()}
+        figures = {name: rate(work, len(pages)) for name, work in works.items()}
         if number:  # the first round warms up
             rounds.append(figures)
-    pairs = {"resiliparse": "extract", "trafilatura": "extract", "datasketch": "minhash"}
+    versions, missing = peers.installed(PACKAGES)
     result = {
         "benchmark": "curation",
         "documents": len(pages),
+        "languages": dict(Counter(languages)),
         "mean_html_bytes": round(statistics.mean(map(len, pages))),
         "mean_text_characters": round(statistics.mean(map(len, texts))),
-        "documents_per_second": {name: round(statistics.median(row[name] for row in rounds), 1) for name in rounds[0]},
-        "ratio": {
-            f"{pairs[name]} / {name}": round(statistics.median(row[pairs[name]] / row[name] for row in rounds), 2) for name in others
-        },
+        **summary(rounds, [(stage, name) for stage, found in others.items() for name in found]),
+        **({"agreement": peers.agreement(all_texts, all_languages)} if arguments.agreement and "datatrove" in versions else {}),
+        **({"text_f1": peers.text_quality(arguments.gold)} if arguments.gold else {}),
+        "versions": versions,
         "not_measured": missing,
         "rounds": arguments.rounds,
         "processors": os.cpu_count(),

@@ -16,7 +16,7 @@ from pydantic import Field
 from rensa import RMinHash
 
 from luyen.core.config import Config
-from luyen.corpus.words import Hashes, mix, ngrams
+from luyen.corpus.words import Hashes, mix, ngrams, numbered
 
 _WORD = re.compile(r"\w+")
 
@@ -49,12 +49,11 @@ def text_hash(text: str) -> str:
 def shingles(text: str, size: int) -> Hashes:
     """The set of hashed shingles of `size` lower-case words, sorted. A shorter text is one shingle; a text without words has none."""
     words = _WORD.findall(text.lower())
-    index: dict[str, int] = {}
-    codes = [index.setdefault(word, len(index)) for word in words]
-    if not index:
+    distinct, codes = numbered(words)
+    if not distinct:
         return np.empty(0, np.uint64)
-    digests = b"".join(hashlib.blake2b(word.encode("utf-8", "surrogatepass"), digest_size=8).digest() for word in index)
-    hashes = np.frombuffer(digests, "<u8").astype(np.uint64)[np.array(codes, np.int64)]
+    digests = b"".join([hashlib.blake2b(word.encode("utf-8", "surrogatepass"), digest_size=8).digest() for word in distinct])
+    hashes = np.frombuffer(digests, "<u8").astype(np.uint64)[codes]
     return np.unique(mix(ngrams(hashes, min(size, len(words)))))
 
 

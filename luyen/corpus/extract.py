@@ -26,6 +26,8 @@ _HEADING = {level: mark for mark, level in HEADINGS.items()}
 DEEPEST = 8
 """Term lists nested deeper than this are not indented further."""
 _ANY_MARK = re.compile("[\ue000-\ue01f]")
+_STRUCTURE = re.compile("([\ue000-\ue002\ue005\ue006\ue010-\ue01f])")
+"""The marks that say something about the lines behind them; those of code and of items stay in the text for later."""
 
 # `[^<>]*` and not `[^>]*`, so that a page of unclosed "<td" costs linear time. Where what follows may begin many times inside one tag,
 # repeats are bounded.
@@ -103,11 +105,13 @@ def extract(body: bytes, content_type: str = "text/html") -> Extracted:
 
 def extract_html(html: str, charset_name: str = "utf-8") -> Extracted:
     """The main text of an HTML string."""
-    html = _ANY_MARK.sub("", html)
+    plain = html.isascii()
+    html = html if plain else _ANY_MARK.sub("", html)
     if "file:" in html:
         html = _FILE_LINK.sub("", html)
     html = _without_links_beside_titles(html)
-    html = _LONE_LETTER.sub(rf"\1{FILL}", html).replace("&nbsp;", SPACE + FILL).replace("\xa0", SPACE + FILL)
+    html = html if plain else _LONE_LETTER.sub(rf"\1{FILL}", html).replace("\xa0", SPACE + FILL)
+    html = html.replace("&nbsp;", SPACE + FILL)
     tree = HTMLTree.parse(_Marker().mark(html))
     text = extract_plain_text(tree, main_content=True, preserve_formatting=True, skip_elements=_SKIP)
     if len(text) < 200:
@@ -130,6 +134,14 @@ def _without_links_beside_titles(html: str) -> str:
     return "".join([*pieces, html[end:]]) if pieces else html
 
 
+_SIMPLE: dict[str, str] = {
+    "<dt>": "<dt>" + TERM + FILL, "<dd>": "<dd>" + BODY + FILL, "</dd>": BODY_END + FILL + "</dd>",
+    "<dl>": LIST + FILL + "<dl>", "</dl>": "</dl>" + LIST_END + FILL,
+    **{tag: tag for tag in ("</dt>", "<td>", "</td>", "<th>", "</th>", "</li>", *(f"</h{level}>" for level in range(1, 7)))},
+}  # fmt: skip
+"""What a tag without attributes becomes where that depends on nothing else: most of a page's tags."""
+
+
 class _Marker:
     """Puts a mark behind every tag whose meaning plain text would lose."""
 
@@ -145,8 +157,10 @@ class _Marker:
 
     def _tag(self, match: re.Match[str]) -> str:
         whole = match[0]
-        if match.start() < self.comment_end:
+        if self.comment_end and match.start() < self.comment_end:
             return whole
+        if not self.skipping and (simple := _SIMPLE.get(whole)) is not None:
+            return simple
         if match[1]:
             if not self.skipping:
                 end = match.string.find("-->", match.end())
@@ -229,7 +243,7 @@ class _Writer:
         return "\n".join(self.lines).strip("\n")
 
     def _line(self, line: str) -> None:
-        if _ANY_MARK.search(line):
+        if _STRUCTURE.search(line):
             line = self._structure(line)
         else:
             self.indent = self._indentation()
@@ -251,24 +265,26 @@ class _Writer:
         """Take the marks out of a line, remember what they ask for and set the indentation that holds where the line's text begins."""
         self.indent = self._indentation()
         kept: list[str] = []
-        for character in line:
-            if character in HEADINGS:
-                self.heading = character
-            elif character == LIST:
+        for piece in _STRUCTURE.split(line):
+            if not piece:
+                continue
+            if piece in HEADINGS:
+                self.heading = piece
+            elif piece == LIST:
                 self.lists.append(False)
-            elif character == LIST_END:
+            elif piece == LIST_END:
                 self.depth -= bool(self.lists and self.lists.pop())
-            elif character in (TERM, BODY, BODY_END):
+            elif piece in (TERM, BODY, BODY_END):
                 if not self.lists:
                     self.lists.append(False)
-                self.depth += (character == BODY) - self.lists[-1]
-                self.lists[-1] = character == BODY
-                if character == TERM:
+                self.depth += (piece == BODY) - self.lists[-1]
+                self.lists[-1] = piece == BODY
+                if piece == TERM:
                     self._blank()
             else:
                 if not kept:
                     self.indent = self._indentation()
-                kept.append(character)
+                kept.append(piece)
         return "".join(kept)
 
     def _indentation(self) -> str:

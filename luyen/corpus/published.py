@@ -43,7 +43,6 @@ PUNCTUATION = TERMINAL_SIGNS | _characters(
     "ff08-ff09 ff0c ff0e ff11 ff1a-ff1b ff1f ff5e"
 )
 """A word made of these alone is a symbol for the Gopher filter."""
-TERMINAL = tuple(sorted(TERMINAL_SIGNS))
 _NEWLINES = re.compile("\n+")
 _CITATION = re.compile(r"\[\d*]|\[edit]|\[citation needed]")
 _POLICY = ("terms of use", "privacy policy", "cookie policy", "uses cookies", "use of cookies", "use cookies")
@@ -98,7 +97,7 @@ def _duplicate_characters(words: Words) -> float:
 
 def _ending_share(words: Words) -> float:
     lines = _visible_lines(words)
-    return sum(line.endswith(TERMINAL) for line in lines) / max(1, len(lines))
+    return sum(line[-1] in TERMINAL_SIGNS for line in lines) / max(1, len(lines))
 
 
 def _short_share(words: Words) -> float:

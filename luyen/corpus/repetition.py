@@ -55,7 +55,7 @@ def duplicate_ngram_share(words: Words, size: int) -> float:
     positions, keys = words.repeated(size)
     if not len(positions):
         return 0.0
-    ends = np.concatenate([np.zeros(1, np.int64), np.cumsum(words.lengths)])
+    ends = words.ends
     seen: set[int] = set()
     characters = 0
     following = 0  # the first position not inside an n-gram already counted
@@ -63,7 +63,7 @@ def duplicate_ngram_share(words: Words, size: int) -> float:
         if position < following:
             continue
         if key in seen:
-            characters += int(ends[position + size] - ends[position])
+            characters += ends[position + size] - ends[position]
             following = position + size
         else:
             seen.add(key)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any, TypeVar
 
@@ -51,6 +51,13 @@ def split_words(text: str) -> list[str]:
     return [match[0] for match in WORD.finditer(text)]
 
 
+def numbered(words: Sequence[str]) -> tuple[list[str], Integers]:
+    """The different words in order of appearance, and for each word its index among them."""
+    distinct = list(dict.fromkeys(words))
+    index = dict(zip(distinct, range(len(distinct)), strict=True))
+    return distinct, np.fromiter(map(index.__getitem__, words), np.int64, len(words))
+
+
 class Words:
     """The measured parts of one text. `words` includes signs; `lengths`, `codes` and `is_symbol` are per word, in order.
 
@@ -79,9 +86,7 @@ class Words:
 
     @cached_property
     def _distinct(self) -> tuple[list[str], Integers]:
-        index: dict[str, int] = {}
-        codes = [index.setdefault(word, len(index)) for word in self.words]
-        return list(index), np.array(codes, np.int64)
+        return numbered(self.words)
 
     @property
     def distinct(self) -> list[str]:
@@ -96,7 +101,12 @@ class Words:
     @cached_property
     def lengths(self) -> Integers:
         """Characters of each word."""
-        return np.array([len(word) for word in self.distinct], np.int64)[self.codes]
+        return np.fromiter(map(len, self.distinct), np.int64, len(self.distinct))[self.codes]
+
+    @cached_property
+    def ends(self) -> list[int]:
+        """Characters of all words before each word, and of all."""
+        return [0, *np.cumsum(self.lengths).tolist()]
 
     @cached_property
     def is_symbol(self) -> NDArray[np.bool_]:
