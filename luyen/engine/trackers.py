@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import importlib
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -114,22 +115,29 @@ class Trackers:
             self._active[name] = began
 
     def _try(self, name: str, action: Callable[[], Any]) -> Any:
-        before = random.getstate(), numpy.random.get_state()
         try:
-            return action()
+            with _random_numbers_kept():
+                return action()
         except Exception as error:  # whatever a library or a network does, training goes on
             progress.say(f"{name} failed and is left out from now on; training continues: {' '.join(repr(error).split())[:300]}")
             self._active.pop(name, None)
             return None
-        finally:
-            random.setstate(before[0])
-            numpy.random.set_state(before[1])
+
+
+@contextmanager
+def _random_numbers_kept() -> Iterator[None]:
+    before = random.getstate(), numpy.random.get_state()
+    try:
+        yield
+    finally:
+        random.setstate(before[0])
+        numpy.random.set_state(before[1])
 
 
 def _module(name: str) -> Any:
-    package = TRACKERS[name][0]
     try:
-        return importlib.import_module(package)
+        with _random_numbers_kept():
+            return importlib.import_module(TRACKERS[name][0])
     except ImportError as error:
         raise ConfigError(
             f"train.watch.trackers names {name}, whose package cannot be imported", found=error,
