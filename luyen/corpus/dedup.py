@@ -16,7 +16,7 @@ from pydantic import Field
 from rensa import RMinHash
 
 from luyen.core.config import Config
-from luyen.corpus.words import Hashes, mix, ngrams, numbered
+from luyen.corpus.words import Hashes, Pieces, mix, ngrams
 
 _WORD = re.compile(r"\w+")
 
@@ -46,15 +46,23 @@ def text_hash(text: str) -> str:
     return hashlib.sha256(" ".join(text.split()).encode("utf-8", "surrogatepass")).hexdigest()
 
 
+def _word_hashes(piece: str) -> bytes:
+    words = (piece,) if piece.isalnum() else _WORD.findall(piece)
+    return b"".join([hashlib.blake2b(word.encode("utf-8", "surrogatepass"), digest_size=8).digest() for word in words])
+
+
+HASHES: Pieces[bytes] = Pieces(_word_hashes)
+"""64-bit hashes of the words of each piece between white space, one behind the other."""
+
+
 def shingles(text: str, size: int) -> Hashes:
     """The set of hashed shingles of `size` lower-case words, sorted. A shorter text is one shingle; a text without words has none."""
-    words = _WORD.findall(text.lower())
-    distinct, codes = numbered(words)
-    if not distinct:
-        return np.empty(0, np.uint64)
-    digests = b"".join([hashlib.blake2b(word.encode("utf-8", "surrogatepass"), digest_size=8).digest() for word in distinct])
-    hashes = np.frombuffer(digests, "<u8").astype(np.uint64)[codes]
-    return np.unique(mix(ngrams(hashes, min(size, len(words)))))
+    hashes = np.frombuffer(b"".join(HASHES.of(text.lower())), "<u8").astype(np.uint64)
+    if not len(hashes):
+        return hashes
+    found = np.sort(mix(ngrams(hashes, min(size, len(hashes)))))
+    distinct: Hashes = found[np.concatenate([[True], found[1:] != found[:-1]])]
+    return distinct
 
 
 def signatures(texts: Iterable[str], config: DedupConfig, seed: int) -> NDArray[np.uint32]:

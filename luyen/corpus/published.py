@@ -43,7 +43,6 @@ PUNCTUATION = TERMINAL_SIGNS | _characters(
     "ff08-ff09 ff0c ff0e ff11 ff1a-ff1b ff1f ff5e"
 )
 """A word made of these alone is a symbol for the Gopher filter."""
-_NEWLINES = re.compile("\n+")
 _CITATION = re.compile(r"\[\d*]|\[edit]|\[citation needed]")
 _POLICY = ("terms of use", "privacy policy", "cookie policy", "uses cookies", "use of cookies", "use cookies")
 
@@ -84,7 +83,8 @@ def _stop_words(words: Words) -> float:
 
 def _lines(words: Words) -> list[str]:
     """Lines as they stand, blank ones left out but for a first or last one."""
-    return words.once("newlines", lambda words: _NEWLINES.split(words.text))
+    lines = words.text.split("\n")
+    return [lines[0], *filter(None, lines[1:-1]), lines[-1]] if len(lines) > 1 else lines
 
 
 def _visible_lines(words: Words) -> list[str]:
@@ -159,8 +159,8 @@ PUBLISHED: tuple[Rule, ...] = (
     _rule("gopher_too_many_end_ellipsis", "above", 0.3, GOPHER, lambda w: _share_of_lines(w, lambda x: x.rstrip().endswith(("...", "…")))),
     _rule("gopher_below_alpha_threshold", "below", 0.8, GOPHER, _with_letter),
     _rule("gopher_enough_stop_words", "below", 2, GOPHER, _stop_words),
-    _rule("dup_line_frac", "above", 0.3, REPETITION, lambda w: duplicate_share(_lines(w))),
-    _rule("dup_line_char_frac", "above", 0.2, REPETITION, lambda w: duplicate_character_share(_lines(w), w.characters)),
+    _rule("dup_line_frac", "above", 0.3, REPETITION, lambda w: duplicate_share(w.once("lines", _lines))),
+    _rule("dup_line_char_frac", "above", 0.2, REPETITION, lambda w: duplicate_character_share(w.once("lines", _lines), w.characters)),
     _rule("c4_lorem_ipsum", "above", 0, C4, lambda w: w.once("c4", _c4)[0]),
     _rule("c4_curly_bracket", "above", 0, C4, lambda w: w.once("c4", _c4)[1]),
     _rule("c4_too_few_sentences", "below", 5, C4, lambda w: w.once("c4", _c4)[2]),

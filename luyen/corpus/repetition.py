@@ -56,15 +56,15 @@ def duplicate_ngram_share(words: Words, size: int) -> float:
     if not len(positions):
         return 0.0
     ends = words.ends
-    seen: set[int] = set()
+    seen = bytearray(int(keys.max()) + 1)
     characters = 0
     following = 0  # the first position not inside an n-gram already counted
     for position, key in zip(positions.tolist(), keys.tolist(), strict=True):
         if position < following:
             continue
-        if key in seen:
+        if seen[key]:
             characters += ends[position + size] - ends[position]
             following = position + size
         else:
-            seen.add(key)
+            seen[key] = 1
     return characters / words.characters

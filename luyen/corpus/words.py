@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from typing import Any, TypeVar
 
@@ -46,9 +47,43 @@ def ngrams(hashes: Hashes, size: int) -> Hashes:
     return result
 
 
+class Pieces(dict[str, T]):
+    """What a function makes of the pieces of a text between white space, remembered: most pieces of a text come again in the next one.
+
+    It forgets everything when `MOST` pieces are in it, and long pieces at once, so it stays below some tens of megabytes.
+    """
+
+    MOST = 1 << 16
+    LONGEST = 50
+
+    def __init__(self, function: Callable[[str], T]) -> None:
+        super().__init__()
+        self.function = function
+
+    def __missing__(self, piece: str) -> T:
+        result = self.function(piece)
+        if len(piece) <= self.LONGEST:
+            if len(self) >= self.MOST:
+                self.clear()
+            self[piece] = result
+        return result
+
+    def of(self, text: str) -> Iterator[T]:
+        """What the function makes of each piece of a text, in order."""
+        return map(self.__getitem__, text.split())
+
+
+def _split(piece: str) -> tuple[str, ...]:
+    return (piece,) if piece.isalnum() else tuple([match[0] for match in WORD.finditer(piece)])
+
+
+WORDS: Pieces[tuple[str, ...]] = Pieces(_split)
+"""No word has white space in it, so a text's words are its pieces' words."""
+
+
 def split_words(text: str) -> list[str]:
     """Every word and sign of a text, in order."""
-    return [match[0] for match in WORD.finditer(text)]
+    return list(itertools.chain.from_iterable(WORDS.of(text)))
 
 
 def numbered(words: Sequence[str]) -> tuple[list[str], Integers]:
@@ -126,7 +161,8 @@ class Words:
     @cached_property
     def paragraphs(self) -> list[str]:
         """Parts of the text between blank lines."""
-        return _PARAGRAPHS.split(self.text.strip())
+        text = self.text.strip()
+        return _PARAGRAPHS.split(text) if "\n\n\n" in text else text.split("\n\n")
 
     @cached_property
     def hashes(self) -> Hashes:

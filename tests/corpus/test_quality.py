@@ -1,6 +1,7 @@
 """Quality rules against numbers counted by hand and repetition measures against a plain rewriting of their definition."""
 
 import random
+import re
 from collections import Counter
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from luyen.core.errors import ConfigError
 from luyen.corpus.quality import BY_NAME, RULES, judge, thresholds
 from luyen.corpus.repetition import duplicate_ngram_share, duplicates, top_ngram_share
-from luyen.corpus.words import Words
+from luyen.corpus.words import WORD, Pieces, Words, split_words
 
 PROSE = """The committee met in the morning to discuss the plan for the new library, and it was agreed that it would be open to all.
 Two members asked whether the costs had been checked with care, because the last estimate did not include the heating of the hall.
@@ -61,6 +62,29 @@ def test_stop_words_follow_the_language() -> None:
     assert measure("stop_words", "Đây là nhà của tôi và bạn", "vi") == 3
     assert measure("stop_words", "Это не так, и я на работе", "ru") == 4
     assert measure("stop_words", "anything", "fr") == float("inf")
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.text(alphabet="ab'’.-_1 \t\n\u2003ẹ́…", max_size=60))
+def test_words_are_those_of_one_pass_over_the_text(text: str) -> None:
+    assert split_words(text) == [match[0] for match in WORD.finditer(text)]
+
+
+def test_what_is_remembered_of_pieces_is_bounded() -> None:
+    asked: list[str] = []
+    pieces = Pieces(lambda piece: asked.append(piece) or piece.upper())
+    pieces.MOST, pieces.LONGEST = 3, 4  # type: ignore[misc]
+    assert list(pieces.of("a b a  toolong c d a toolong")) == ["A", "B", "A", "TOOLONG", "C", "D", "A", "TOOLONG"]
+    assert asked == ["a", "b", "toolong", "c", "d", "a", "toolong"]  # the fourth piece made it forget
+    assert len(pieces) <= 3
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.text(alphabet="ab \n", max_size=40))
+def test_lines_and_paragraphs_are_cut_at_runs_of_newlines(text: str) -> None:
+    assert Words(text).paragraphs == re.split(r"\n{2,}", text.strip())
+    lines = re.split("\n+", text)
+    assert measure("dup_line_frac", text) == (len(lines) - len(set(lines))) / len(lines)
 
 
 def naive_top(words: list[str], size: int, characters: int) -> float:
