@@ -29,6 +29,8 @@ from luyen.core.errors import LuyenError  # noqa: E402
 from luyen.engine.parallel.tensors import whole_on_main  # noqa: E402
 from luyen.engine.run import Run  # noqa: E402
 from luyen.engine.trainer import Hooks, fit  # noqa: E402
+from luyen.inference.config import SamplingConfig  # noqa: E402
+from luyen.inference.generate import generate  # noqa: E402
 from luyen.models.attention import Layout  # noqa: E402
 from luyen.objectives.loss import Loss  # noqa: E402
 
@@ -80,10 +82,18 @@ def work(job: dict[str, Any]) -> dict[str, Any]:
         folder.mkdir(parents=True, exist_ok=True)
     algorithm = toy_algorithm(**{**HEADS, **job.get("toy", {})})
     tokens = torch.arange(12)[None]
-    hooks = Hooks(
-        evaluate=lambda: {"mean": float(algorithm.model.logits(algorithm.model(tokens, Layout.packed([5, 7]))).double().square().mean())},
-        samples=lambda: [{"prompt": "p", "answer": str(int(algorithm.model.logits(algorithm.model(tokens))[0, -1].argmax()))}],
-    )
+
+    @torch.inference_mode()
+    def measure() -> dict[str, float]:
+        """Something of all logits, in the mode in which held-out text is measured."""
+        return {"mean": float(algorithm.model.logits(algorithm.model(tokens, Layout.packed([5, 7]))).double().square().mean())}
+
+    def answer() -> list[dict[str, str]]:
+        """What the model writes, with a cache."""
+        answers = generate(algorithm.model, [[1, 2, 3], [4]], SamplingConfig(max_new_tokens=6))
+        return [{"prompt": str(number), "answer": str(found.ids)} for number, found in enumerate(answers)]
+
+    hooks = Hooks(evaluate=measure, samples=answer)
     plain = algorithm.loss
 
     def loss(batch: Any) -> Loss:

@@ -22,7 +22,7 @@ from luyen.engine.config import TrainConfig
 from luyen.engine.parallel import tensors
 from luyen.engine.parallel.data import share_out, sum_gradients
 from luyen.engine.parallel.mesh import Shape
-from luyen.engine.parallel.shard import settle, shard
+from luyen.engine.parallel.shard import make_room, settle, shard
 from luyen.engine.parallel.tensor import own_heads, split
 
 Sums = dict[str, tuple[float, float]]
@@ -57,7 +57,9 @@ class Parallel:
             split(model, self.mesh["tensor"])
         if self.shape.shard > 1:
             shard(model, self.mesh, self.shape)
-        return model.to(self.device)
+        model = model.to(self.device)
+        make_room(model)
+        return model
 
     def optimizers(self, built: list[Optimizer]) -> list[Optimizer]:
         """The optimizers, their groups arranged for the layout."""

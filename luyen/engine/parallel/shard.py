@@ -35,6 +35,16 @@ def shard(model: nn.Module, mesh: DeviceMesh, shape: Shape) -> None:
             module.set_force_sum_reduction_for_comms(True)
 
 
+def make_room(model: nn.Module) -> None:
+    """Gather every unit once and drop it. torch keeps the tensors that it gathers into, and evaluations run in inference mode: tensors
+    that are made there can never be trained on.
+    """
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.unshard()
+            module.reshard()
+
+
 def settle(model: nn.Module) -> None:
     """Drop what a forward pass without backward left gathered, so that the parameters are the slices again."""
     for module in model.modules():
