@@ -28,7 +28,7 @@ part, and on which devices they fit, in which layout, for how long, for how much
 In place of a recipe a verb with its settings; what it reads need not be here:
 
   luyen plan quickstart --budget 8h
-  luyen plan pretrain model.preset=llama-2-7b --vocabulary 32000 train.steps=500000 batch.rows=8 train.accumulation=128 --price 2.5
+  luyen plan pretrain model.preset=llama-2-7b --vocabulary 32000 train.accumulation=128 --price 2.5
 
 Everything but the probe is counted, not measured, on stated assumptions; see docs/plan.md."""
 UNNAMED = {"pretrain": ("data", "tokenizer"), "sft": ("data",)}

@@ -69,7 +69,8 @@ def probed(probe: Probe, predicted: Prediction) -> list[str]:
     """What a probe measured, beside what was predicted."""
     told = (
         f"probe of {probe.steps} steps on this machine: {duration(probe.step_seconds)} a step, so {duration(probe.seconds)} for the stage"
-        f" (predicted {duration(predicted.seconds or 0.0)}); peak memory {size(probe.bytes)} (predicted {size(predicted.bytes or 0)})"
+        f" (predicted {duration(predicted.seconds or 0.0)}); peak memory {size(probe.bytes)} (predicted {size(probe.expected_bytes)} for "
+        "the stage alone)"
     )
     return wrapped(told)
 

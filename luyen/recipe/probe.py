@@ -17,12 +17,13 @@ from luyen.core.random_state import seed_everything
 from luyen.data.loader import PackedStream
 from luyen.data.samples import NOT_TRAINED, Sample
 from luyen.engine.config import CheckpointConfig, ParallelConfig, ScheduleConfig, TrainConfig, WatchConfig
+from luyen.engine.estimate import FIRST_STEP_BYTES, LIBRARIES_BYTES
 from luyen.engine.memory import reset_peak
 from luyen.engine.trainer import fit
 from luyen.models.config import TransformerConfig
 from luyen.models.transformer import Transformer
 from luyen.recipe.configs import PretrainConfig, SFTConfig
-from luyen.recipe.estimate import ANSWER_SHARE, of_stage, training_rate
+from luyen.recipe.estimate import ANSWER_SHARE, counts_gpu, of_stage, training_rate
 from luyen.recipe.sizes import row_length
 
 STEPS = 20
@@ -41,6 +42,8 @@ class Probe:
     """The median step, the first ones left out."""
     bytes: int
     """Peak of this process with its libraries, or of the GPU's memory, one checkpoint written."""
+    expected_bytes: int
+    """The prediction for the stage alone; within a recipe the process also holds what earlier stages loaded."""
     seconds: float
     """Of the whole stage at this pace; evaluations are added as they are predicted."""
 
@@ -65,8 +68,10 @@ def probe(config: PretrainConfig | SFTConfig, model: TransformerConfig, predicte
         result = fit(Pretrain(Transformer(model), stream), _short(config.train, steps), Path(folder))
         times = [float(row["seconds"]) for row in read_jsonl(Path(folder) / "timings.jsonl") if "seconds" in row]
     step = median(times[WARM:] or times)
-    rest = max(0.0, predicted - of_stage(config.train, config.batch, model, trained).seconds(training_rate(config.train)))
-    return Probe(steps, step, result.peak_bytes, step * config.train.steps + rest)
+    alone = of_stage(config.train, config.batch, model, trained)
+    expected = alone.bytes + (0 if counts_gpu(config.train) else LIBRARIES_BYTES + FIRST_STEP_BYTES)
+    rest = max(0.0, predicted - alone.seconds(training_rate(config.train)))
+    return Probe(steps, step, result.peak_bytes, expected, step * config.train.steps + rest)
 
 
 def _short(train: TrainConfig, steps: int) -> TrainConfig:

@@ -9,6 +9,7 @@ import torch
 from luyen.core.config import load
 from luyen.engine.config import OptimizerConfig
 from luyen.engine.cost import (
+    SLICED,
     STATE_BYTES,
     Batch,
     Layout,
@@ -25,6 +26,7 @@ from luyen.engine.cost import (
     state_bytes,
 )
 from luyen.engine.optim import build
+from luyen.engine.parallel.plan import ELEMENTWISE
 from luyen.models.attention import Layout as Packed
 from luyen.models.config import TransformerConfig
 from luyen.models.presets import PRESETS, count_parameters, preset
@@ -218,5 +220,6 @@ def test_a_sharded_run_holds_its_slice_and_what_is_gathered_by_hand() -> None:
 
 
 def test_optimizers_of_whole_matrices_are_not_sliced() -> None:
+    assert set(SLICED) == set(ELEMENTWISE)
     assert run(preset("llama-2-7b", 32_000), optimizer="muon").on(Layout(shard=2)) is None
     assert run(preset("llama-2-7b", 32_000), optimizer="muon").on(Layout(data=2)) is not None

@@ -16,7 +16,7 @@ from luyen.core.config import load, parse_overrides  # noqa: E402
 from luyen.engine import cost  # noqa: E402
 from luyen.engine.cost import Batch, Layout  # noqa: E402
 from luyen.engine.devices import DEVICES, usable_bytes  # noqa: E402
-from luyen.engine.estimate import Speed  # noqa: E402
+from luyen.engine.estimate import FIRST_STEP_BYTES, LIBRARIES_BYTES, Speed  # noqa: E402
 from luyen.models.presets import preset  # noqa: E402
 from luyen.recipe import estimate, probe  # noqa: E402
 from luyen.recipe.configs import PretrainConfig, SFTConfig  # noqa: E402
@@ -165,6 +165,7 @@ def test_a_probe_does_real_steps_and_leaves_nothing(kind: Any, tmp_path: Path, m
     model = preset("llama-1m", 64, num_layers=1)
     found = probe.probe(config, model, predicted=1e6, steps=5)
     assert found.steps == 5 and found.step_seconds > 0 and found.bytes > 1e7
+    assert found.expected_bytes > LIBRARIES_BYTES + FIRST_STEP_BYTES
     trained = estimate.ANSWER_SHARE if kind is SFTConfig else 1.0
     alone = estimate.of_stage(config.train, config.batch, model, trained).seconds(Speed(2e11, 4e10))
     assert found.seconds == pytest.approx(500 * found.step_seconds + 1e6 - alone)
