@@ -1,74 +1,15 @@
 """TensorBoard's files: the bytes of the format, what its own reader makes of them, and no step twice after a kill."""
 
 import json
-import struct
 
 import pytest
+from event_files import files, records, scalars_of
 from training_toys import toy_algorithm, toy_config
 
 from luyen.core import progress
 from luyen.core.errors import StorageError
 from luyen.engine.events import EventLog, crc32c, event, record
 from luyen.engine.trainer import Hooks, fit
-
-
-def records(path):
-    """Events of a file as {"step", tag: value, ...}, every checksum checked, by this test's own reading of the format."""
-    data, found = path.read_bytes(), []
-    while data:
-        (length,) = struct.unpack("<Q", data[:8])
-        for content, mark in ((data[:8], data[8:12]), (data[12 : 12 + length], data[12 + length : 16 + length])):
-            crc = crc32c(content)
-            assert struct.unpack("<I", mark)[0] == ((crc >> 15 | (crc << 17) & 0xFFFFFFFF) + 0xA282EAD8) % 2**32
-        found.append(decode(data[12 : 12 + length]))
-        data = data[16 + length :]
-    return found
-
-
-def fields(message):
-    """(number, value) of a protocol buffer."""
-
-    def varint(at):
-        value = shift = 0
-        while True:
-            byte = message[at]
-            value, shift, at = value | (byte & 127) << shift, shift + 7, at + 1
-            if byte < 128:
-                return value, at
-
-    at = 0
-    while at < len(message):
-        key, at = varint(at)
-        if key & 7 == 0:
-            value, at = varint(at)
-        else:
-            size, at = {1: (8, at), 5: (4, at)}.get(key & 7) or varint(at)
-            value, at = message[at : at + size], at + size
-        yield key >> 3, value
-
-
-def decode(message):
-    found = {}
-    for number, value in fields(message):
-        if number == 2:
-            found["step"] = value
-        elif number == 3:
-            found["version"] = value.decode()
-        elif number == 5:
-            for _, scalar in fields(value):
-                inner = dict(fields(scalar))
-                found[inner[1].decode()] = struct.unpack("<f", inner[2])[0]
-        elif number == 7:
-            found["restarts"] = dict(fields(value)) == {1: 1}
-    return found
-
-
-def files(folder):
-    return sorted((folder / "tensorboard").iterdir())
-
-
-def scalars_of(folder):
-    return [found for path in files(folder) for found in records(path) if "version" not in found and "restarts" not in found]
 
 
 def test_the_checksum_is_the_one_of_rfc_3720():

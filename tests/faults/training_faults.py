@@ -10,6 +10,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from event_files import scalars_of
+
 HERE = Path(__file__).parent
 STEPS = 30
 CONFIG: dict[str, Any] = {"steps": STEPS, "evaluate_every": 7, "checkpoint": {"every_steps": 5}}
@@ -38,6 +40,7 @@ def outcome(folder: Path) -> dict[str, str]:
     paths = [last / f"{name}.safetensors" for name in ("model", "optimizer", "random")]
     paths += [folder / "metrics.jsonl", folder / "samples.jsonl"]
     hashes = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
+    hashes["events"] = str([found["step"] for found in scalars_of(folder) if "train/loss" in found])
     hashes["state"] = (last / "state.json").read_text(encoding="utf-8")
     hashes["leftovers"] = str(sorted(path.name for path in (folder / "checkpoints").glob(".*")))
     return hashes
