@@ -76,6 +76,8 @@ def test_kill_while_the_last_checkpoint_is_replaced_by_one_with_its_evaluation(t
         {},
         {"accumulation": 3},
         {"optimizer": {"name": "muon"}},
+        {"optimizer": {"name": "lion", "ema_decay": 0.9}},
+        {"optimizer": {"name": "adafactor"}, "checkpoint": {"every_steps": 3, "keep_last": 1, "average_last": 3}},
         {"precision": "bf16"},
         {"activations": "recompute", "checkpoint": {"every_steps": 3, "keep_last": 1}},
     ],
