@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from torch import Tensor
+
 from luyen.data.loader import Batch, PackedStream
 from luyen.models.attention import Layout
 from luyen.models.transformer import Transformer
@@ -32,8 +34,11 @@ class Pretrain:
         return next_token_loss(self.model, batch)
 
 
-def next_token_loss(model: Transformer, batch: Batch) -> Loss:
-    """Summed negative log-likelihood (nats) of `batch.targets_T`; positions without target never reach the head."""
+def next_token_loss(model: Transformer, batch: Batch, each_T: Tensor | None = None) -> Loss:
+    """Summed negative log-likelihood (nats) of `batch.targets_T`; positions without target never reach the head.
+
+    `each_T`, where it is given, receives the loss of every position that has a target.
+    """
     layout = Layout.packed(batch.lengths, batch.tokens_T.device)
     hidden_TD = model(batch.tokens_T[None], layout)[0]
-    return Loss(linear_cross_entropy(hidden_TD, model.head_weight, batch.targets_T), batch.num_targets)
+    return Loss(linear_cross_entropy(hidden_TD, model.head_weight, batch.targets_T, each_N=each_T), batch.num_targets)

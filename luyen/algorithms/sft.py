@@ -10,8 +10,11 @@ Shapes: T tokens of a packed batch, D hidden size, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from luyen.algorithms.pretrain import next_token_loss
 from luyen.data.loader import Batch, PackedStream
@@ -22,8 +25,9 @@ from luyen.objectives.loss import Loss
 class SFT:
     """The model learns to write the assistant's turns and to end them."""
 
-    def __init__(self, model: Transformer, stream: PackedStream) -> None:
-        self.model, self.stream = model, stream
+    def __init__(self, model: Transformer, stream: PackedStream, sources: Sequence[str] = ()) -> None:
+        """`sources`: beginnings of sample ids, up to the colon, whose losses are logged apart; the data of a mixture."""
+        self.model, self.stream, self.sources = model, stream, tuple(sources)
 
     def batches(self, state: dict[str, Any] | None) -> Iterator[tuple[Batch, dict[str, Any]]]:
         """Packed conversations without end; none sees another."""
@@ -31,4 +35,19 @@ class SFT:
 
     def loss(self, batch: Batch) -> Loss:
         """Summed negative log-likelihood (nats) of the answers' tokens."""
-        return next_token_loss(self.model, batch)
+        if not self.sources:
+            return next_token_loss(self.model, batch)
+        each_T = torch.zeros(batch.tokens_T.shape, device=batch.tokens_T.device)
+        loss = next_token_loss(self.model, batch, each_T)
+        return Loss(loss.total, loss.count, self._by_source(batch, each_T))
+
+    def _by_source(self, batch: Batch, each_T: Tensor) -> dict[str, tuple[Tensor, float]]:
+        """Name -> (sum, count) of every source that has targets in the batch; nothing is read back from the device."""
+        places = [self.sources.index(identifier.partition(":")[0]) for identifier in batch.sample_ids]
+        place_T = torch.tensor(places).repeat_interleave(torch.tensor(batch.lengths)).to(each_T.device, non_blocking=True)
+        found = {}
+        for place, name in enumerate(self.sources):
+            count = sum(trained for own, trained in zip(places, batch.trained, strict=True) if own == place)
+            if count:
+                found[f"loss_{name}"] = ((each_T * (place_T == place)).sum(), float(count))
+        return found

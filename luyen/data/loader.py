@@ -38,11 +38,13 @@ class Batch:
     sample_ids: tuple[str, ...]
     num_targets: int
     """Positions that are trained on."""
+    trained: tuple[int, ...] = ()
+    """The same for each sample."""
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch with its tensors on `device`."""
         tokens, targets = self.tokens_T.to(device, non_blocking=True), self.targets_T.to(device, non_blocking=True)
-        return Batch(tokens, targets, self.lengths, self.sample_ids, self.num_targets)
+        return Batch(tokens, targets, self.lengths, self.sample_ids, self.num_targets, self.trained)
 
     def share(self, part: int, parts: int) -> Batch:
         """Part `part` of `parts` pieces: whole samples in their order, about equally many tokens in each, at least one sample."""
@@ -61,7 +63,9 @@ class Batch:
         tokens = slice(int(ends[first - 1]) if first else 0, int(ends[last - 1]))
         targets = self.targets_T[tokens]
         trained = int((targets != NOT_TRAINED).sum())
-        return Batch(self.tokens_T[tokens], targets, self.lengths[first:last], self.sample_ids[first:last], trained)
+        return Batch(
+            self.tokens_T[tokens], targets, self.lengths[first:last], self.sample_ids[first:last], trained, self.trained[first:last]
+        )
 
 
 def collate(samples: Sequence[Sample]) -> Batch:
@@ -74,6 +78,7 @@ def collate(samples: Sequence[Sample]) -> Batch:
         lengths=tuple(len(sample.tokens) for sample in samples),
         sample_ids=tuple(sample.id for sample in samples),
         num_targets=sum(sample.num_targets for sample in samples),
+        trained=tuple(sample.num_targets for sample in samples),
     )
 
 

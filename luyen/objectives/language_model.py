@@ -22,24 +22,31 @@ CHUNK_LOGITS = 1 << 24
 """Logits held at a time when no chunk size is given: 64 MiB in fp32."""
 
 
-def linear_cross_entropy(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, chunk_size: int | None = None) -> Tensor:
+def linear_cross_entropy(
+    hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, chunk_size: int | None = None, each_N: Tensor | None = None
+) -> Tensor:
     """Sum over positions of the negative log-likelihood (nats) of the target under softmax(hidden @ weight.T); a scalar.
 
     Positions whose target is -100 cost nothing: they are left out before the head. `chunk_size` is the number of positions whose
     logits exist at once. Gradients flow to `hidden_ND` and `weight_VD`; there is no second derivative. Logits are made in the
-    autocast type where autocast is on; the loss is fp32, or fp64 for fp64 inputs.
+    autocast type where autocast is on; the loss is fp32, or fp64 for fp64 inputs. `each_N`, where it is given, receives the loss of every
+    position that has a target, without gradient; the others stay as they are.
     """
     kept_N = targets_N != IGNORED
+    positions_K: Tensor | None = None
     if not bool(kept_N.all()):
         positions_K = kept_N.nonzero().squeeze(1)
         hidden_ND, targets_N = hidden_ND.index_select(0, positions_K), targets_N.index_select(0, positions_K)
+    each_K = None if each_N is None else each_N.new_empty(targets_N.shape)
     device = hidden_ND.device.type
     if torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
         hidden_ND, weight_VD = hidden_ND.to(dtype), weight_VD.to(dtype)
     size = chunk_size or max(64, CHUNK_LOGITS // weight_VD.shape[0])
     with torch.autocast(device, enabled=False):
-        total: Tensor = _LinearCrossEntropy.apply(hidden_ND, weight_VD, targets_N, size, torch.is_grad_enabled())  # type: ignore[no-untyped-call]
+        total: Tensor = _LinearCrossEntropy.apply(hidden_ND, weight_VD, targets_N, size, torch.is_grad_enabled(), each_K)  # type: ignore[no-untyped-call]
+    if each_N is not None and each_K is not None:
+        each_N[positions_K if positions_K is not None else slice(None)] = each_K
     return total
 
 
@@ -47,8 +54,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
     """Loss and both gradients in one pass over the chunks; backward only scales them."""
 
     @staticmethod
-    def forward(ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, chunk_size: int, gradients: bool) -> Tensor:
-        """The summed loss; both gradients are made on the way and kept for `backward`."""
+    def forward(
+        ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, chunk_size: int, gradients: bool, each_N: Tensor | None
+    ) -> Tensor:
+        """The summed loss; both gradients are made on the way and kept for `backward`, each position's loss goes to `each_N`."""
         exact = torch.promote_types(hidden_ND.dtype, torch.float32)
         total = torch.zeros((), dtype=exact, device=hidden_ND.device)
         wants_hidden, wants_weight = (gradients and needed for needed in ctx.needs_input_grad[:2])
@@ -60,7 +69,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
             hidden_CD, targets_C1 = hidden_ND[rows], targets_N[rows, None]
             scores_CV = (hidden_CD @ weight_VD.T).to(exact)
             torch.log_softmax(scores_CV, 1, out=scores_CV)  # in place: it reads a row before it writes it
-            total -= scores_CV.gather(1, targets_C1).sum()
+            found_C1 = scores_CV.gather(1, targets_C1)
+            total -= found_C1.sum()
+            if each_N is not None:
+                each_N[rows] = -found_C1[:, 0]
             if not (wants_hidden or wants_weight):
                 continue
             slope_CV = scores_CV.exp_()
@@ -78,8 +90,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
+    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None, None]:
         hidden_grad_ND, weight_grad_VD = ctx.saved_tensors
         hidden = None if hidden_grad_ND is None else hidden_grad_ND * slope.to(hidden_grad_ND.dtype)
         weight = None if weight_grad_VD is None else (weight_grad_VD * slope).to(ctx.weight_dtype)
-        return hidden, weight, None, None, None
+        return hidden, weight, None, None, None, None

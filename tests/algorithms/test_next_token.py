@@ -1,5 +1,6 @@
 """Pretraining and SFT: the first loss, packing against padding, what is trained on, and that one batch can be learnt by heart."""
 
+import json
 import math
 
 import numpy as np
@@ -110,3 +111,33 @@ def test_sft_continues_pretraining_with_the_same_sum():
     batch = next(toy_algorithm().batches(None))[0]
     model = toy_model()
     assert torch.equal(Pretrain(model, None).loss(batch).total, SFT(model, None).loss(batch).total)
+
+
+def test_the_loss_of_each_source_is_its_own_mean_and_changes_nothing(tmp_path):
+    """Two sources in one stream: the logged means against each source's samples alone, and the same weights as without them."""
+    made = {
+        name: [Sample(f"{name}:{index}", s.tokens, s.targets) for index, s in enumerate(toy_samples(20, seed))]
+        for seed, name in enumerate("ab")
+    }
+    samples = [sample for pair in zip(*made.values(), strict=True) for sample in pair]
+
+    def algorithm(sources):
+        return SFT(toy_model(), PackedStream(samples, capacity=32, rows=2, seed=0), sources)
+
+    batches = [batch for batch, _ in zip(algorithm(()).batches(None), range(3), strict=False)]
+    by_id = {sample.id: sample for sample in samples}
+    model = toy_model()
+    expected = {}
+    for name in made:
+        own = [by_id[identifier] for batch, _ in batches for identifier in batch.sample_ids if identifier.startswith(name)]
+        expected[f"loss_{name}"] = pytest.approx(padded_loss(model, own).item() / sum(sample.num_targets for sample in own), rel=1e-5)
+    rows = []
+    for sources in ("ab", ""):
+        fit(algorithm(sources), toy_config(steps=2, accumulation=3), tmp_path / f"with-{sources}")
+        rows.append([json.loads(line) for line in (tmp_path / f"with-{sources}" / "metrics.jsonl").read_text().splitlines()])
+    assert {name: rows[0][0][name] for name in expected} == expected
+    assert [{key: value for key, value in row.items() if key not in expected} for row in rows[0]] == rows[1]
+    weights = [(tmp_path / f"with-{sources}/checkpoints/step-00000002/model.safetensors").read_bytes() for sources in ("ab", "")]
+    assert weights[0] == weights[1]
+    piece = batches[0][0].share(1, 2)
+    assert sum(piece.trained) == piece.num_targets and len(piece.trained) == len(piece.sample_ids)

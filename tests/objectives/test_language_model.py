@@ -103,3 +103,19 @@ def test_autocast_makes_half_precision_logits_and_full_precision_gradients():
     for mine, theirs in zip(gradients(rough, hidden_ND, weight_VD), gradients(exact, hidden_ND, weight_VD), strict=True):
         assert mine.dtype == torch.float32
         assert (mine - theirs).norm() < 2e-2 * theirs.norm()
+
+
+@pytest.mark.parametrize("chunk_size", [None, 5])
+@pytest.mark.parametrize("every", [False, True])
+def test_each_position_has_its_own_loss(chunk_size, every):
+    hidden_ND, weight_VD, targets_N = case(torch.float64)
+    targets_N = targets_N.clamp(min=0) if every else targets_N
+    each_N = torch.full(targets_N.shape, -7.0, dtype=torch.float64)
+    total = linear_cross_entropy(hidden_ND, weight_VD, targets_N, chunk_size, each_N)
+    plain_N = functional.cross_entropy(hidden_ND @ weight_VD.T, targets_N, reduction="none")
+    kept_N = targets_N != -100
+    assert torch.allclose(each_N[kept_N], plain_N[kept_N], rtol=1e-12, atol=0) and (each_N[~kept_N] == -7).all()
+    without = linear_cross_entropy(hidden_ND, weight_VD, targets_N, chunk_size)
+    assert torch.equal(total, without)
+    for one, other in zip(gradients(total, hidden_ND, weight_VD), gradients(without, hidden_ND, weight_VD), strict=True):
+        assert torch.equal(one, other)

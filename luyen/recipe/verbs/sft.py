@@ -43,7 +43,10 @@ def run(config: SFTConfig, stage: Stage) -> None:
         samples=lambda: answer_questions(model, tokenizer, config.prompts),
     )
     stage.metrics.update(parameters=count_parameters(model.config), row_length=length)
-    result = train_stage(SFT(model, stream), config.train, stage, hooks, of_stage(config.train, config.batch, model.config, ANSWER_SHARE))
+    sources = mixture.names if len(mixture.names) > 1 else []
+    result = train_stage(
+        SFT(model, stream, sources), config.train, stage, hooks, of_stage(config.train, config.batch, model.config, ANSWER_SHARE)
+    )
     lineage = {"algorithm": "sft", "base": Path(folder).name, "tokens": result.tokens, "targets": result.targets, "seed": stage.seed}
     write_model(model, tokenizer, stage, lineage)
 
