@@ -18,6 +18,7 @@ import json
 import os
 import tempfile
 import time
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -91,19 +92,52 @@ def told_by_main(value: Any = None) -> Any:
     if is_main():
         store().set(key, json.dumps(value))
         return value
-    while not store().check([key]):
-        interrupt.check()
-        time.sleep(POLL_SECONDS)
+    _await(store(), key)
     return json.loads(store().get(key))
 
 
 def store() -> Store:
-    """The key-value store of this run's launcher. Keys of an attempt before a restart are not seen."""
+    """The key-value store of this run's launcher. Keys of an attempt before a restart are not seen. The first call waits for all."""
     if not _store:
+        from torch._C._distributed_c10d import PrefixStore
         from torch.distributed.rendezvous import rendezvous
 
-        _store.append(next(iter(rendezvous("env://")))[0])
+        shared = next(iter(rendezvous("env://")))[0]
+        _store.append(PrefixStore(_attempt(shared), shared))
     return _store[0]
+
+
+def _attempt(shared: Store) -> str:
+    """A name that all processes of this attempt agree on and no earlier one had: torchrun keeps its store, with all keys, over a restart.
+
+    The main process makes a name up and each other answers it with one of its own; both are new in every attempt, so what a process that
+    was killed had written is neither a name to agree on nor an answer.
+    """
+    own = uuid.uuid4().hex
+    if is_main():
+        shared.set("luyen/attempt", own)
+        answers = []
+        for other in range(1, ranks()):
+            _await(shared, f"luyen/{own}/{other}")
+            answers.append(shared.get(f"luyen/{own}/{other}").decode())
+        shared.set(f"luyen/{own}/all", " ".join(answers))
+        return own
+    answered = ""
+    while True:
+        _await(shared, "luyen/attempt")
+        interrupt.check()
+        if (name := shared.get("luyen/attempt").decode()) != answered:
+            shared.set(f"luyen/{name}/{rank()}", own)
+            answered = name
+        if shared.check([f"luyen/{name}/all"]) and own in shared.get(f"luyen/{name}/all").decode().split():
+            return name
+        time.sleep(POLL_SECONDS)
+
+
+def _await(shared: Store, key: str) -> None:
+    while not shared.check([key]):
+        interrupt.check()
+        time.sleep(POLL_SECONDS)
 
 
 @contextlib.contextmanager
@@ -120,15 +154,16 @@ def group(timeout: float) -> Iterator[None]:
 
     number = next(_groups)
     prefixed = PrefixStore(f"luyen/group/{number}", store())
-    dist.init_process_group(store=prefixed, rank=rank(), world_size=ranks(), timeout=datetime.timedelta(seconds=timeout))
     try:
+        dist.init_process_group(store=prefixed, rank=rank(), world_size=ranks(), timeout=datetime.timedelta(seconds=timeout))
         yield
     except RuntimeError as error:
         if not any(sign in str(error).lower() for sign in SIGNS):
             raise
         raise RankLost(_roll_call(number, timeout, error)) from error
     finally:
-        dist.destroy_process_group()
+        if dist.is_initialized():
+            dist.destroy_process_group()
 
 
 def gather(value: Any) -> list[Any]:
