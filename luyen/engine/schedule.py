@@ -27,7 +27,7 @@ def factor(config: ScheduleConfig, step: int, steps: int) -> float:
         case "inverse_sqrt":
             return math.sqrt((warmup + 1) / (step + 1))
         case "ramp":
-            return config.final_fraction ** (1 - passed / max(1, left - 1))
+            return float(config.final_fraction ** (1 - passed / max(1, left - 1)))
         case "linear":
             falling = 1 - progress
         case "polynomial":

@@ -10,6 +10,7 @@ from markupsafe import Markup
 
 from luyen.report.blocks import Block, Cell, Charts, Exchange, Facts, Heading, Limits, Note, Quote, Section, Table, missing
 from luyen.report.curves import SECOND, Line, draw, smooth, thin
+from luyen.report.optimising import optimised
 from luyen.report.reading import Run, Stage, mapping, number, parameters, pick, series, text
 from luyen.report.watching import ending, watched
 from luyen.report.wording import clip, counted, decimal, duration, foretold, short, size, whole
@@ -36,11 +37,11 @@ class Curves:
         return min(self.columns[name][1], default=None)
 
 
-COLUMNS = ("loss", "learning_rate", "tokens", "heldout_bits_per_byte", "heldout_loss")
+COLUMNS = ("loss", "learning_rate", "tokens", "heldout_bits_per_byte", "heldout_loss", "noise_scale")
 
 
 def read_curves(run: Run, stage: Stage) -> Curves:
-    """The columns of `metrics.jsonl` that the page draws."""
+    """The columns of `metrics.jsonl` that the page draws or tells."""
     return Curves(series(run.rows(stage.folder / "metrics.jsonl"), "step", *COLUMNS))
 
 
@@ -115,7 +116,8 @@ def _figures(run: Run, stage: Stage, curves: Curves) -> Facts:
         ("Time", measured, duration, foretold(estimate, measured, duration(estimate)) or "no estimate was kept"),
         ("Most memory", memory, size, foretold(expected, memory, size(expected))),
     ]  # fmt: skip
-    return Facts([*((label, show(value), remark) for label, value, show, remark in candidates if value is not None), *watched(run, stage)])
+    shown = [(label, show(value), remark) for label, value, show, remark in candidates if value is not None]
+    return Facts([*shown, *watched(run, stage), *optimised(stage, curves.last("noise_scale"))])
 
 
 def _lengths(stage: Stage, limits: Limits) -> Iterator[Block]:
