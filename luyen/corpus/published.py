@@ -1,8 +1,9 @@
 """The filters of datatrove 0.10 at their defaults, as rules: the same counting, the same thresholds, by the names of its reasons.
 
 FineWeb was made with this code. It differs from the papers where they leave something open (what a word, a line or a bullet is), and
-so from the rules of the preset `web`; the preset `datatrove` keeps and drops what its filters keep and drop. Only the words differ:
-datatrove takes spaCy's (pyvi's for Vietnamese), we our own. Given the same words every figure is the same (tests/corpus/test_published.py).
+so from the rules of the preset `web`; the preset `datatrove` keeps and drops what its filters keep and drop. Given the same words every
+figure is the same to the last bit (tests/corpus/test_published.py). datatrove's words are spaCy's, and ours nearly so
+(`luyen/corpus/spacy_words.py`); for Vietnamese they are pyvi's, which joins syllables, and ours stay syllables.
 Source: huggingface/datatrove 0.10.1, pipeline/filters, Apache-2.0.
 """
 
@@ -14,9 +15,10 @@ from collections.abc import Callable
 
 import numpy as np
 
-from luyen.corpus.repetition import duplicate_character_share, duplicate_share, duplicates
+from luyen.corpus.repetition import duplicate_character_share, duplicate_ngram_share, duplicate_share, duplicates, top_ngram_share
 from luyen.corpus.rule import Rule
-from luyen.corpus.words import STOP_WORDS, Words
+from luyen.corpus.spacy_words import spacy_words
+from luyen.corpus.words import STOP_WORDS, Words, split_words
 
 
 def _characters(ranges: str) -> frozenset[str]:
@@ -47,6 +49,13 @@ _CITATION = re.compile(r"\[\d*]|\[edit]|\[citation needed]")
 _POLICY = ("terms of use", "privacy policy", "cookie policy", "uses cookies", "use of cookies", "use cookies")
 
 
+def _published(words: Words) -> Words:
+    """The text in datatrove's words, unless the words were given by another function than our own."""
+    if words.split is not split_words:
+        return words
+    return words.once("spacy", lambda words: Words(words.text, words.language, lambda text: spacy_words(text, words.language)))
+
+
 def _plain_lengths(words: Words) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
     """Lengths of the words that are not made of signs alone."""
     plain = np.array([not PUNCTUATION.issuperset(word) for word in words.distinct], np.bool_)
@@ -54,16 +63,16 @@ def _plain_lengths(words: Words) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
 
 
 def _number(words: Words) -> float:
-    return len(words.once("plain_lengths", _plain_lengths))
+    return len(_published(words).once("plain_lengths", _plain_lengths))
 
 
 def _mean_length(words: Words) -> float:
-    lengths = words.once("plain_lengths", _plain_lengths)
+    lengths = _published(words).once("plain_lengths", _plain_lengths)
     return float(np.mean(lengths)) if len(lengths) else 0.0
 
 
 def _per_word(words: Words, *signs: str) -> float:
-    return sum(map(words.text.count, signs)) / max(1, len(words.codes))
+    return sum(map(words.text.count, signs)) / max(1, len(_published(words).codes))
 
 
 def _share_of_lines(words: Words, test: Callable[[str], bool]) -> float:
@@ -72,13 +81,14 @@ def _share_of_lines(words: Words, test: Callable[[str], bool]) -> float:
 
 
 def _with_letter(words: Words) -> float:
+    words = _published(words)
     letters = np.array([any(map(str.isalpha, word)) for word in words.distinct], np.bool_)
     return int(letters[words.codes].sum()) / max(1, len(words.codes)) if len(letters) else 0.0
 
 
 def _stop_words(words: Words) -> float:
     wanted = STOP_WORDS.get(words.language)
-    return float("inf") if wanted is None else float(len(wanted.intersection(words.distinct)))
+    return float("inf") if wanted is None else float(len(wanted.intersection(_published(words).distinct)))
 
 
 def _lines(words: Words) -> list[str]:
@@ -107,7 +117,7 @@ def _short_share(words: Words) -> float:
 
 def _c4(words: Words) -> tuple[int, int, int]:
     """What the C4 filter finds in the lines it would keep: lorem ipsum, curly brackets, sentences. It stops at the first of the two."""
-    sentences = 0
+    sentences, split = 0, _published(words).split
     for line in map(str.strip, words.text.splitlines()):
         pieces = line.split()
         if len(pieces) < 3 or any(len(piece) > 1000 for piece in pieces):
@@ -123,7 +133,7 @@ def _c4(words: Words) -> tuple[int, int, int]:
         if "{" in line:
             return 0, 1, sentences
         if not any(phrase in lower for phrase in _POLICY):
-            sentences += count_sentences(words.split(line))
+            sentences += count_sentences(split(line))
     return 0, 0, sentences
 
 
@@ -148,6 +158,10 @@ def _rule(name: str, fails: str, limit: float, source: str, measure: Callable[[W
     return Rule(name, "below" if fails == "below" else "above", None, None, source, measure, limit)
 
 
+def _repetition(name: str, size: int, limit: float, share: Callable[[Words, int], float]) -> Rule:
+    return _rule(name, "above", limit, REPETITION, lambda words: share(_published(words), size))
+
+
 PUBLISHED: tuple[Rule, ...] = (
     _rule("gopher_short_doc", "below", 50, GOPHER, _number),
     _rule("gopher_long_doc", "above", 100_000, GOPHER, _number),
@@ -161,6 +175,11 @@ PUBLISHED: tuple[Rule, ...] = (
     _rule("gopher_enough_stop_words", "below", 2, GOPHER, _stop_words),
     _rule("dup_line_frac", "above", 0.3, REPETITION, lambda w: duplicate_share(w.once("lines", _lines))),
     _rule("dup_line_char_frac", "above", 0.2, REPETITION, lambda w: duplicate_character_share(w.once("lines", _lines), w.characters)),
+    *(_repetition(f"top_{size}_n_gram", size, limit, top_ngram_share) for size, limit in ((2, 0.2), (3, 0.18), (4, 0.16))),
+    *(
+        _repetition(f"duplicated_{size}_n_grams", size, limit, duplicate_ngram_share)
+        for size, limit in ((5, 0.15), (6, 0.14), (7, 0.13), (8, 0.12), (9, 0.11), (10, 0.10))
+    ),
     _rule("c4_lorem_ipsum", "above", 0, C4, lambda w: w.once("c4", _c4)[0]),
     _rule("c4_curly_bracket", "above", 0, C4, lambda w: w.once("c4", _c4)[1]),
     _rule("c4_too_few_sentences", "below", 5, C4, lambda w: w.once("c4", _c4)[2]),
@@ -174,7 +193,7 @@ FILTERS: dict[str, tuple[str, ...]] = {
     "GopherQualityFilter": tuple(rule.name for rule in PUBLISHED if rule.source == GOPHER),
     "GopherRepetitionFilter": (
         "duplicate_paragraphs", "duplicate_paragraph_characters", "dup_line_frac", "dup_line_char_frac",
-        *(f"top_{size}_gram" for size in (2, 3, 4)), *(f"duplicate_{size}_grams" for size in range(5, 11)),
+        *(f"top_{size}_n_gram" for size in (2, 3, 4)), *(f"duplicated_{size}_n_grams" for size in range(5, 11)),
     ),
     "C4QualityFilter": tuple(rule.name for rule in PUBLISHED if rule.source == C4),
     "FineWebQualityFilter": tuple(rule.name for rule in PUBLISHED if rule.source == FINEWEB),

@@ -61,7 +61,7 @@ def reason(name: str, text: str, language: str, **changes: Any) -> str:
 
 def _change(rule: str, limit: float) -> dict[str, Any]:
     """The filter's argument that sets one rule's threshold; Gopher's switch a rule off at 0, so the smallest number stands for it."""
-    if rule.startswith("top_") or (rule.startswith("duplicate_") and rule.endswith("_grams")):
+    if rule.startswith("top_") or rule.startswith("duplicated_"):
         return {"top_n_grams" if rule.startswith("top_") else "dup_n_grams": ((int(rule.split("_")[1]), limit),)}
     return {ARGUMENTS[rule]: limit or (5e-324 if rule.startswith(("gopher", "dup")) else limit)}
 

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import datatrove_figures as peer  # noqa: E402
 
 from luyen.corpus.published import FILTERS, count_sentences  # noqa: E402
 from luyen.corpus.quality import BY_NAME, judge, thresholds  # noqa: E402
+from luyen.corpus.spacy_words import spacy_words  # noqa: E402
 from luyen.corpus.words import Words, split_words  # noqa: E402
 
 ROWS: list[dict[str, Any]] = json.loads(peer.GOLDEN.read_text(encoding="utf-8"))["texts"]
@@ -21,7 +23,7 @@ NAMES = [f"{row['language']}-{row['text'][:12]!r}" for row in ROWS]
 WITHOUT_DATATROVE = any(importlib.util.find_spec(name) is None for name in ("datatrove", "spacy", "pyvi"))
 RENAMED = {
     "duplicate_paragraphs": "dup_para_frac", "duplicate_paragraph_characters": "dup_para_char_frac",
-    **{f"duplicate_{size}_grams": f"duplicated_{size}_n_grams" for size in range(5, 11)},
+    **{f"top_{size}_n_gram": f"top_{size}_gram" for size in (2, 3, 4)},
     **{f"c4_{name}": name for name in ("lorem_ipsum", "curly_bracket", "too_few_sentences")},
 }  # fmt: skip
 
@@ -68,6 +70,27 @@ def test_sentences_end_with_their_closing_signs() -> None:
     assert count_sentences(["He", "said", ":", '"', "No", "!", '"', "Then", "he", "left", "."]) == 2
     assert count_sentences(["one", "...", "two"]) == 1  # three dots are no full stop for the sentencizer
     assert count_sentences([]) == 0
+
+
+@pytest.mark.parametrize("row", [row for row in ROWS if row["language"] != "vi"], ids=lambda row: row["text"][:8])
+def test_our_words_are_spacys(row: dict[str, Any]) -> None:
+    for text, words in row["words"].items():
+        assert spacy_words(text, row["language"]) == words
+
+
+def test_the_preset_takes_these_words_and_the_others_our_own() -> None:
+    words = Words("I can't. (e.g. a/b)", "en")
+    assert spacy_words(words.text) == ["I", "ca", "n't", ".", "(", "e.g.", "a", "/", "b", ")"]
+    assert BY_NAME["gopher_short_doc"].measure(words) == 6 and BY_NAME["min_words"].measure(words) == 6
+    assert BY_NAME["gopher_below_alpha_threshold"].measure(words) == 6 / 10
+
+
+def test_hostile_pieces_cost_linear_time() -> None:
+    started = time.process_time()
+    pieces = ["(" * 1999, "a." * 999, "http://" + "a:@" * 600, "a-" * 999, "1" * 1999 + "$", "." * 1999, "@" * 1999, "a" * 100_000 + "!"]
+    for piece in pieces:
+        assert "".join(spacy_words(piece)) == piece
+    assert time.process_time() - started < 10
 
 
 def test_texts_without_words_have_reasons() -> None:
