@@ -139,8 +139,12 @@ def kept_bytes(model: TransformerConfig, half: bool, tensor: int = 1) -> float:
 
 
 def activation_bytes(model: TransformerConfig, tokens: float, activations: str, half: bool, tensor: int = 1) -> float:
-    """Bytes of all activations of a micro-batch of `tokens` tokens; what enters a layer is kept in fp32 in any case."""
-    whole = {"keep": model.num_layers, "selective": (model.num_layers + 1) // 2, "recompute": 1}[activations]
+    """Bytes of all activations of a micro-batch of `tokens` tokens; what enters a layer is kept in fp32 in any case.
+
+    A layer that is computed again counts twice, once for the gradients of what it keeps; where more layers are kept, those already done
+    have made room for them.
+    """
+    whole = {"keep": model.num_layers, "selective": (model.num_layers + 1) // 2, "recompute": min(2, model.num_layers)}[activations]
     return tokens * (whole * kept_bytes(model, half, tensor) + 4 * model.num_layers * model.hidden_size)
 
 

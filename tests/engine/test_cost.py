@@ -109,7 +109,7 @@ def test_activations_of_a_7b_by_hand() -> None:
     layer = 18 * 4096 + 4 * 128 * 64 + 6 * 11008
     assert kept_bytes(model, half=True) == layer == 172_544
     assert activation_bytes(model, 4096, "keep", half=True) == 4096 * 32 * (layer + 4 * 4096)
-    assert activation_bytes(model, 4096, "recompute", half=True) == 4096 * (layer + 32 * 4 * 4096)
+    assert activation_bytes(model, 4096, "recompute", half=True) == 4096 * (2 * layer + 32 * 4 * 4096)
 
 
 def test_what_torch_keeps_of_a_layer_is_what_is_counted() -> None:
@@ -203,7 +203,7 @@ def test_tensor_parallelism_shares_heads_and_columns_alone() -> None:
     parts = parameters(whole.model)
     matrices = parts.attention + parts.feed_forward
     assert two.weights == 4 * (matrices / 2 + parts.count - matrices)  # tables and norms are on both
-    assert one.activations - two.activations == 1024 * (4 * 128 * 64 + 6 * 11008) / 2 and one.logits == two.logits
+    assert one.activations - two.activations == 2 * 1024 * (4 * 128 * 64 + 6 * 11008) / 2 and one.logits == two.logits
     kept = run(preset("llama-2-7b", 32_000), activations="keep")
     counted = operations(whole.model, 1024)
     assert device_operations(kept, Layout()) == counted.training
