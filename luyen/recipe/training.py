@@ -87,7 +87,7 @@ def train_stage(
     seed_everything(derive(stage.seed, "loop"))
     result = fit(algorithm, config, stage.folder, seed=stage.seed, hooks=dataclasses.replace(hooks, rate=rate.operations))
     stage.metrics.update(dataclasses.asdict(result))
-    stage.facts.update(tokens=result.tokens, joules=result.joules)
+    stage.facts.update(tokens=result.tokens, joules=result.joules, processes=distributed.ranks())
     if on_gpu:
         stage.facts["peak_bytes"] = result.peak_bytes
     bits = result.evaluation.get("heldout_bits_per_byte")

@@ -8,6 +8,7 @@ from typing import Any
 
 from safetensors.torch import load_file
 
+PROJECT = Path(__file__).parent.parent.parent
 STEPS = 20
 BASE: dict[str, Any] = {"steps": STEPS, "accumulation": 2, "evaluate_every": 5, "precision": "fp32"}
 

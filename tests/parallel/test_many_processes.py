@@ -36,8 +36,10 @@ def test_four_processes_train_as_one_does(root, name):
     check_equal(root / "one", root / name)
 
 
-def test_a_checkpoint_of_four_goes_on_in_two_and_in_one(root, tmp_path, train):
-    """Slices and heads of four, slices of two, whole in one: the curve is that of one process that never stopped."""
+def test_a_checkpoint_goes_from_one_to_four_to_two_to_one(root, tmp_path, train):
+    """Whole in one, slices and heads of four, slices of two, whole in one: the curve is that of one process that never stopped."""
+    main_jobs([{"folder": str(tmp_path / "moved"), **layout(), "signal": {"rank": 0, "nth": 3, "name": "SIGTERM"}}])
+    assert result(tmp_path / "moved")["exit_code"] == 143
     for processes, axes, nth in ((4, {"shard": 2, "tensor": 2}, 4), (2, {"shard": 2}, 5)):
         job = {**layout(**axes), "in": "moved", "signal": {**BY_RANK_1, "nth": nth}}
         train(processes, tmp_path, {"job": job}, timeout=200)
