@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shlex
 import signal
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from luyen.cli.arguments import program
+from luyen.core import distributed
 from luyen.core.config import describe, dump, load, parse_overrides, parse_yaml, read_yaml
 from luyen.core.errors import ConfigError, Interrupted, UserError
 from luyen.core.manifest import MANIFEST
@@ -126,9 +128,16 @@ def told_on_stop(run: Path) -> Iterator[None]:
         else:
             newest = _checkpoint(run, stage)
             where = f" in stage {stage}" + (f"{_step(run, stage)}, saved in {newest}" if newest else "; what is done is kept")
-        command = f"{program()} {shlex.join(sys.argv[1:])}"
+        command = f"{_launcher()} {shlex.join(sys.argv[1:])}"
         number = error.exit_code - 128 if isinstance(error, Interrupted) else signal.SIGINT
         raise Interrupted(number, f"stopped{where}. Go on with: {command}") from error
+
+
+def _launcher() -> str:
+    """How this program is started again in as many processes as it has."""
+    if distributed.ranks() == 1:
+        return program()
+    return f"torchrun --nproc-per-node {os.environ.get('LOCAL_WORLD_SIZE', distributed.ranks())} -m luyen.cli.main"
 
 
 def verbs_of(run: Path) -> dict[str, str]:

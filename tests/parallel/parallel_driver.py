@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import signal
 import sys
@@ -58,7 +59,7 @@ def first_gradients(folder: Path) -> Any:
 
 
 def disturb(job: dict[str, Any], algorithm: Any) -> None:
-    """Do to one rank what the job says, at its nth micro-batch: `signal` to itself, at most once in all attempts when there is a `mark`."""
+    """Do to one rank what the job says at its nth micro-batch: a signal or a loss that is NaN; with a `mark` once in all attempts."""
     asked = job.get("signal")
     if asked is None or asked["rank"] != distributed.rank() or (asked.get("mark") and Path(asked["mark"]).exists()):
         return
@@ -69,6 +70,9 @@ def disturb(job: dict[str, Any], algorithm: Any) -> None:
         if len(seen) == asked["nth"]:
             if asked.get("mark"):
                 Path(asked["mark"]).touch()
+            if asked["name"] == "nan":
+                found = plain(batch)
+                return Loss(found.total * math.nan, found.count, found.metrics)
             os.kill(os.getpid(), getattr(signal, asked["name"]))
         return plain(batch)
 

@@ -24,6 +24,7 @@ JOBS: dict[str, dict[str, Any]] = {
     "data": layout(data=2), "shard": layout(shard=2), "tensor": layout(tensor=2), "cut": CUT, "muon": MUON,
     "lion": {"config": {**BASE, **LION, "activations": "recompute", "parallel": {"shard": 2}}},
     "term": stop_at(5, shard=2), "term-again": stop_at(8, tensor=2),
+    "nan": {**layout(data=2), "signal": {"rank": 1, "nth": 5, "name": "nan"}},
     "no-muon": {"config": {**MUON["config"], "parallel": {"shard": 2}}},
     "too-many": layout(data=3),
     "heads": {**layout(tensor=2), "toy": {"num_kv_heads": 1}},
@@ -70,6 +71,13 @@ def test_a_signal_to_one_rank_stops_all_at_the_same_step_and_another_layout_goes
     main_jobs([{"folder": str(root / "moved"), **layout()}])
     (root / "moved" / "gradients.safetensors").write_bytes((root / "one" / "gradients.safetensors").read_bytes())
     check_equal(root / "one", root / "moved")
+
+
+def test_a_loss_that_is_not_finite_on_one_rank_stops_all_before_the_update(root):
+    for rank in (0, 1):
+        found = result(root / "nan", rank)
+        assert found["exit_code"] == 4 and "step 5: the loss is nan" in found["error"]
+    assert rows(root / "nan")[:-1] == rows(root / "one")[: len(rows(root / "nan")) - 1]
 
 
 REFUSED = {
