@@ -25,16 +25,19 @@ HEADINGS = {chr(0xE010 + level): level for level in range(1, 7)}
 _HEADING = {level: mark for mark, level in HEADINGS.items()}
 DEEPEST = 8
 """Term lists nested deeper than this are not indented further."""
+_INDENTS = tuple("    " * depth for depth in range(DEEPEST + 1))
 _ANY_MARK = re.compile("[\ue000-\ue01f]")
-_STRUCTURE = re.compile("([\ue000-\ue002\ue005\ue006\ue010-\ue01f])")
-"""The marks that say something about the lines behind them; those of code and of items stay in the text for later."""
+_STRUCTURE = re.compile("[\ue000-\ue002\ue005\ue006\ue010-\ue01f]|[^\ue000-\ue002\ue005\ue006\ue010-\ue01f]+")
+"""Parts of a line: marks that say something about the lines behind them, and what stands between them. Marks of code and of items stay
+in the text for later."""
 
 # `[^<>]*` and not `[^>]*`, so that a page of unclosed "<td" costs linear time. Where what follows may begin many times inside one tag,
 # repeats are bounded.
 # Spelt out instead of IGNORECASE, so that the search can jump from "<" to "<".
+# The commonest tags that matter come first and without groups, which costs a third.
 _TAG = re.compile(
-    r"<(?:(!--)|(/?)([hH][1-6]|[dD][lLtTdD]|[uU][lL]|[lL][iI]|[pP][rR][eE]|[tT][dDhH]|[tT][aA][bB][lL][eE]|[tT][iI][tT][lL][eE]"
-    r"|[sS][cC][rR][iI][pP][tT]|[sS][tT][yY][lL][eE]|[tT][eE][xX][tT][aA][rR][eE][aA])\b([^<>]*)>)"
+    r"</?d[dlt]>|<(?:(!--)|(/?)([dD][lLtTdD]|[hH][1-6]|[tT](?:[dDhH]|[aA][bB][lL][eE]|[iI][tT][lL][eE]|[eE][xX][tT][aA][rR][eE][aA])"
+    r"|[uU][lL]|[lL][iI]|[pP][rR][eE]|[sS](?:[cC][rR][iI][pP][tT]|[tT][yY][lL][eE]))\b([^<>]*)>)"
 )
 _TITLE_CLASS = re.compile(r"class\s{0,9}=\s{0,9}[\"']?(?:[^\"'>]{0,500}[\s\"'-])?title(?:[\s\"']|$)", re.IGNORECASE)
 _LANGUAGE = re.compile(r"(?:language-|lang-|highlight-source-|brush:\s*)([A-Za-z0-9+#]{1,20})")
@@ -51,10 +54,12 @@ _BULLET = re.compile(rf"^(\s*)(?:• ?|\d+\. ?{ITEM})")
 # through as an ordered list.
 _LINK_ITEM = re.compile(r"(?:\s{0,100}<(?:li|p|span)\b[^<>]*>){1,3}\s{0,100}<a\b", re.IGNORECASE)
 # What resiliparse's own rules leave standing: line-number gutters, permalink signs, page furniture floated by an inline style.
-_SKIP = [
-    ".gutter", ".linenos", ".lineno", ".rouge-gutter", ".line-numbers-rows", ".headerlink", ".anchor-link", ".skip-link",
-    'div[style^="float:left"]', 'div[style^="float:right"]', 'div[style^="float: left"]', 'div[style^="float: right"]',
-]  # fmt: skip
+_SKIP = {
+    ".gutter": "gutter", ".linenos": "linenos", ".lineno": "lineno", ".rouge-gutter": "rouge-gutter",
+    ".line-numbers-rows": "line-numbers-rows", ".headerlink": "headerlink", ".anchor-link": "anchor-link", ".skip-link": "skip-link",
+    **{f'div[style^="float:{space}{side}"]': f"float:{space}{side}" for space in ("", " ") for side in ("left", "right")},
+}  # fmt: skip
+"""Selectors, and what stands in every page that has such an element: looking for the others would cost as much."""
 
 
 @dataclass(frozen=True)
@@ -108,18 +113,32 @@ def extract_html(html: str, charset_name: str = "utf-8") -> Extracted:
     plain = html.isascii()
     html = html if plain else _ANY_MARK.sub("", html)
     if "file:" in html:
-        html = _FILE_LINK.sub("", html)
+        html = _without_file_links(html)
     html = _without_links_beside_titles(html)
     html = html if plain else _LONE_LETTER.sub(rf"\1{FILL}", html).replace("\xa0", SPACE + FILL)
     html = html.replace("&nbsp;", SPACE + FILL)
     tree = HTMLTree.parse(_Marker().mark(html))
-    text = extract_plain_text(tree, main_content=True, preserve_formatting=True, skip_elements=_SKIP)
+    skip = [selector for selector, sign in _SKIP.items() if sign in html]
+    text = extract_plain_text(tree, main_content=True, preserve_formatting=True, skip_elements=skip)
     if len(text) < 200:
         # The chooser found next to nothing: take the whole page when that is much more.
-        whole = extract_plain_text(tree, main_content=False, preserve_formatting=True, skip_elements=[*_SKIP, "nav", "footer", "form"])
+        whole = extract_plain_text(tree, main_content=False, preserve_formatting=True, skip_elements=[*skip, "nav", "footer", "form"])
         text = whole if len(whole) > 3 * len(text) else text
     title = " ".join(_ANY_MARK.sub("", (tree.title or "").replace(SPACE, " ")).split())
     return Extracted(_Writer().write(text), title, charset_name)
+
+
+def _without_file_links(html: str) -> str:
+    """Drop links to files of the machine that the page was made on."""
+    pieces, end, found = [], 0, html.find("file:")
+    while found >= 0:
+        start = html.rfind("<", max(end, found - 540), found)
+        link = _FILE_LINK.match(html, start) if start >= 0 else None
+        if link:
+            pieces.append(html[end:start])
+            end = link.end()
+        found = html.find("file:", max(end, found + 5))
+    return "".join([*pieces, html[end:]])
 
 
 def _without_links_beside_titles(html: str) -> str:
@@ -161,6 +180,8 @@ class _Marker:
             return whole
         if not self.skipping and (simple := _SIMPLE.get(whole)) is not None:
             return simple
+        if self.skipping and not match[1] and not match[3]:
+            return whole
         if match[1]:
             if not self.skipping:
                 end = match.string.find("-->", match.end())
@@ -243,10 +264,10 @@ class _Writer:
         return "\n".join(self.lines).strip("\n")
 
     def _line(self, line: str) -> None:
-        if _STRUCTURE.search(line):
-            line = self._structure(line)
+        if line.isascii():
+            self.indent = _INDENTS[min(self.depth, DEEPEST)]
         else:
-            self.indent = self._indentation()
+            line = self._structure(line)
         if "\t\t" in line:
             cells = [cell for cell in line.split("\t\t") if cell.strip()]
             line = cells[0] if len(cells) == 1 else " | ".join(cell.strip() for cell in cells)
@@ -257,17 +278,15 @@ class _Writer:
             self.lines += ["#" * HEADINGS[self.heading] + " " + " ".join(line.replace(ITEM, "").split()), ""]
             self.heading = ""
         else:
-            if "•" in line or ITEM in line:
+            if not line.isascii() and ("•" in line or ITEM in line):
                 line = _BULLET.sub(r"\1- ", line).replace(ITEM, "")
             self._put(line.rstrip())
 
     def _structure(self, line: str) -> str:
         """Take the marks out of a line, remember what they ask for and set the indentation that holds where the line's text begins."""
-        self.indent = self._indentation()
+        self.indent = _INDENTS[min(self.depth, DEEPEST)]
         kept: list[str] = []
-        for piece in _STRUCTURE.split(line):
-            if not piece:
-                continue
+        for piece in _STRUCTURE.findall(line):
             if piece in HEADINGS:
                 self.heading = piece
             elif piece == LIST:
@@ -283,12 +302,9 @@ class _Writer:
                     self._blank()
             else:
                 if not kept:
-                    self.indent = self._indentation()
+                    self.indent = _INDENTS[min(self.depth, DEEPEST)]
                 kept.append(piece)
         return "".join(kept)
-
-    def _indentation(self) -> str:
-        return "    " * min(self.depth, DEEPEST)
 
     def _code(self, line: str) -> None:
         if not self.in_code:

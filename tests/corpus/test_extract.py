@@ -83,6 +83,11 @@ def test_scripts_comments_and_navigation_go() -> None:
     assert extract_html(html).text == "# Title\n\nThe text of the page, long enough to be chosen as its main content."
 
 
+def test_links_to_files_go_and_the_word_stays() -> None:
+    html = '<p>read file: <a href="file:/usr/lib/x.py">/usr/lib/x.py</a> and <a class=y HREF=file:z>z</a> or <a href="https://file:1/">web</a></p>'
+    assert " ".join(tail(html)).split() == ["read", "file:", "and", "or", "web"]
+
+
 def test_a_single_vietnamese_letter_between_tags_stays() -> None:
     assert "sống ở đây" in " ".join(tail("<p><b>sống</b> ở <i>đây</i> nhé</p>"))
     assert "sống ở đây" in " ".join(tail("<p><b>sống</b>&nbsp;<a href=x>ở</a>&nbsp;<i>đây</i></p>"))
@@ -119,7 +124,8 @@ def test_plain_text_is_not_parsed() -> None:
 
 
 @pytest.mark.parametrize(
-    "piece", ["<dt", "<td class='title'>", "<dl>", "<script>", "<!--", "<pre>", "</dl>", "<a href='file:", "&nbsp;", "<table>"]
+    "piece",
+    ["<dt", "<td class='title'>", "<dl>", "<script>", "<!--", "<pre>", "</dl>", "<a href='file:", "file:", "<file:", "&nbsp;", "<table>"],
 )
 def test_hostile_repetition_costs_linear_time(piece: str) -> None:
     started = time.process_time()
