@@ -43,6 +43,10 @@ _URL = re.compile(
 LONGEST_PIECE = 2000
 """Longer pieces without a space are cut as our own words are: the rules below take quadratic time."""
 _LONGEST_SUFFIX = 16
+_INSIDE = re.compile(r"[^\w'’\"()\[\]]")
+"""Every sign that a word is cut at inside is one of these."""
+_UNIT_OR_S = re.compile("[0-9'’]")
+"""Nothing that ends in a letter is cut off at the back without one of these before it."""
 
 
 def _class_of(test: str) -> str:
@@ -108,13 +112,15 @@ def _affixes(piece: str, english: bool) -> tuple[list[str], str, list[str]]:
     front: list[str] = []
     back: list[str] = []
     before = None
-    while piece and piece != before and piece not in known:
+    while piece and piece != before and not piece.isalpha() and piece not in known:
         before = piece
         if match := prefix.match(piece):
             front.append(match[0])
             piece = piece[match.end() :]
             if piece in known:
                 break
+        if not piece or (piece[-1].isalpha() and not _UNIT_OR_S.search(piece, max(0, len(piece) - _LONGEST_SUFFIX))):
+            continue
         # A row of dots may be long; anything else that is cut off at the back is short, and looking for it there costs the same for all.
         start = 0 if piece.endswith("..") else max(0, len(piece) - _LONGEST_SUFFIX)
         if match := suffix.search(piece, start):
@@ -131,7 +137,7 @@ def _split(piece: str, english: bool) -> tuple[str, ...]:
     front, middle, back = _affixes(piece, english)
     if middle in _known(english):
         parts = list(_known(english)[middle])
-    elif not middle or middle.isalpha() or _URL.fullmatch(middle):
+    elif not middle or not _INSIDE.search(middle) or ("." in middle and _URL.fullmatch(middle)):
         parts = [middle] if middle else []
     else:
         parts, offset = [], 0
