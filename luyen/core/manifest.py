@@ -225,14 +225,22 @@ def sync_folder(folder: Path) -> None:
     fsync(folder)
 
 
-def seal(folder: Path, kind: str, *, skip: Collection[str] = (), **facts: object) -> dict[str, Any]:
+def entry(path: Path) -> dict[str, Any]:
+    """What a manifest says of a file: its size and sha256."""
+    return {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
+
+
+def seal(
+    folder: Path, kind: str, *, skip: Collection[str] = (), known: Mapping[str, Mapping[str, Any]] | None = None, **facts: object
+) -> dict[str, Any]:
     """Write `luyen.json` into `folder`: its kind, the facts given, and size and sha256 of every file in it.
 
     Facts are JSON values; the usual ones are inputs, config, versions, seed, metrics, tokens, seconds, joules.
-    Files and folders directly in `folder` that are named in `skip` are not part of the artefact.
+    Files and folders directly in `folder` that are named in `skip` are not part of the artefact; what `entry` gave for files that other
+    processes wrote is `known` and not computed again.
     """
     files = {
-        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
+        (name := path.relative_to(folder).as_posix()): (known or {}).get(name) or entry(path)
         for path in sorted(folder.rglob("*"))
         if path.is_file() and path != folder / MANIFEST and not path.name.startswith(TEMPORARY)
         if path.relative_to(folder).parts[0] not in skip

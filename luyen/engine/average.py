@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -76,18 +75,19 @@ def average_checkpoints(folders: Sequence[Path], last: Mapping[str, Tensor] | No
     if not folders and last is None:
         raise ModelError("the mean of no checkpoints", found="none", expected="at least one folder")
     with contextlib.ExitStack() as stack:
-        files = []
+        named, readers = [], []
         for folder in folders:
             checkpoint.open_checkpoint(folder)
-            files.append(stack.enter_context(safe_open(folder / "model.safetensors", "pt")))
-        named = [(folder.name, set(file.keys())) for folder, file in zip(folders, files, strict=True)]
+            names, read = stack.enter_context(checkpoint.open_model(folder))
+            named.append((folder.name, names))
+            readers.append(read)
         named += [] if last is None else [("the weights now", set(last))]
         for name, keys in named:
             if different := keys ^ named[0][1]:
                 raise ModelError(f"{name} and {named[0][0]} are not of one model", found=f"{min(different)} in one of them only")
         mean = {}
         for key in sorted(named[0][1]):
-            members = [file.get_tensor(key) for file in files] + ([] if last is None else [last[key].cpu()])
+            members = [read(key) for read in readers] + ([] if last is None else [last[key].cpu()])
             mean[key] = members[-1].clone()
             if members[-1].is_floating_point():
                 mean[key] = (sum(member.double() for member in members) / len(members)).to(members[-1].dtype)
@@ -144,7 +144,7 @@ class Averaging:
         stored = checkpoint.model_tensors(self.model)
         whole = whole_on_main(stored)
         mean = self._mean(step, whole) if distributed.is_main() else None
-        return {name: part_like(tensor, stored[name]) for name, tensor in distributed.from_main(mean)}
+        return {name: part_like(tensor, stored[name]) for name, tensor in distributed.from_main(mean) if name in stored}
 
     def _mean(self, step: int, last: Mapping[str, Tensor]) -> dict[str, Tensor]:
         folders = [self.root / f"step-{early:08d}" for early in self._earlier(step)]

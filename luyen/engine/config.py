@@ -63,6 +63,10 @@ class CheckpointConfig(Config):
     """Valid checkpoints to keep."""
     average_last: int = Field(default=1, ge=1)
     """The model at the end is the mean of the weights after the last step and at so many checkpoints less one before it; 1: no mean."""
+    asynchronous: Literal["auto"] | bool = "auto"
+    """Copy the state and write it while training goes on; the copy takes as much memory of the host as the checkpoint. auto: yes."""
+    format: Literal["auto", "whole", "sharded"] = "auto"
+    """whole: one process writes whole files; sharded: every process writes its part. auto: sharded where weights are split."""
 
 
 class ParallelConfig(Config):

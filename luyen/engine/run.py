@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -29,6 +30,7 @@ from luyen.engine.logs import LineLog
 from luyen.engine.parallel.plan import Parallel
 from luyen.engine.parallel.tensors import local
 from luyen.engine.precision import LossScale, autocast
+from luyen.engine.saving import Saver
 from luyen.engine.watch import Watch
 
 NAMED_SAMPLES = 16
@@ -69,6 +71,7 @@ class Run:
         self.averaging = Averaging(self.model, self.optimizers, config, folder / "checkpoints")
         self.scale = LossScale.for_dtype(self.dtype)
         self.checkpoints = folder / "checkpoints"
+        self.saver = Saver(self.checkpoints, config.checkpoint, self.parallel.shape.splits_weights, config.parallel.timeout_seconds)
         self.done = Done()
         self.saved = (-1, -1)
         """Step of the newest checkpoint, and of the last evaluation that it holds."""
@@ -215,6 +218,7 @@ class Run:
         samples = [identifier for batch in batches for identifier in batch.sample_ids]
         self.metrics.append({"step": row["step"], "loss": str(row["loss"]), "gradient_norm": str(norm), "sample_ids": samples})
         self.metrics.sync()
+        self.saver.wait()
         kept = f"the checkpoint of step {self.saved[0]} is intact" if self.saved[0] >= 0 else "nothing was saved yet"
         raise NonFinite(
             f"step {row['step']}: the {what}; samples {_names(batches)}. Nothing was updated and {kept}. "
@@ -240,6 +244,8 @@ class Run:
         due = step == 0 or self.finished() or (every > 0 and step % every == 0)
         if not due or self.done.evaluated == step:
             return
+        if self.finished():
+            self.saver.wait()  # a mean of checkpoints reads them
         before = random_state()
         self.model.eval()
         try:
@@ -268,6 +274,8 @@ class Run:
 
     def save_if_due(self) -> None:
         """Save every `checkpoint.every_steps` steps and after the last."""
+        self.saver.check()
+        self._tell_saved()
         step = self.done.step
         if step and (step % self.config.checkpoint.every_steps == 0 or self.finished()):
             self.save()
@@ -279,26 +287,32 @@ class Run:
         """
         if self.saved == (self.done.step, self.done.evaluated):
             return
-        for log in (self.metrics, self.samples):
-            log.sync()
-        self.done.alarms = self.watch.state()
-        state = {
-            "step": self.done.step,
-            "done": {**dataclasses.asdict(self.done), "loss": repr(self.done.loss)},
-            "logs": {"metrics": self.metrics.length, "samples": self.samples.length},
-            "scale": dataclasses.asdict(self.scale),
-            "config": self._identity(),
-            "threads": torch.get_num_threads(),
-            "processes": distributed.ranks(),
-            "torch": torch.__version__,
-            **({} if self.frozen is None else {"frozen": self.frozen}),
-        }
-        seconds, joules = self._spent()
-        timing = {"seconds": seconds, "joules": joules, "logs": self.watch.lengths()}
         with self.watch.apart("save", self.done.step):
-            checkpoint.save(self.checkpoints, self.model, self.optimizers, state, timing)
+            self.saver.wait()
+            for log in (self.metrics, self.samples):
+                log.sync()
+            self.done.alarms = self.watch.state()
+            state = {
+                "step": self.done.step,
+                "done": {**dataclasses.asdict(self.done), "loss": repr(self.done.loss)},
+                "logs": {"metrics": self.metrics.length, "samples": self.samples.length},
+                "scale": dataclasses.asdict(self.scale),
+                "config": self._identity(),
+                "threads": torch.get_num_threads(),
+                "processes": distributed.ranks(),
+                "torch": torch.__version__,
+                **({} if self.frozen is None else {"frozen": self.frozen}),
+            }
+            seconds, joules = self._spent()
+            timing = {"seconds": seconds, "joules": joules, "logs": self.watch.lengths()}
+            self.saver.save(self.model, self.optimizers, state, timing, self.averaging.spared(self.done.step))
         self.saved = (self.done.step, self.done.evaluated)
-        checkpoint.retain(self.checkpoints, self.config.checkpoint.keep_last, self.averaging.spared(self.done.step))
+
+    def _tell_saved(self) -> None:
+        """A row of timings.jsonl for every save that was finished beside the loop."""
+        while self.saver.finished:
+            step, seconds = self.saver.finished.pop(0)
+            self.watch.told("save_beside", step, seconds)
 
     def _spent(self) -> tuple[float, float | None]:
         now = self.energy.joules() if self.parallel.one_meter else None
@@ -327,9 +341,15 @@ class Run:
         return self.parallel.requested_stop()
 
     def close(self) -> None:
-        """Close the logs."""
-        for log in (self.metrics, self.samples, self.watch):
-            log.close()
+        """Wait for the pending save, unless it waits for processes that are gone, and close the logs. Raises StorageError."""
+        if distributed.ranks() > 1 and isinstance(sys.exception(), RuntimeError):
+            self.saver.leave()
+        try:
+            self.saver.wait()
+            self._tell_saved()
+        finally:
+            for log in (self.metrics, self.samples, self.watch):
+                log.close()
 
 
 def _names(batches: list[Batch]) -> str:

@@ -80,7 +80,11 @@ class Watch:
         """The block is an evaluation or a save after `step`: its seconds become a row of timings.jsonl of their own."""
         started = time.perf_counter()
         yield
-        seconds = round(time.perf_counter() - started, 6)
+        self.told(name, step, time.perf_counter() - started)
+
+    def told(self, name: str, step: int, seconds: float) -> None:
+        """Something apart from the steps took so long: a row of timings.jsonl."""
+        seconds = round(seconds, 6)
         self.timings.append({"step": step, name: seconds})
         self._tell(step, {f"time/{name}": seconds})
 

@@ -15,7 +15,10 @@ from luyen.recipe.graph import Plan, input_values
 from luyen.tokenizer.templates import JINJA_FILE
 
 WATCHING = tuple(f"train.watch.{key}" for key in ("trackers", "project", "profile", "synchronise"))
-MAY_CHANGE = ("train.checkpoint.keep_last", "train.device", "train.parallel", *WATCHING, "device", "batch_size", "processes")
+MAY_CHANGE = (
+    *(f"train.checkpoint.{key}" for key in ("keep_last", "asynchronous", "format")),
+    "train.device", "train.parallel", *WATCHING, "device", "batch_size", "processes",
+)  # fmt: skip
 """Keys that decide how work is done and not what comes of it; a change of them does not make a stage out of date."""
 TEMPLATE_FILES = (".yaml", ".yml", JINJA_FILE)
 """Endings of a `template` that is a file: of questions, or of a chat."""

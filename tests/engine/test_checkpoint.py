@@ -60,7 +60,7 @@ def test_everything_comes_back_to_the_bit(tmp_path, name):
     other, others = toy_model(5, tied=False), None
     others = build(other, OptimizerConfig(name=name))
     found = checkpoint.newest_valid(tmp_path)
-    assert found.state == {"step": 7, "x": [1]} and found.timing == TIMING
+    assert found.state == {"step": 7, "x": [1], "format": checkpoint.FORMAT} and found.timing == TIMING
     checkpoint.restore(found, other, others)
     assert torch.equal(torch.rand(3), drawn[0]) and (numpy.random.random(), random.gauss(0, 1)) == drawn[1:]
     for before, after in [
