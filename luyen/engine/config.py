@@ -78,6 +78,14 @@ class ParallelConfig(Config):
     """Processes that slice weights, gradients and optimizer among themselves and read different rows (FSDP); with adamw, lion or sgd."""
     tensor: int = Field(default=1, ge=1)
     """Processes that split heads and feed-forward columns and read the same rows; divides both. With adamw, lion or sgd."""
+    context: int = Field(default=1, ge=1)
+    """Processes that split the tokens of a row among themselves."""
+    pipeline: int = Field(default=1, ge=1)
+    """Processes that share the layers and hand the rows on, each from its layers to the next (1F1B)."""
+    pipeline_stages: int = Field(default=1, ge=1)
+    """Runs of layers that each of them has; 1: the schedule is 1F1B, more: interleaved 1F1B, with less waiting and more messages."""
+    pipeline_pieces: int = Field(default=1, ge=1)
+    """Pieces that a micro-batch is cut into between samples to pass the pipeline; the more, the less waiting."""
     timeout_seconds: float = Field(default=600.0, gt=0)
     """After so long without an answer from a process the run ends with an error that names it."""
 

@@ -1,7 +1,8 @@
-"""How the processes of a run are laid out: data x shard x tensor, the tensor ranks next to each other.
+"""How the processes of a run are laid out: pipeline x data x shard x context x tensor, the tensor ranks next to each other.
 
-Rank = (data index * shard + shard index) * tensor + tensor index, so the ranks that talk most share a machine. Ranks of one tensor group
-read the same rows; the data x shard others read different ones.
+Rank = (((pipeline index * data + data index) * shard + shard index) * context + context index) * tensor + tensor index, so the ranks that
+talk most share a machine and those that talk least, the stages of a pipeline, may be far apart. The data x shard readers read different
+rows; a pipeline's ranks and those of a context or tensor group read the same ones.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from luyen.core.errors import ConfigError
 from luyen.engine.config import ParallelConfig
 
-AXES = ("data", "shard", "tensor")
+AXES = ("pipeline", "data", "shard", "context", "tensor")
 
 
 @dataclass(frozen=True)
@@ -24,17 +25,27 @@ class Shape:
     data: int
     shard: int
     tensor: int
+    pipeline: int = 1
+    context: int = 1
 
     @staticmethod
     def of(config: ParallelConfig, ranks: int) -> Shape:
         """The layout of a config for so many processes. Raises ConfigError when it does not use all of them."""
-        fixed = config.shard * config.tensor
+        fixed = config.pipeline * config.shard * config.context * config.tensor
         data = config.data or max(1, ranks // fixed)
+        shape = Shape(data, config.shard, config.tensor, config.pipeline, config.context)
         if data * fixed != ranks:
-            wanted = f"data {data} x shard {config.shard} x tensor {config.tensor} = {data * fixed} processes"
+            wanted = f"{shape.told} = {data * fixed} processes"
             fix = f"Start it with torchrun --nproc-per-node {data * fixed}, or change train.parallel."
             raise ConfigError("train.parallel", found=wanted, expected=f"{ranks}, as many as were started", fix=fix)
-        return Shape(data, config.shard, config.tensor)
+        return shape
+
+    @property
+    def told(self) -> str:
+        """The axes in words."""
+        axes = {"data": self.data, "shard": self.shard, "tensor": self.tensor}
+        more = {"pipeline": self.pipeline, "context": self.context}
+        return " x ".join(f"{name} {size}" for name, size in (axes | {name: size for name, size in more.items() if size > 1}).items())
 
     @property
     def readers(self) -> int:
@@ -42,10 +53,24 @@ class Shape:
         return self.data * self.shard
 
     @property
+    def alike(self) -> int:
+        """Neighbouring ranks that read the same rows."""
+        return self.context * self.tensor
+
+    @property
+    def stage_ranks(self) -> int:
+        """Ranks of one place in the pipeline, which are neighbours."""
+        return self.readers * self.alike
+
+    def reader(self, rank: int) -> int:
+        """Which of the readers a rank is, or reads the same rows as."""
+        return rank % self.stage_ranks // self.alike
+
+    @property
     def splits_weights(self) -> bool:
         """Whether no rank holds the whole model."""
-        return self.shard > 1 or self.tensor > 1
+        return self.shard > 1 or self.tensor > 1 or self.pipeline > 1
 
     def mesh(self, device: torch.device) -> DeviceMesh:
         """torch's mesh of this shape."""
-        return init_device_mesh(device.type, (self.data, self.shard, self.tensor), mesh_dim_names=AXES)
+        return init_device_mesh(device.type, tuple(getattr(self, axis) for axis in AXES), mesh_dim_names=AXES)

@@ -37,6 +37,9 @@ class Parallel:
         """Raises ConfigError when the layout does not fit the processes, or the optimizer does not fit the layout."""
         self.ranks = distributed.ranks()
         self.shape = Shape.of(config.parallel, self.ranks)
+        for axis in ("context", "pipeline"):  # not wired yet
+            if getattr(self.shape, axis) > 1:
+                raise ConfigError(f"train.parallel.{axis}", found=getattr(self.shape, axis), expected=1)
         if self.shape.splits_weights and config.optimizer.name not in ELEMENTWISE:
             raise ConfigError(
                 f"optimizer.name with train.parallel.{'shard' if self.shape.shard > 1 else 'tensor'}", found=config.optimizer.name,
@@ -71,7 +74,7 @@ class Parallel:
         """What this rank computes of a step."""
         if self.mesh is None:
             return batches
-        return share_out(batches, distributed.rank() // self.shape.tensor, self.shape.readers)
+        return share_out(batches, self.shape.reader(distributed.rank()), self.shape.readers)
 
     def add_up(self, model: nn.Module) -> None:
         """After the last backward pass of a step: make every gradient that of all ranks. Sharding has done so by itself."""
@@ -79,8 +82,8 @@ class Parallel:
             sum_gradients(model, self.mesh.get_group("data"))
 
     def all_say(self, value: Any) -> list[Any]:
-        """What every rank that reads different rows says, in their order."""
-        return distributed.gather(value)[:: self.shape.tensor]
+        """What every rank that reads different rows says, in their order; in a pipeline those that compute the loss."""
+        return distributed.gather(value)[-self.shape.stage_ranks :: self.shape.alike]
 
     def totals(self, loss: float, sums: Sums) -> tuple[float, Sums]:
         """Sum of the loss and of the further (sum, count) figures over all rows of the step; a figure may be of some ranks only."""
