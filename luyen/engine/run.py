@@ -182,7 +182,7 @@ class Run:
         for batch in self.parallel.share(batches):
             with part("data"):
                 here = batch.to(self.device)
-            with part("forward"), autocast(self.device, self.dtype):
+            with part("forward"), autocast(self.device, self.dtype), self.parallel.one_loss():
                 loss = self.algorithm.loss(here)
             assert loss.count == batch.num_targets, f"the loss counts {loss.count} items, its batch {batch.num_targets}"
             with part("backward"):

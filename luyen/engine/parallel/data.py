@@ -9,7 +9,7 @@ that matters (large models, several machines) `shard` overlaps both ways and nee
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -42,12 +42,12 @@ def share_out(batches: Sequence[Any], reader: int, readers: int) -> list[Any]:
     return [batch.share(reader // whole, pieces) for batch in batches[reader % whole :: whole]]
 
 
-def sum_gradients(model: nn.Module, group: dist.ProcessGroup) -> None:
-    """Replace every gradient by its sum over the ranks of `group`.
+def sum_gradients(parameters: Iterable[nn.Parameter], group: dist.ProcessGroup) -> None:
+    """Replace the gradient of each of the parameters by its sum over the ranks of `group`.
 
     A parameter that was used on some ranks only has a zero gradient on the others; one that no rank used stays without.
     """
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
     if not trained:
         return
     used = torch.tensor([parameter.grad is not None for parameter in trained], dtype=torch.uint8)

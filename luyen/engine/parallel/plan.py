@@ -20,10 +20,13 @@ from luyen.core.device import pick_device
 from luyen.core.errors import ConfigError
 from luyen.engine.config import TrainConfig
 from luyen.engine.parallel import tensors
+from luyen.engine.parallel.context import join, leave
 from luyen.engine.parallel.data import share_out, sum_gradients
 from luyen.engine.parallel.mesh import Shape
 from luyen.engine.parallel.shard import make_room, settle, shard
-from luyen.engine.parallel.tensor import own_heads, split
+from luyen.engine.parallel.tensor import own_heads, split, summed
+from luyen.engine.parallel.vocabulary import SharedLoss
+from luyen.objectives.language_model import computed_by
 
 Sums = dict[str, tuple[float, float]]
 ELEMENTWISE = ("adamw", "lion", "sgd")
@@ -37,9 +40,8 @@ class Parallel:
         """Raises ConfigError when the layout does not fit the processes, or the optimizer does not fit the layout."""
         self.ranks = distributed.ranks()
         self.shape = Shape.of(config.parallel, self.ranks)
-        for axis in ("context", "pipeline"):  # not wired yet
-            if getattr(self.shape, axis) > 1:
-                raise ConfigError(f"train.parallel.{axis}", found=getattr(self.shape, axis), expected=1)
+        if self.shape.pipeline > 1:  # not wired yet
+            raise ConfigError("train.parallel.pipeline", found=self.shape.pipeline, expected=1)
         if self.shape.splits_weights and config.optimizer.name not in ELEMENTWISE:
             raise ConfigError(
                 f"optimizer.name with train.parallel.{'shard' if self.shape.shard > 1 else 'tensor'}", found=config.optimizer.name,
@@ -58,6 +60,8 @@ class Parallel:
         self._plain = [(module, type(module), _attributes(module)) for module in model.modules()] if self.shape.splits_weights else []
         if self.shape.tensor > 1:
             split(model, self.mesh["tensor"])
+        if self.shape.context > 1:
+            join(model, self.mesh.get_group("context"))
         if self.shape.shard > 1:
             shard(model, self.mesh, self.shape)
         model = model.to(self.device)
@@ -78,8 +82,14 @@ class Parallel:
 
     def add_up(self, model: nn.Module) -> None:
         """After the last backward pass of a step: make every gradient that of all ranks. Sharding has done so by itself."""
-        if self.mesh is not None and self.shape.data > 1 and self.shape.shard == 1:
-            sum_gradients(model, self.mesh.get_group("data"))
+        if self.mesh is None:
+            return
+        if self.shape.data > 1 and self.shape.shard == 1:
+            sum_gradients(model.parameters(), self.mesh.get_group("data"))
+        if self.shape.context > 1:
+            sum_gradients(model.parameters(), self.mesh.get_group("context"))
+        if self.shape.tensor > 1:
+            sum_gradients(summed(model), self.mesh.get_group("tensor"))
 
     def all_say(self, value: Any) -> list[Any]:
         """What every rank that reads different rows says, in their order; in a pipeline those that compute the loss."""
@@ -110,18 +120,27 @@ class Parallel:
         """Whether the main process' energy counters see all of the work: several GPUs or machines have counters of their own."""
         return self.mesh is None or (self.device.type == "cpu" and distributed.one_machine())
 
+    def one_loss(self) -> contextlib.AbstractContextManager[None]:
+        """Around what makes a loss: ranks that read the same rows compute parts of it, and each has the whole."""
+        tensor, context = (
+            self.mesh.get_group(axis) if self.mesh is not None and getattr(self.shape, axis) > 1 else None for axis in ("tensor", "context")
+        )
+        return computed_by(SharedLoss(tensor, context)) if tensor or context else contextlib.nullcontext()
+
     @contextlib.contextmanager
     def together(self, model: nn.Module) -> Iterator[None]:
         """Around an evaluation, which all ranks do alike: with several a signal waits, so that none leaves the others alone."""
         if self.mesh is None:
             yield
             return
-        with interrupt.held(), own_heads(model, self.shape.tensor):
+        with interrupt.held(), own_heads(model, self.shape.tensor), self.one_loss():
             yield
         settle(model)
 
     def release(self, model: nn.Module) -> None:
         """Make the model plain again: whole weights on the CPU for the main process; the others keep only their shapes (meta tensors)."""
+        if self.shape.context > 1:
+            leave(model)
         if not self._plain:
             return
         settle(model)
