@@ -54,6 +54,8 @@ class Hooks:
     """Texts of the model as it is now; become rows of samples.jsonl."""
     rate: float | None = None
     """Operations a second of a large matrix product on the device; with it timings.jsonl says how much of it a step used."""
+    operations: float | None = None
+    """Operations of the whole run, as estimated; with it `compile: auto` knows whether compiling pays."""
 
 
 @dataclass(frozen=True)

@@ -64,7 +64,7 @@ class CheckpointConfig(Config):
     average_last: int = Field(default=1, ge=1)
     """The model at the end is the mean of the weights after the last step and at so many checkpoints less one before it; 1: no mean."""
     asynchronous: Literal["auto"] | bool = "auto"
-    """Copy the state and write it while training goes on; the copy takes as much memory of the host as the checkpoint. auto: yes."""
+    """Copy the state and write it while training goes on; the copy takes as much memory of the host as the checkpoint. auto: with a GPU."""
     format: Literal["auto", "whole", "sharded"] = "auto"
     """whole: one process writes whole files; sharded: every process writes its part. auto: sharded where weights are split."""
 
@@ -136,6 +136,8 @@ class TrainConfig(Config):
     """Type of the matrix products; weights and optimizer stay fp32. auto: bf16 or fp16 on a GPU, fp32 on a CPU."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:N or mps."""
+    compile: Literal["auto", "always", "never"] = "auto"
+    """Compile the layers by torch.compile, which takes a while and makes steps faster; auto: where the run is long enough for it to pay."""
     evaluate_every: int = Field(default=200, ge=0)
     """Steps between two evaluations, besides the ones before the first step and after the last; 0: only those two."""
     activations: Literal["keep", "selective", "recompute"] = "keep"

@@ -12,9 +12,11 @@ import contextlib
 from pathlib import Path
 
 from luyen.core import distributed, progress
+from luyen.core.device import pick_device
 from luyen.core.errors import Interrupted
 from luyen.engine.activations import recomputed
 from luyen.engine.algorithm import Algorithm, Batch, Hooks, TrainResult
+from luyen.engine.compiling import compiled, worth
 from luyen.engine.config import TrainConfig
 from luyen.engine.memory import freed_memory_kept
 from luyen.engine.run import Run
@@ -30,12 +32,15 @@ def fit(algorithm: Algorithm, config: TrainConfig, folder: Path, *, seed: int = 
     ConfigError when the folder's checkpoints are of another config. With several processes all call this and the main one writes;
     where weights are split, only it has them in the end.
     """
+    hooks, parallel = hooks or Hooks(), config.parallel
+    splits_layers = max(parallel.tensor, parallel.context, parallel.pipeline) > 1
     with (
         distributed.group(config.parallel.timeout_seconds),
         distributed.own_folder(folder) as own,
         freed_memory_kept(),
+        compiled(algorithm.model, worth(config.compile, hooks.operations, pick_device(config.device), splits_layers)),
         recomputed(algorithm.model, config.activations),
-        contextlib.closing(Run(algorithm, config, own, seed, hooks or Hooks())) as run,
+        contextlib.closing(Run(algorithm, config, own, seed, hooks)) as run,
         progress.task("training", config.steps, "steps") as task,
     ):
         task.advance(run.done.step)

@@ -9,7 +9,7 @@ instead of computed again: on a CPU its exponentials cost more than reading it b
 runs at the speed of large products, where torch's own CPU kernel reaches a third of that (docs/4-engine.md has the figures).
 
 Shapes: B rows, T tokens, K key-value heads, G query heads of each, E head size, N queries of a block,
-        M keys that a block sees, X = B K products at a time, R = N G rows of one.
+        M keys that a block sees, X = B K products at a time, Q = T G rows of all, R = N G rows of a block.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-BLOCK = 64
+BLOCK = 128
 """Queries of a block: smaller ones make many small products, larger ones compute more of what the mask hides."""
 MOST_KEPT = 1 << 25
 """Largest number of probabilities that one call keeps for its backward pass: 128 MiB in fp32."""
@@ -47,47 +47,50 @@ def block_attention(query_BTHE: Tensor, key_BTKE: Tensor, value_BTKE: Tensor) ->
 
 
 class _BlockAttention(torch.autograd.Function):
-    """Both directions, block by block."""
+    """Both directions, block by block. Everything lies by key-value head, so a block is a slice of rows and nothing is copied for it."""
 
     @staticmethod
     def forward(ctx: Any, query_BTHE: Tensor, key_BTKE: Tensor, value_BTKE: Tensor) -> Tensor:
         """O, and P of every block kept."""
-        rows, tokens, _, size = query_BTHE.shape
-        kv_heads = key_BTKE.shape[2]
-        query_BTKGE = _grouped(query_BTHE, kv_heads)
-        key_XTE = _by_head(key_BTKE * (1 / math.sqrt(size)))  # scaled here, where the numbers are fewest
-        value_XTE = _by_head(value_BTKE)
-        output_BTKGE = query_BTKGE.new_empty(query_BTKGE.shape)
+        tokens, heads, kv_heads, size = *query_BTHE.shape[1:3], *key_BTKE.shape[2:]
+        group = heads // kv_heads
+        query_XQE = _by_head(query_BTHE, kv_heads)
+        key_XTE = _by_head(key_BTKE * (1 / math.sqrt(size)), kv_heads)  # scaled here, where the numbers are fewest
+        value_XTE = _by_head(value_BTKE, kv_heads)
+        output_BTHE = torch.empty_like(query_BTHE, memory_format=torch.contiguous_format)
+        later = _later(group, query_XQE)
         kept = []
         for block in _blocks(tokens):
-            probability_XRM = torch.bmm(_rows(query_BTKGE[:, block]), key_XTE[:, : block.stop].mT)
-            _hide_later(probability_XRM[:, :, block.start :], query_BTKGE.shape[3])
+            rows = slice(block.start * group, block.stop * group)
+            probability_XRM = torch.bmm(query_XQE[:, rows], key_XTE[:, : block.stop].mT)
+            probability_XRM[:, :, block.start :] += later[: rows.stop - rows.start, : block.stop - block.start]
             torch.softmax(probability_XRM, -1, out=probability_XRM)
-            output_BTKGE[:, block] = _unrows(torch.bmm(probability_XRM, value_XTE[:, : block.stop]), query_BTKGE[:, block])
+            _put(output_BTHE[:, block], torch.bmm(probability_XRM, value_XTE[:, : block.stop]), kv_heads)
             kept.append(probability_XRM)
-        ctx.save_for_backward(query_BTHE, key_XTE, value_XTE, *kept)
-        return output_BTKGE.flatten(2, 3)
+        ctx.save_for_backward(query_XQE, key_XTE, value_XTE, *kept)
+        ctx.group = group
+        return output_BTHE
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, slope_BTHE: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """dQ, dK and dV from dO."""
-        query_BTHE, key_XTE, value_XTE, *kept = ctx.saved_tensors
-        rows, tokens, _, size = query_BTHE.shape
-        kv_heads = key_XTE.shape[0] // rows
-        query_BTKGE, slope_BTKGE = (_grouped(states, kv_heads) for states in (query_BTHE, slope_BTHE))
-        query_slope_BTKGE = query_BTKGE.new_empty(query_BTKGE.shape)
+        query_XQE, key_XTE, value_XTE, *kept = ctx.saved_tensors
+        batch, tokens, heads, size = slope_BTHE.shape
+        kv_heads, group = heads // ctx.group, ctx.group
+        slope_XQE = _by_head(slope_BTHE, kv_heads)
+        query_slope_BTHE = torch.empty_like(slope_BTHE, memory_format=torch.contiguous_format)
         key_slope_XTE = value_slope_XTE = None
         for block, probability_XRM in reversed(list(zip(_blocks(tokens), kept, strict=True))):
-            query_XRE, slope_XRE = _rows(query_BTKGE[:, block]), _rows(slope_BTKGE[:, block])
-            score_slope_XRM = torch.bmm(slope_XRE, value_XTE[:, : block.stop].mT)
+            rows = slice(block.start * group, block.stop * group)
+            score_slope_XRM = torch.bmm(slope_XQE[:, rows], value_XTE[:, : block.stop].mT)
             torch.ops.aten._softmax_backward_data.out(
                 score_slope_XRM, probability_XRM, -1, probability_XRM.dtype, grad_input=score_slope_XRM
             )
-            query_slope_BTKGE[:, block] = _unrows(torch.bmm(score_slope_XRM, key_XTE[:, : block.stop]), query_BTKGE[:, block])
+            _put(query_slope_BTHE[:, block], torch.bmm(score_slope_XRM, key_XTE[:, : block.stop]), kv_heads)
             # Whole products first, then a sum: a product straight into a part of a tensor falls apart into one for every head.
-            key_part_XME = torch.bmm(score_slope_XRM.mT, query_XRE)
-            value_part_XME = torch.bmm(probability_XRM.mT, slope_XRE)
+            key_part_XME = torch.bmm(score_slope_XRM.mT, query_XQE[:, rows])
+            value_part_XME = torch.bmm(probability_XRM.mT, slope_XQE[:, rows])
             if key_slope_XTE is None or value_slope_XTE is None:  # the last block sees all keys
                 key_slope_XTE, value_slope_XTE = key_part_XME, value_part_XME
             else:
@@ -96,9 +99,9 @@ class _BlockAttention(torch.autograd.Function):
         assert key_slope_XTE is not None and value_slope_XTE is not None
         key_slope_XTE *= 1 / math.sqrt(size)
         return (
-            query_slope_BTKGE.flatten(2, 3),
-            key_slope_XTE.view(rows, kv_heads, tokens, size).transpose(1, 2),
-            value_slope_XTE.view(rows, kv_heads, tokens, size).transpose(1, 2),
+            query_slope_BTHE,
+            key_slope_XTE.view(batch, kv_heads, tokens, size).transpose(1, 2),
+            value_slope_XTE.view(batch, kv_heads, tokens, size).transpose(1, 2),
         )
 
 
@@ -107,30 +110,21 @@ def _blocks(tokens: int) -> Iterator[slice]:
         yield slice(start, min(start + BLOCK, tokens))
 
 
-def _grouped(states_BTHE: Tensor, kv_heads: int) -> Tensor:
-    """(B, T, K, G, E)."""
+def _by_head(states_BTHE: Tensor, kv_heads: int) -> Tensor:
+    """(B K, T G, E), contiguous: the query heads of one key-value head become rows of one product, those of a token side by side."""
     rows, tokens, heads, size = states_BTHE.shape
-    return states_BTHE.reshape(rows, tokens, kv_heads, heads // kv_heads, size)
+    states_BTKGE = states_BTHE.reshape(rows, tokens, kv_heads, heads // kv_heads, size)
+    return states_BTKGE.transpose(1, 2).reshape(rows * kv_heads, -1, size)
 
 
-def _by_head(states_BTKE: Tensor) -> Tensor:
-    """(B K, T, E), contiguous."""
-    return states_BTKE.transpose(1, 2).flatten(0, 1).contiguous()
+def _put(target_BNHE: Tensor, states_XRE: Tensor, kv_heads: int) -> None:
+    """The inverse of `_by_head` for the tokens of one block, written into `target_BNHE`."""
+    rows, tokens, heads, size = target_BNHE.shape
+    states_BKNGE = states_XRE.view(rows, kv_heads, tokens, heads // kv_heads, size)
+    target_BNHE.view(rows, tokens, kv_heads, -1, size).copy_(states_BKNGE.transpose(1, 2))
 
 
-def _rows(states: Tensor) -> Tensor:
-    """(B, N, K, G, E) as (B K, N G, E): the query heads of one key-value head become rows of one product."""
-    return states.permute(0, 2, 1, 3, 4).flatten(2, 3).flatten(0, 1)
-
-
-def _unrows(states_XRE: Tensor, like_BNKGE: Tensor) -> Tensor:
-    """The inverse of `_rows`, as a view."""
-    rows, tokens, kv_heads, group, _ = like_BNKGE.shape
-    return states_XRE.view(rows, kv_heads, tokens, group, -1).permute(0, 2, 1, 3, 4)
-
-
-def _hide_later(scores_XRN: Tensor, group: int) -> None:
-    """-inf for keys after the query, in a block's own columns; every query stands there `group` times."""
-    tokens = scores_XRN.shape[2]
-    mask_NN = torch.full((tokens, tokens), -math.inf, dtype=scores_XRN.dtype).triu_(1)
-    scores_XRN += mask_NN.repeat_interleave(group, 0)
+def _later(group: int, like: Tensor) -> Tensor:
+    """(R, N) of a whole block: -inf where the key comes after the query; every query stands there `group` times."""
+    mask_NN = torch.full((BLOCK, BLOCK), -math.inf, dtype=like.dtype, device=like.device).triu_(1)
+    return mask_NN.repeat_interleave(group, 0)

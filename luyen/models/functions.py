@@ -1,7 +1,8 @@
 """Small functions with their gradients written out: fewer passes over memory and fewer tensors kept than autograd would take.
 
 On a CPU these passes, and the page faults of every new large tensor, cost as much as the matrix products of a small
-model. Every gradient here is checked against autograd's in the tests.
+model. Every gradient here is checked against autograd's in the tests. While torch compiles, the plain formulas are given
+instead: the compiler fuses them with their neighbours and derives the gradient.
 """
 
 from __future__ import annotations
@@ -108,7 +109,7 @@ class UnpadFunction(torch.autograd.Function):
 
 def rms_norm(hidden: Tensor, weight: Tensor, eps: float) -> Tensor:
     """RMSNorm over the last dimension. Off the CPU and below fp32 torch's own kernel is the better one."""
-    if hidden.device.type != "cpu" or hidden.dtype != torch.float32 or weight.dtype != torch.float32:
+    if torch.compiler.is_compiling() or hidden.device.type != "cpu" or hidden.dtype != torch.float32 or weight.dtype != torch.float32:
         return functional.rms_norm(hidden, weight.shape, weight, eps)
     output: Tensor = RMSNormFunction.apply(hidden, weight, eps)  # type: ignore[no-untyped-call]
     return output
@@ -116,12 +117,17 @@ def rms_norm(hidden: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:
     """silu(gate) * up."""
+    if torch.compiler.is_compiling():
+        return functional.silu(gate) * up
     output: Tensor = SwiGLUFunction.apply(gate, up)  # type: ignore[no-untyped-call]
     return output
 
 
 def rotate(states: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
     """Turn each pair (x[i], x[i + E/2]) by its angle; cosine is (c, c) and sine is (-s, s)."""
+    if torch.compiler.is_compiling():
+        half = states.shape[-1] // 2
+        return states * cosine + torch.cat([states[..., half:], states[..., :half]], -1) * sine
     output: Tensor = RotateFunction.apply(states, cosine.to(states.dtype), sine.to(states.dtype))  # type: ignore[no-untyped-call]
     return output
 

@@ -23,6 +23,8 @@ IGNORED = -100
 """A target that is not trained on; the same number as in torch and transformers."""
 CHUNK_LOGITS = 1 << 24
 """Logits held at a time when no chunk size is given: 64 MiB in fp32."""
+SMALLEST_LOG = -80.0
+"""Below this the logarithm of a probability is taken from the scores: fp32 has no normal number under exp(-87)."""
 Way = Callable[[Tensor, Tensor, Tensor, int | None, Tensor | None], Tensor]
 _other_way: ContextVar[Way | None] = ContextVar("other_way", default=None)
 
@@ -83,27 +85,28 @@ class _LinearCrossEntropy(torch.autograd.Function):
         wants_hidden, wants_weight = (gradients and needed for needed in ctx.needs_input_grad[:2])
         hidden_grad_ND = torch.empty_like(hidden_ND) if wants_hidden else None
         # Summed over many chunks, so never in half precision.
-        weight_grad_VD = torch.zeros_like(weight_VD, dtype=exact) if wants_weight else None
+        weight_grad_VD = torch.empty_like(weight_VD, dtype=exact) if wants_weight else None
+        if weight_grad_VD is not None and not hidden_ND.shape[0]:
+            weight_grad_VD.zero_()
         for start in range(0, hidden_ND.shape[0], chunk_size):
             rows = slice(start, start + chunk_size)
             hidden_CD, targets_C1 = hidden_ND[rows], targets_N[rows, None]
             scores_CV = (hidden_CD @ weight_VD.T).to(exact)
-            torch.log_softmax(scores_CV, 1, out=scores_CV)  # in place: it reads a row before it writes it
-            found_C1 = scores_CV.gather(1, targets_C1)
-            total -= found_C1.sum()
+            log_C1 = _to_probabilities(scores_CV, targets_C1)
+            if log_C1.device.type == "cpu" and bool((hard_C := log_C1[:, 0] < SMALLEST_LOG).any()):
+                hard_HV = (hidden_CD[hard_C] @ weight_VD.T).to(exact)
+                log_C1[hard_C] = hard_HV.log_softmax(1).gather(1, targets_C1[hard_C])
+            total -= log_C1.sum()
             if each_N is not None:
-                each_N[rows] = -found_C1[:, 0]
+                each_N[rows] = -log_C1[:, 0]
             if not (wants_hidden or wants_weight):
                 continue
-            slope_CV = scores_CV.exp_()
-            slope_CV.scatter_add_(1, targets_C1, slope_CV.new_full((1, 1), -1.0).expand_as(targets_C1))
-            slope_CV = slope_CV.to(weight_VD.dtype)
+            scores_CV.scatter_add_(1, targets_C1, scores_CV.new_full((1, 1), -1.0).expand_as(targets_C1))
+            slope_CV = scores_CV.to(weight_VD.dtype)
             if hidden_grad_ND is not None:
                 torch.mm(slope_CV, weight_VD, out=hidden_grad_ND[rows])
-            if weight_grad_VD is not None and weight_VD.dtype == exact:
-                weight_grad_VD.addmm_(slope_CV.T, hidden_CD)
-            elif weight_grad_VD is not None:
-                weight_grad_VD += slope_CV.T @ hidden_CD
+            if weight_grad_VD is not None:
+                _add_product(weight_grad_VD, slope_CV.T, hidden_CD, first=start == 0)
         ctx.save_for_backward(hidden_grad_ND, weight_grad_VD)
         ctx.weight_dtype = weight_VD.dtype
         return total
@@ -115,3 +118,27 @@ class _LinearCrossEntropy(torch.autograd.Function):
         hidden = None if hidden_grad_ND is None else hidden_grad_ND * slope.to(hidden_grad_ND.dtype)
         weight = None if weight_grad_VD is None else (weight_grad_VD * slope).to(ctx.weight_dtype)
         return hidden, weight, None, None, None, None
+
+
+def _to_probabilities(scores_CV: Tensor, targets_C1: Tensor) -> Tensor:
+    """Turn scores into probabilities in place. Returns the logarithm of each target's, (C, 1).
+
+    A processor takes that of the probability, which saves a second pass of exponentials; where it is below SMALLEST_LOG the probability
+    is rounded to few bits or to 0, and the caller does those few rows again.
+    """
+    if scores_CV.device.type == "cpu":
+        torch.softmax(scores_CV, 1, out=scores_CV)  # in place: it reads a row before it writes it
+        return scores_CV.gather(1, targets_C1).log_()
+    torch.log_softmax(scores_CV, 1, out=scores_CV)
+    found_C1 = scores_CV.gather(1, targets_C1)
+    scores_CV.exp_()
+    return found_C1
+
+
+def _add_product(sum_VD: Tensor, slope_VC: Tensor, hidden_CD: Tensor, first: bool) -> None:
+    """sum += slope @ hidden, or sum = slope @ hidden where it is the first; the sum may be of a wider type."""
+    if sum_VD.dtype != hidden_CD.dtype:
+        product_VD = slope_VC @ hidden_CD
+        sum_VD.copy_(product_VD) if first else sum_VD.add_(product_VD)
+    else:
+        torch.mm(slope_VC, hidden_CD, out=sum_VD) if first else sum_VD.addmm_(slope_VC, hidden_CD)

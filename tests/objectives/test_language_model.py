@@ -119,3 +119,16 @@ def test_each_position_has_its_own_loss(chunk_size, every):
     assert torch.equal(total, without)
     for one, other in zip(gradients(total, hidden_ND, weight_VD), gradients(without, hidden_ND, weight_VD), strict=True):
         assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("chunk_size", [None, 5])
+def test_targets_too_improbable_for_a_number_of_fp32_have_their_exact_loss(chunk_size):
+    hidden_ND, weight_VD, targets_N = case()
+    hidden_ND = (60 * hidden_ND).detach().requires_grad_()
+    loss_N = torch.nn.functional.cross_entropy(hidden_ND @ weight_VD.T, targets_N, reduction="none")
+    assert (loss_N > 87).any() and (loss_N < 1).any(), "the case has both kinds"
+    each_N = torch.zeros(len(targets_N))
+    total = linear_cross_entropy(hidden_ND, weight_VD, targets_N, chunk_size, each_N)
+    torch.testing.assert_close(each_N, loss_N.detach(), rtol=1e-6, atol=1e-5)
+    for mine, theirs in zip(gradients(total, hidden_ND, weight_VD), gradients(loss_N.sum(), hidden_ND, weight_VD), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-4)

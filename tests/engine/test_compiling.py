@@ -1,0 +1,72 @@
+"""Compiled layers: the same losses and gradients, only where gradients are taken, decided by the work of a run."""
+
+import pytest
+import torch
+from torch import nn
+
+from luyen.core.errors import ConfigError
+from luyen.engine import compiling
+from luyen.engine.compiling import compiled, worth
+from luyen.models.attention import Layout
+from luyen.models.transformer import Transformer
+from luyen.objectives.language_model import linear_cross_entropy
+from tests.training_toys import VOCABULARY, toy_model
+
+CPU = torch.device("cpu")
+
+
+def test_auto_decides_by_the_work_of_the_whole_run() -> None:
+    enough = compiling.WORTH["cpu"]
+    assert not worth("auto", None, CPU, False)
+    assert not worth("auto", enough * 0.99, CPU, False)
+    assert worth("auto", enough, CPU, False)
+    assert not worth("auto", enough, CPU, True)
+    assert not worth("never", enough, CPU, False)
+    assert worth("always", None, CPU, False)
+    assert not worth("auto", 1e30, torch.device("mps"), False)
+
+
+def test_always_is_refused_where_it_cannot_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match="split over processes"):
+        worth("always", None, CPU, True)
+    with pytest.raises(ConfigError, match="mps"):
+        worth("always", None, torch.device("mps"), False)
+    with pytest.raises(ConfigError, match="no list of layers"), compiled(nn.Linear(2, 2), True):
+        pass
+    monkeypatch.setattr(compiling, "missing_compiler", lambda device: "no C++ compiler was found")
+    assert not worth("auto", 1e30, CPU, False)
+    with pytest.raises(ConfigError, match=r"no C\+\+ compiler"):
+        worth("always", None, CPU, False)
+
+
+def gradients(model: Transformer, tokens_T: torch.Tensor, layout: Layout) -> tuple[float, dict[str, torch.Tensor]]:
+    model.zero_grad()
+    hidden_TD = model(tokens_T[None], layout)[0]
+    loss = linear_cross_entropy(hidden_TD, model.head_weight, tokens_T.roll(-1))
+    loss.backward()
+    return loss.item(), {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")  # torch's compiler warns of itself, and hides it only where warnings are no errors
+def test_compiled_layers_have_the_same_gradients_for_every_layout_with_few_compilations() -> None:
+    model = toy_model()
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    for lengths in ((5, 9), (14,), (3, 3, 3), (7, 1, 20, 2)):
+        layout = Layout.packed(lengths)
+        tokens_T = torch.randint(VOCABULARY, (sum(lengths),))
+        loss, plain = gradients(model, tokens_T, layout)
+        with compiled(model, True):
+            fast_loss, fast = gradients(model, tokens_T, layout)
+            with torch.no_grad():
+                untrained_TD = model(tokens_T[None], layout)
+        with torch.no_grad():
+            torch.testing.assert_close(untrained_TD, model(tokens_T[None], layout), rtol=0, atol=0)
+        assert fast_loss == pytest.approx(loss, rel=1e-6)
+        for name, gradient in plain.items():
+            torch.testing.assert_close(fast[name], gradient, rtol=1e-4, atol=1e-5, msg=name)
+    assert "forward" not in vars(model.model.layers[0])
+    print(torch._dynamo.utils.counters)
+    graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    assert graphs <= 8, f"{graphs} graphs: layers or layouts do not share their compilation"
