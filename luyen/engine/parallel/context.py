@@ -108,7 +108,7 @@ class Share:
         """What the own tokens see in their sequences, on whatever rank that stands. B is 1, T is O."""
         both_O2KE = torch.cat([key_BTKE[0], value_BTKE[0]], 1)
         both_T2KE = gather(lengthen(both_O2KE, self.longest), self.group)[self.place_T]
-        found = []
+        found = [query_BTHE[0, :0] + both_T2KE[:0, :1]]  # so that ranks without tokens take part in the backward pass, where ranks talk too
         for item, layout in zip(self.work, self.layouts, strict=True):
             query_NHE = query_BTHE[0, item.first : item.first + item.tokens]
             key_MKE, value_MKE = both_T2KE[item.start : item.end].chunk(2, 1)
@@ -116,7 +116,7 @@ class Share:
                 found.append(packed_attention(query_NHE, key_MKE, value_MKE, layout))
             else:
                 found.append(continued_attention(query_NHE, key_MKE, value_MKE))
-        return torch.cat(found)[None] if found else query_BTHE
+        return torch.cat(found)[None]
 
 
 def pieces(total: int, ranks: int, rank: int) -> tuple[range, range]:

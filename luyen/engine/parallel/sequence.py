@@ -15,6 +15,10 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn import functional
 
+# The second names are those of torch before 2.13, which warns of them.
+_all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+_reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+
 
 def gather(piece_S: Tensor, group: dist.ProcessGroup) -> Tensor:
     """All pieces one after another, (R S, ...). Every rank then computes a part of what is made of them, so their gradients are added."""
@@ -66,14 +70,14 @@ def piece_length(length: int, ranks: int) -> int:
 def all_gathered(piece_S: Tensor, group: dist.ProcessGroup) -> Tensor:
     """All pieces one after another, without gradient."""
     whole_RS = piece_S.new_empty(group.size() * piece_S.shape[0], *piece_S.shape[1:])
-    dist.all_gather_into_tensor(whole_RS, piece_S.contiguous(), group=group)
+    _all_gather(whole_RS, piece_S.contiguous(), group=group)
     return whole_RS
 
 
 def added_and_dealt(parts_RS: Tensor, group: dist.ProcessGroup) -> Tensor:
     """This rank's piece of the ranks' sum, without gradient."""
     piece_S = parts_RS.new_empty(parts_RS.shape[0] // group.size(), *parts_RS.shape[1:])
-    dist.reduce_scatter_tensor(piece_S, parts_RS.contiguous(), group=group)
+    _reduce_scatter(piece_S, parts_RS.contiguous(), group=group)
     return piece_S
 
 
