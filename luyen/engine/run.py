@@ -187,7 +187,7 @@ class Run:
             assert loss.count == batch.num_targets, f"the loss counts {loss.count} items, its batch {batch.num_targets}"
             with part("backward"):
                 (loss.total * (self.scale.scale / count)).backward()  # type: ignore[no-untyped-call]
-                if not self.parallel.shape.splits_weights:
+                if self.parallel.shape.whole_gradients:
                     noise.see(self.model, loss.count)
             totals.append(loss.total.detach())
             for name, (total, items) in loss.metrics.items():

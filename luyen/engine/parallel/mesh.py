@@ -71,6 +71,11 @@ class Shape:
         """Whether no rank holds the whole model."""
         return self.shard > 1 or self.tensor > 1 or self.pipeline > 1
 
+    @property
+    def whole_gradients(self) -> bool:
+        """Whether a backward pass leaves the gradient of its rows on a rank that reads them, whole."""
+        return not self.splits_weights and self.context == 1
+
     def mesh(self, device: torch.device) -> DeviceMesh:
         """torch's mesh of this shape."""
         return init_device_mesh(device.type, tuple(getattr(self, axis) for axis in AXES), mesh_dim_names=AXES)
