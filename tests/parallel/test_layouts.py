@@ -21,7 +21,7 @@ def stop_at(micro_batch: int, **axes: int) -> dict[str, Any]:
 
 
 JOBS: dict[str, dict[str, Any]] = {
-    "data": layout(data=2), "shard": layout(shard=2), "tensor": layout(tensor=2), "cut": CUT, "muon": MUON,
+    "data": layout(data=2), "shard": layout(shard=2), "tensor": layout(tensor=2), "context": layout(context=2), "cut": CUT, "muon": MUON,
     "lion": {"config": {**BASE, **LION, "activations": "recompute", "parallel": {"shard": 2}}},
     "term": stop_at(5, shard=2), "term-again": stop_at(8, tensor=2),
     "nan": {**layout(data=2), "signal": {"rank": 1, "nth": 5, "name": "nan"}},
@@ -44,7 +44,7 @@ def root(tmp_path_factory: pytest.TempPathFactory, train: Any) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("name", "equal"), [("data", "one"), ("shard", "one"), ("tensor", "one"), ("cut", "one-cut"), ("muon", "one-muon")]
+    ("name", "equal"), [("data", "one"), ("shard", "one"), ("tensor", "one"), ("context", "one"), ("cut", "one-cut"), ("muon", "one-muon")]
 )
 def test_a_layout_trains_as_one_process_does(root, name, equal):
     check_equal(root / equal, root / name)

@@ -16,7 +16,12 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 FOUR = {
     "data": {"data": 4}, "shard": {"shard": 4}, "tensor": {"tensor": 4}, "data-shard": {"data": 2, "shard": 2},
     "data-tensor": {"data": 2, "tensor": 2}, "shard-tensor": {"shard": 2, "tensor": 2},
+    "context": {"context": 4}, "data-context": {"data": 2, "context": 2}, "context-tensor": {"context": 2, "tensor": 2},
+    "shard-context": {"shard": 2, "context": 2},
 }  # fmt: skip
+ODD: dict[str, Any] = {"vocab_size": 49, "tied": True, "num_kv_heads": 2}
+"""A vocabulary that no ranks divide, a head that is the embedding, grouped heads; with layers recomputed."""
+ODDLY = ("data-tensor", "shard-tensor", "context-tensor", "shard-context")
 BY_RANK_1 = {"rank": 1, "name": "SIGTERM"}
 
 
@@ -25,15 +30,22 @@ def root(tmp_path_factory: pytest.TempPathFactory, train: Any) -> Path:
     """All layouts of four processes, and one process."""
     folder = tmp_path_factory.mktemp("four")
     jobs = {name: layout(**axes) for name, axes in FOUR.items()}
+    odd = {"odd-" + name: {"toy": ODD, "config": {**BASE, "activations": "recompute", "parallel": FOUR[name]}} for name in ODDLY}
+    jobs |= copy.deepcopy(odd)
     done = train(4, folder, jobs, timeout=400)
     assert done.returncode == 0, done.stderr[-3000:]
-    main_jobs([{"folder": str(folder / "one"), **layout()}])
+    main_jobs([{"folder": str(folder / "one"), **layout()}, {"folder": str(folder / "odd-one"), "toy": ODD, "config": BASE}])
     return folder
 
 
 @pytest.mark.parametrize("name", FOUR)
 def test_four_processes_train_as_one_does(root, name):
     check_equal(root / "one", root / name)
+
+
+@pytest.mark.parametrize("name", ODDLY)
+def test_odd_sizes_are_split_as_well(root, name):
+    check_equal(root / "odd-one", root / f"odd-{name}")
 
 
 def test_a_checkpoint_goes_from_one_to_four_to_two_to_one(root, tmp_path, train):
