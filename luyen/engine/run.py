@@ -71,7 +71,8 @@ class Run:
         self.averaging = Averaging(self.model, self.optimizers, config, folder / "checkpoints")
         self.scale = LossScale.for_dtype(self.dtype)
         self.checkpoints = folder / "checkpoints"
-        self.saver = Saver(self.checkpoints, config.checkpoint, self.parallel.shape.splits_weights, config.parallel.timeout_seconds)
+        split, silence = self.parallel.shape.splits_weights, config.parallel.timeout_seconds
+        self.saver = Saver(self.checkpoints, config.checkpoint, split, self.device, silence)
         self.done = Done()
         self.saved = (-1, -1)
         """Step of the newest checkpoint, and of the last evaluation that it holds."""
@@ -106,7 +107,8 @@ class Run:
         return {**found.state["logs"], **found.timing["logs"]}, found.timing["seconds"], found.timing["joules"]
 
     def _check_same(self, found: checkpoint.Checkpoint) -> None:
-        before, now = found.state["config"], self._identity()
+        # A key that came after the checkpoint was made counts as its default, which must train as was done before there was the key.
+        before, now = {**self._identity(TrainConfig()), **found.state["config"]}, self._identity(self.config)
         different = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
         if different:
             key = different[0]
@@ -121,10 +123,10 @@ class Run:
                     "sums are rounded differently, so the result will differ in the last bits"
                 )
 
-    def _identity(self) -> dict[str, Any]:
+    def _identity(self, config: TrainConfig) -> dict[str, Any]:
         """What must be the same in all parts of a run; where it runs, how often it saves, what is watched and when it ends may change."""
         flat: dict[str, Any] = {"seed": self.seed}
-        for key, value in configs.dump(self.config).items():
+        for key, value in configs.dump(config).items():
             if isinstance(value, dict):
                 flat |= {f"{key}.{inner}": setting for inner, setting in value.items()}
             else:
@@ -297,7 +299,7 @@ class Run:
                 "done": {**dataclasses.asdict(self.done), "loss": repr(self.done.loss)},
                 "logs": {"metrics": self.metrics.length, "samples": self.samples.length},
                 "scale": dataclasses.asdict(self.scale),
-                "config": self._identity(),
+                "config": self._identity(self.config),
                 "threads": torch.get_num_threads(),
                 "processes": distributed.ranks(),
                 "torch": torch.__version__,

@@ -6,21 +6,24 @@ import pytest
 from training_faults import CONFIG, STEPS, outcome, run_plan
 
 # Passings of each point in an uninterrupted run, roughly: a fault is drawn from within.
+# Saves are made beside the loop unless a test says otherwise (CONFIG).
 INSIDE_SAVE = {"os.rename": 6, "os.replace": 20, "os.fsync": 110, "os.mkdir": 7, "shutil.rmtree": 4, "save_file": 18, "retain": 6}
 
 
-def faults(count: int, seed: int) -> list[dict[str, object]]:
+def faults(count: int, seed: int, sharded: bool = False) -> list[dict[str, object]]:
     """Random kills, two thirds of them inside a save."""
     generator = random.Random(seed)
+    inside = {**INSIDE_SAVE, **({"save_file": 6, "write_share": 12} if sharded else {})}
     drawn: list[dict[str, object]] = []
     for _ in range(count):
         if generator.random() < 0.33:
             point = generator.choice(["loss", "loss", "evaluate", "samples"])
             most = {"loss": STEPS, "evaluate": 5, "samples": 5}[point]
         else:
-            point = generator.choice(list(INSIDE_SAVE))
-            most = INSIDE_SAVE[point]
-        moments = {"save_file": ["before", "middle", "after"], "shutil.rmtree": ["before", "middle", "after"], "os.mkdir": ["before"]}
+            point = generator.choice(list(inside))
+            most = inside[point]
+        cut = ["before", "middle", "after"]
+        moments = {"save_file": cut, "write_share": cut, "shutil.rmtree": cut, "os.mkdir": ["before"]}
         when = generator.choice(moments.get(point, ["before", "after"]))
         drawn.append({"point": point, "nth": generator.randint(1, most), "when": when, "do": "kill"})
     return drawn
@@ -48,7 +51,7 @@ def sweep(folder, kills, config):
 
 
 def test_kill_minus_nine_sample(tmp_path):
-    short = {**CONFIG, "steps": 15, "accumulation": 2, "checkpoint": {"every_steps": 4, "keep_last": 1}}
+    short = {**CONFIG, "steps": 15, "accumulation": 2, "checkpoint": {"every_steps": 4, "keep_last": 1, "asynchronous": True}}
     kills = every_point_of_one_save()
     assert sweep(tmp_path, [*kills, *faults(4, seed=1)], short) >= len(kills)
 
@@ -74,13 +77,17 @@ def test_kill_while_the_last_checkpoint_is_replaced_by_one_with_its_evaluation(t
     "changes",
     [
         {},
+        {"checkpoint": {"every_steps": 5}},
+        {"checkpoint": {"every_steps": 5, "format": "sharded"}},
+        {"checkpoint": {"every_steps": 5, "format": "sharded", "asynchronous": True}},
         {"accumulation": 3},
         {"optimizer": {"name": "muon"}},
         {"optimizer": {"name": "lion", "ema_decay": 0.9}},
-        {"optimizer": {"name": "adafactor"}, "checkpoint": {"every_steps": 3, "keep_last": 1, "average_last": 3}},
+        {"optimizer": {"name": "adafactor"}, "checkpoint": {"every_steps": 3, "keep_last": 1, "average_last": 3, "asynchronous": True}},
         {"precision": "bf16"},
         {"activations": "recompute", "checkpoint": {"every_steps": 3, "keep_last": 1}},
     ],
 )
 def test_kill_minus_nine_sweep(tmp_path, changes):
-    assert sweep(tmp_path, faults(40, seed=2), {**CONFIG, **changes}) >= 40
+    sharded = changes.get("checkpoint", {}).get("format") == "sharded"
+    assert sweep(tmp_path, faults(40, seed=2, sharded=sharded), {**CONFIG, **changes}) >= 40

@@ -7,14 +7,14 @@ from training_faults import outcome, run_plan, told
 
 from luyen.engine.checkpoint import newest_valid
 
-CONFIG = {"steps": 9, "evaluate_every": 0, "checkpoint": {"every_steps": 3}}
+CONFIG = {"steps": 9, "evaluate_every": 0, "checkpoint": {"every_steps": 3, "asynchronous": True}}
 LONG = {"steps": 60, "checkpoint": {"every_steps": 60}}
 
 
-def full_disk_plan(folder, attempts):
+def full_disk_plan(folder, attempts, config=CONFIG):
     """An undisturbed run, and one for each fault, finished by an attempt without."""
     runs = {"plain": [None], **{str(index): [fault, None] for index, fault in enumerate(attempts)}}
-    return [{"folder": str(folder / name), "attempts": attempt, "config": CONFIG} for name, attempt in runs.items()]
+    return [{"folder": str(folder / name), "attempts": attempt, "config": config} for name, attempt in runs.items()]
 
 
 def fault(point, nth, when="before"):
@@ -46,10 +46,14 @@ def test_no_space_in_a_save_or_in_the_log(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_no_space_at_every_system_call(tmp_path):
-    points = [("os.fsync", 52, "before"), ("os.replace", 10, "before"), ("save_file", 10, "middle"), ("os.rename", 4, "before")]
+@pytest.mark.parametrize("asynchronous", [False, True])
+@pytest.mark.parametrize("form", ["whole", "sharded"])
+def test_no_space_at_every_system_call(tmp_path, asynchronous, form):
+    config = {**CONFIG, "checkpoint": {"every_steps": 3, "asynchronous": asynchronous, "format": form}}
+    points = [("os.fsync", 52, "before"), ("os.replace", 10, "before"), ("os.rename", 4, "before")]
+    points += [("save_file", 10, "middle")] if form == "whole" else [("save_file", 4, "middle"), ("write_share", 7, "middle")]
     attempts = [fault(point, nth, when) for point, end, when in points for nth in range(1, end)]
-    statuses = run_plan(tmp_path, full_disk_plan(tmp_path, attempts))
+    statuses = run_plan(tmp_path, full_disk_plan(tmp_path, attempts, config))
     assert statuses == [[0]] + [[3, 0]] * len(attempts)
     for index, failure in enumerate(attempts):
         assert outcome(tmp_path / str(index)) == outcome(tmp_path / "plain"), failure

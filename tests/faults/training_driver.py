@@ -61,6 +61,9 @@ def half_done(point: str, arguments: tuple[Any, ...]) -> None:
         tensors, path = arguments
         checkpoint_bytes = b"\x40\x00\x00\x00\x00\x00\x00\x00" + b'{"half":' + os.urandom(64)
         Path(path).write_bytes(checkpoint_bytes)
+    elif point == "write_share":
+        arguments[0].mkdir()
+        (arguments[0] / "shard-00001-model-00001-of-00001.safetensors").write_bytes(os.urandom(64))
     elif point == "shutil.rmtree":
         files = sorted(path for path in Path(arguments[0]).rglob("*") if path.is_file())
         for path in files[: len(files) // 2]:
@@ -88,6 +91,7 @@ def plant(owner: Any, name: str, point: str, fault: Fault) -> None:
 POINTS = {
     "os.rename": (os, "rename"), "os.replace": (os, "replace"), "os.fsync": (os, "fsync"), "os.mkdir": (os, "mkdir"),
     "shutil.rmtree": (shutil, "rmtree"), "save_file": (checkpoint, "save_file"), "retain": (checkpoint, "retain"),
+    "write_share": (checkpoint, "write_share"),
 }  # fmt: skip
 
 

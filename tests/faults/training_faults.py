@@ -14,7 +14,7 @@ from event_files import scalars_of
 
 HERE = Path(__file__).parent
 STEPS = 30
-CONFIG: dict[str, Any] = {"steps": STEPS, "evaluate_every": 7, "checkpoint": {"every_steps": 5}}
+CONFIG: dict[str, Any] = {"steps": STEPS, "evaluate_every": 7, "checkpoint": {"every_steps": 5, "asynchronous": True}}
 
 
 def run_plan(folder: Path, plan: list[dict[str, Any]], **environment: str) -> list[list[int]]:
@@ -37,9 +37,9 @@ def newest(folder: Path) -> Path:
 def outcome(folder: Path) -> dict[str, str]:
     """sha256 of everything that an interrupted run must share with an uninterrupted one, and the temporary leftovers."""
     last = newest(folder)
-    paths = [last / f"{name}.safetensors" for name in ("model", "optimizer", "random")]
-    paths += [folder / "metrics.jsonl", folder / "samples.jsonl"]
-    hashes = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
+    paths = [*sorted(last.rglob("*.safetensors")), folder / "metrics.jsonl", folder / "samples.jsonl"]
+    assert len(paths) == 5
+    hashes = {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
     hashes["events"] = str([found["step"] for found in scalars_of(folder) if "train/loss" in found])
     hashes["state"] = (last / "state.json").read_text(encoding="utf-8")
     hashes["leftovers"] = str(sorted(path.name for path in (folder / "checkpoints").glob(".*")))
