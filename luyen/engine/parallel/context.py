@@ -144,9 +144,9 @@ def work(lengths: Sequence[int], own: Sequence[range]) -> Iterator[Work]:
 
 def continued_attention(query_NHE: Tensor, key_MKE: Tensor, value_MKE: Tensor) -> Tensor:
     """The last N of a sequence's M tokens attend to it causally. Returns (N, H, E)."""
-    queries, keys, values = (states.transpose(0, 1)[None] for states in (query_NHE, key_MKE, value_MKE))
-    groups = query_NHE.shape[1] // key_MKE.shape[1]
-    keys, values = (states.repeat_interleave(groups, 1) if groups > 1 else states for states in (keys, values))
-    mask = causal_lower_right(query_NHE.shape[0], key_MKE.shape[0])
-    attended: Tensor = functional.scaled_dot_product_attention(queries, keys, values, attn_mask=mask)
+    attended: Tensor = functional.scaled_dot_product_attention(
+        *(states.transpose(0, 1)[None] for states in (query_NHE, key_MKE, value_MKE)),
+        attn_mask=causal_lower_right(query_NHE.shape[0], key_MKE.shape[0]),
+        enable_gqa=query_NHE.shape[1] != key_MKE.shape[1],
+    )
     return attended[0].transpose(0, 1)

@@ -62,14 +62,20 @@ def split(model: nn.Module, mesh: DeviceMesh) -> None:
     model.logits = functools.partial(_logits, model, group)  # type: ignore[method-assign]
 
 
+def finished(piece_1SD: Tensor, tokens_BT: Tensor, group: dist.ProcessGroup) -> Tensor:
+    """Hidden states of all tokens, (B, T, D), from the piece that comes out of the final norm."""
+    return gather_equal(piece_1SD[0], group)[: tokens_BT.numel()].view(*tokens_BT.shape, -1)
+
+
 def summed(model: nn.Module) -> list[nn.Parameter]:
     """The parameters that every rank has in whole and uses on its own tokens alone, so that their gradients are added over the ranks."""
-    return [module.weight for module in model.modules() if isinstance(module, RMSNorm)]
+    return [module.weight for module in model.modules() if isinstance(module, RMSNorm) and module.weight is not None]
 
 
 def _deal(module: nn.Module, mesh: DeviceMesh, axis: int) -> None:
-    weight = module.weight
-    assert isinstance(weight, nn.Parameter)
+    weight = module._parameters["weight"]
+    if weight is None:  # it lies in another stage of a pipeline
+        return
     dealt = distribute_tensor(weight.detach(), mesh, [Shard(axis)], src_data_rank=None)
     module.weight = nn.Parameter(dealt, weight.requires_grad)
 
@@ -107,8 +113,7 @@ def _feed_forward(forward: Callable[..., Tensor], group: dist.ProcessGroup, piec
 
 def _decoder(forward: Callable[..., Tensor], group: dist.ProcessGroup, tokens_BT: Tensor, *arguments: Any) -> Tensor:
     """Hidden states in whole, (B, T, D), from those that every rank has of its piece."""
-    piece_1SD = forward(tokens_BT, *arguments)
-    return gather_equal(piece_1SD[0], group)[: tokens_BT.numel()].view(*tokens_BT.shape, -1)
+    return finished(forward(tokens_BT, *arguments), tokens_BT, group)
 
 
 def _logits(model: Transformer, group: dist.ProcessGroup, hidden: Tensor) -> Tensor:
