@@ -3,8 +3,9 @@
 Operations follow PaLM (Chowdhery et al., 2022, arXiv:2204.02311, appendix B): 2 for every weight that multiplies in the forward pass and
 twice that in the backward pass; causal attention half of the square. Memory follows ZeRO (Rajbhandari et al., 2020, arXiv:1910.02054,
 section 3): with AdamW 16 bytes for every parameter before any activation, split among the devices of a `shard` group. Here weights and
-gradients are fp32 (4 + 4 + 8); a half-precision run adds copies of the weights in 2 bytes. Tensor parallelism splits heads and
-feed-forward columns (Shoeybi et al., 2019, arXiv:1909.08053, section 3); embedding, norms, head and loss are whole on every device.
+gradients are fp32 (4 + 4 + 8); a half-precision run adds copies of the weights in 2 bytes. Tensor parallelism splits heads, feed-forward
+columns, embedding and head (Shoeybi et al., 2019, arXiv:1909.08053, section 3), and the tokens between them (Korthikanti et al., 2022,
+arXiv:2205.05198); context parallelism splits tokens alone. Norms are whole on every device.
 
 Pure functions; nothing here imports torch.
 """
@@ -126,31 +127,37 @@ def state_bytes(parts: Parameters, optimizer: OptimizerConfig) -> float:
     return each * own + STATE_BYTES["adamw"] * (parts.count - own) + average
 
 
-def kept_bytes(model: TransformerConfig, half: bool, tensor: int = 1) -> float:
-    """Bytes that one layer keeps of one token for its backward pass, on each of `tensor` devices that share its heads and columns.
+def kept_bytes(model: TransformerConfig, half: bool, tensor: int = 1, context: int = 1) -> float:
+    """Bytes that one layer keeps of one token for its backward pass, on each of `tensor` x `context` devices that share it.
 
     Under autocast: the residual twice in fp32, the input of each of the five products that read it, queries, keys, values, what attention
-    gives, gate, up and their product. In fp32 one input serves several products.
+    gives, gate, up and their product. In fp32 one input serves several products. All is shared but the inputs of products, which a tensor
+    group gathers, and keys and values, which a context group gathers.
     """
     width, head = model.hidden_size, model.head_dim
     if half:
-        return 18.0 * width + (4.0 * head * (model.num_heads + model.num_kv_heads) + 6.0 * model.intermediate_size) / tensor
-    return 24.0 * width + (8.0 * head * (model.num_heads + 2 * model.num_kv_heads) + 12.0 * model.intermediate_size) / tensor
+        shared = 8.0 * width + 4.0 * head * (model.num_heads + model.num_kv_heads) + 6.0 * model.intermediate_size
+        inputs, gathered = 10.0 * width, 4.0 * head * model.num_kv_heads
+    else:
+        shared = 16.0 * width + 8.0 * head * (model.num_heads + 2 * model.num_kv_heads) + 12.0 * model.intermediate_size
+        inputs, gathered = 8.0 * width, 8.0 * head * model.num_kv_heads
+    return (inputs + shared / tensor) / context + (gathered / tensor if context > 1 else 0.0)
 
 
-def activation_bytes(model: TransformerConfig, tokens: float, activations: str, half: bool, tensor: int = 1) -> float:
+def activation_bytes(model: TransformerConfig, tokens: float, activations: str, half: bool, tensor: int = 1, context: int = 1) -> float:
     """Bytes of all activations of a micro-batch of `tokens` tokens; what enters a layer is kept in fp32 in any case.
 
     A layer that is computed again counts twice, once for the gradients of what it keeps; where more layers are kept, those already done
-    have made room for them.
+    have made room for them. A context group gathers the hidden states that come out, with their gradient.
     """
     whole = {"keep": model.num_layers, "selective": (model.num_layers + 1) // 2, "recompute": min(2, model.num_layers)}[activations]
-    return tokens * (whole * kept_bytes(model, half, tensor) + 4 * model.num_layers * model.hidden_size)
+    layers = whole * kept_bytes(model, half, tensor, context) + 4 * model.num_layers * model.hidden_size / (tensor * context)
+    return tokens * (layers + (8.0 * model.hidden_size if context > 1 else 0.0))
 
 
-def logits_bytes(model: TransformerConfig, tokens: float) -> float:
-    """Bytes of the logits that exist at once."""
-    return 8.0 * min(tokens * model.vocab_size, LOGITS)
+def logits_bytes(model: TransformerConfig, tokens: float, share: int = 1) -> float:
+    """Bytes of the logits that exist at once on each of `share` devices, which split vocabulary or positions."""
+    return 8.0 * min(tokens * model.vocab_size / share, LOGITS)
 
 
 def cache_bytes(model: TransformerConfig, tokens: float, half: bool) -> float:
@@ -168,11 +175,18 @@ class Layout:
     """Devices of a group that hold a part of weights, gradients and optimizer each, and see other rows."""
     tensor: int = 1
     """Devices that compute one layer together."""
+    context: int = 1
+    """Devices that share the tokens of the same rows and have the same weights."""
 
     @property
     def devices(self) -> int:
         """All devices."""
-        return self.data * self.shard * self.tensor
+        return self.data * self.shard * self.tensor * self.context
+
+    @property
+    def alike(self) -> int:
+        """Devices that work on the same rows."""
+        return self.tensor * self.context
 
     @property
     def streams(self) -> int:
@@ -243,10 +257,10 @@ class Memory(Parts):
 def memory(training: Training, layout: Layout = Layout()) -> Memory:
     """Bytes by part on each device; `training.batch` is that of one device (see `Training.on`).
 
-    A device is responsible for 1 / tensor of the layers' matrices and for the rest in whole; of that 1 / shard lies there for good.
+    A device is responsible for 1 / tensor of all matrices and for the norms in whole; of that 1 / shard lies there for good.
     """
     model, parts = training.model, parameters(training.model)
-    tables = parts.embedding + parts.head
+    tables = (parts.embedding + parts.head) / layout.tensor
     held = (parts.attention + parts.feed_forward) / layout.tensor + parts.norms + tables
     kept = held / layout.shard
     copies = 2 * held if training.half else 0.0
@@ -259,16 +273,16 @@ def memory(training: Training, layout: Layout = Layout()) -> Memory:
         copies=copies,
         gradients=4 * kept,
         optimizer=state_bytes(parts, training.optimizer) * kept / parts.count,
-        activations=activation_bytes(model, tokens, training.activations, training.half, layout.tensor),
-        logits=logits_bytes(model, tokens) + 4 * model.vocab_size * model.hidden_size,
+        activations=activation_bytes(model, tokens, training.activations, training.half, layout.tensor, layout.context),
+        logits=logits_bytes(model, tokens, layout.alike) + 4 * model.vocab_size * model.hidden_size / layout.tensor,
     )
 
 
 def device_operations(training: Training, layout: Layout, trained: float = 1.0) -> float:
-    """Operations that each device does for a token of its rows, forward and backward, with what is recomputed; the head is not shared."""
+    """Operations that each device does for a token of its rows, forward and backward, with what is recomputed."""
     forward = operations(training.model, training.batch.length, trained)
-    layers = (forward.total - forward.head) / layout.tensor
-    return (1 + BACKWARD) * (layers + forward.head) + recomputed_share(training.activations) * layers
+    whole = forward.training + recomputed_share(training.activations) * (forward.total - forward.head)
+    return whole / layout.alike
 
 
 def layouts(devices: int, most_tensor: int = 8) -> list[Layout]:

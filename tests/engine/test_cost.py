@@ -197,18 +197,31 @@ def test_layouts_multiply_to_the_devices_and_the_simplest_is_first() -> None:
     assert run(preset("llama-2-70b", 32_000)).on(Layout(tensor=16)) is None  # eight key-value heads
 
 
-def test_tensor_parallelism_shares_heads_and_columns_alone() -> None:
+def test_tensor_parallelism_shares_all_but_norms_and_what_products_read() -> None:
     whole = run(preset("llama-2-7b", 32_000))
     one, two = memory(whole), memory(whole, Layout(tensor=2))
     parts = parameters(whole.model)
-    matrices = parts.attention + parts.feed_forward
-    assert two.weights == 4 * (matrices / 2 + parts.count - matrices)  # tables and norms are on both
-    assert one.activations - two.activations == 2 * 1024 * (4 * 128 * 64 + 6 * 11008) / 2 and one.logits == two.logits
+    assert two.weights == 4 * ((parts.count - parts.norms) / 2 + parts.norms)
+    shared = 2 * (8 * 4096 + 4 * 128 * 64 + 6 * 11008) + 32 * 4 * 4096  # two layers are there at a time, what enters is kept of all
+    assert one.activations - two.activations == 1024 * shared / 2
+    head = 4 * 32_000 * 4096
+    assert (one.logits, two.logits) == (8 * 32_000_000 + head, 8 * 1024 * 32_000 / 2 + head / 2)
     kept = run(preset("llama-2-7b", 32_000), activations="keep")
     counted = operations(whole.model, 1024)
     assert device_operations(kept, Layout()) == counted.training
-    assert device_operations(kept, Layout(tensor=2)) == 3 * ((counted.total - counted.head) / 2 + counted.head)
+    assert device_operations(kept, Layout(tensor=2)) == device_operations(kept, Layout(context=2)) == counted.training / 2
     assert device_operations(whole, Layout()) == counted.training + counted.total - counted.head
+
+
+def test_context_parallelism_shares_tokens_and_no_weights() -> None:
+    whole = run(preset("llama-2-70b", 32_000), activations="keep")
+    one, four = memory(whole), memory(whole, Layout(context=4))
+    assert (one.weights, one.optimizer, one.copies) == (four.weights, four.optimizer, four.copies)
+    keys_and_values, final = 80 * 4 * 128 * 8, 8 * 8192  # of all tokens on every device
+    assert four.activations == one.activations / 4 + 1024 * (keys_and_values + final)
+    both = Layout(tensor=2, context=2)
+    assert (both.devices, both.streams, str(both)) == (4, 1, "tensor 2, context 2")
+    assert memory(whole, both).activations < memory(whole, Layout(tensor=2)).activations
 
 
 def test_a_sharded_run_holds_its_slice_and_what_is_gathered_by_hand() -> None:
