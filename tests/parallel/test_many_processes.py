@@ -48,17 +48,21 @@ def test_odd_sizes_are_split_as_well(root, name):
     check_equal(root / "odd-one", root / f"odd-{name}")
 
 
-def test_a_checkpoint_goes_from_one_to_four_to_two_to_one(root, tmp_path, train):
-    """Whole in one, slices and heads of four, slices of two, whole in one: the curve is that of one process that never stopped."""
-    main_jobs([{"folder": str(tmp_path / "moved"), **layout(), "signal": {"rank": 0, "nth": 3, "name": "SIGTERM"}}])
+@pytest.mark.parametrize(
+    ("four", "two", "toy"), [({"shard": 2, "tensor": 2}, {"shard": 2}, {}), ({"context": 2, "tensor": 2}, {"tensor": 2}, ODD)], ids=str
+)
+def test_a_checkpoint_goes_from_one_to_four_to_two_to_one(root, tmp_path, train, four, two, toy):
+    """Whole in one, parts of four, other parts of two, whole in one: the curve is that of one process that never stopped."""
+    main_jobs([{"folder": str(tmp_path / "moved"), **layout(), "toy": toy, "signal": {"rank": 0, "nth": 3, "name": "SIGTERM"}}])
     assert result(tmp_path / "moved")["exit_code"] == 143
-    for processes, axes, nth in ((4, {"shard": 2, "tensor": 2}, 4), (2, {"shard": 2}, 5)):
-        job = {**layout(**axes), "in": "moved", "signal": {**BY_RANK_1, "nth": nth}}
+    for processes, axes, nth in ((4, four, 4), (2, two, 5)):
+        job = {**layout(**axes), "toy": toy, "in": "moved", "signal": {**BY_RANK_1, "nth": nth}}
         train(processes, tmp_path, {"job": job}, timeout=200)
         assert result(tmp_path / "moved")["exit_code"] == 143
-    main_jobs([{"folder": str(tmp_path / "moved"), **layout()}])
-    (tmp_path / "moved" / "gradients.safetensors").write_bytes((root / "one" / "gradients.safetensors").read_bytes())
-    check_equal(root / "one", tmp_path / "moved")
+    main_jobs([{"folder": str(tmp_path / "moved"), **layout(), "toy": toy}])
+    one = root / ("odd-one" if toy else "one")
+    (tmp_path / "moved" / "gradients.safetensors").write_bytes((one / "gradients.safetensors").read_bytes())
+    check_equal(one, tmp_path / "moved")
 
 
 @pytest.mark.parametrize("axes", [{"data": 2}, {"shard": 2}, {"tensor": 2}], ids=str)
