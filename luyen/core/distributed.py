@@ -27,6 +27,7 @@ from luyen.core import interrupt
 from luyen.core.errors import LuyenError
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
     from torch._C._distributed_c10d import Store
 
@@ -181,6 +182,16 @@ def gather(value: Any) -> list[Any]:
     found = [data.new_zeros(longest) for _ in range(ranks())]
     dist.all_gather(found, padded)
     return [json.loads(bytes(item[: int(size)].tolist())) for item, size in zip(found, sizes, strict=True)]
+
+
+def weights_of_main() -> torch.device:
+    """Where a model that will be trained is made: the CPU for the main process, and for the others no memory at all (torch's meta device).
+
+    Training sends every process what it keeps of the main one's weights. `with weights_of_main(): ...`, or as an argument.
+    """
+    import torch
+
+    return torch.device("cpu" if is_main() else "meta")
 
 
 def from_main(tensors: dict[str, Tensor] | None) -> Iterator[tuple[str, Tensor]]:

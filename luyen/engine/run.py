@@ -6,7 +6,7 @@ import dataclasses
 import math
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,11 +27,13 @@ from luyen.engine.average import Averaging
 from luyen.engine.config import TrainConfig
 from luyen.engine.energy import EnergyMeter
 from luyen.engine.logs import LineLog
+from luyen.engine.parallel.pipeline import Work
 from luyen.engine.parallel.plan import Parallel
 from luyen.engine.parallel.tensors import local
 from luyen.engine.precision import LossScale, autocast
 from luyen.engine.saving import Saver
 from luyen.engine.watch import Watch
+from luyen.objectives.loss import Loss
 
 NAMED_SAMPLES = 16
 """Sample ids in an error message; the log's row has all."""
@@ -181,16 +183,7 @@ class Run:
         totals: list[Tensor] = []
         sums: dict[str, tuple[Tensor | float, float]] = {}
         part = self.watch.clock.part
-        for batch in self.parallel.share(batches):
-            with part("data"):
-                here = batch.to(self.device)
-            with part("forward"), autocast(self.device, self.dtype), self.parallel.one_loss():
-                loss = self.algorithm.loss(here)
-            assert loss.count == batch.num_targets, f"the loss counts {loss.count} items, its batch {batch.num_targets}"
-            with part("backward"):
-                (loss.total * (self.scale.scale / count)).backward()  # type: ignore[no-untyped-call]
-                if self.parallel.shape.whole_gradients:
-                    noise.see(self.model, loss.count)
+        for loss in self._losses(self.parallel.share(batches), self.scale.scale / count, noise):
             totals.append(loss.total.detach())
             for name, (total, items) in loss.metrics.items():
                 before = sums.get(name, (0.0, 0.0))
@@ -199,13 +192,34 @@ class Run:
             self.parallel.add_up(self.model)
         with part("wait"):
             own = {name: (float(total), items) for name, (total, items) in sums.items()}
-            total, sums = self.parallel.totals(sum(torch.stack(totals).tolist()), own)
+            total, sums = self.parallel.totals(sum(torch.stack(totals).tolist()) if totals else 0.0, own)
             return total / count, {name: float(part_sum) / items for name, (part_sum, items) in sums.items() if items}
+
+    def _losses(self, batches: Sequence[Batch], factor: float, noise: noise_scale.Meter) -> Iterator[Loss]:
+        """The loss of every micro-batch after its backward pass; in a pipeline after all of them, on ranks that have the last stage."""
+        part = self.watch.clock.part
+        if self.parallel.pipeline:
+            with part("data"):
+                batches = [batch.to(self.device) for batch in batches]
+            with part("backward"):
+                yield from self.parallel.train(Work(batches, self.algorithm.loss, factor, lambda: autocast(self.device, self.dtype)))
+            return
+        for batch in batches:
+            with part("data"):
+                here = batch.to(self.device)
+            with part("forward"), autocast(self.device, self.dtype), self.parallel.one_loss():
+                loss = self.algorithm.loss(here)
+            assert loss.count == batch.num_targets, f"the loss counts {loss.count} items, its batch {batch.num_targets}"
+            with part("backward"):
+                (loss.total * factor).backward()  # type: ignore[no-untyped-call]
+                if self.parallel.shape.whole_gradients:
+                    noise.see(self.model, loss.count)
+            yield loss
 
     def _clip(self) -> float:
         """Undo the loss scale and limit the norm of the whole gradient. Returns the norm before that."""
         gradients = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
-        norm = self.parallel.norm(gradients) / self.scale.scale
+        norm = self.parallel.norm(self.model) / self.scale.scale
         factor = min(1.0, self.config.optimizer.clip_norm / (norm + 1e-6)) / self.scale.scale
         if factor != 1.0 and math.isfinite(norm):
             torch._foreach_mul_([local(gradient) for gradient in gradients], factor)
@@ -230,7 +244,7 @@ class Run:
     def _reason(self) -> str:
         done, seconds = self.done, self.seconds_before + time.perf_counter() - self.started
         if self.config.watch.stop_hours is not None:
-            seconds = self.parallel.all_say(seconds)[0]  # all stop at the same step, by the main process' clock
+            seconds = self.parallel.all_say(seconds)[0]  # all stop at the same step, by one process' clock
         why = stops.reason(self.config, step=done.step, tokens=done.tokens, seconds=seconds, stale=done.stale)
         if why not in ("", "steps"):
             progress.say(stops.told(self.config, why, done.step))

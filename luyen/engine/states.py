@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from luyen.engine.parallel.tensors import whole
+from luyen.core import distributed
+from luyen.engine.parallel.tensors import each_on_main
 
 NUMBER = ":number"
 """Ends the name of an optimizer's Python number."""
@@ -27,12 +28,14 @@ def frozen_fingerprint(model: nn.Module) -> str | None:
     Costs about a second per GB, so a run computes it once.
     """
     found = {name: parameter.detach() for name, parameter in model.named_parameters() if not parameter.requires_grad}
-    frozen = sorted(found.items(), key=lambda item: item[0])
+    if not any(distributed.gather(bool(found))):
+        return None
     digest = hashlib.sha256()
-    for name, tensor in frozen:
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(memoryview(whole(tensor).cpu().contiguous().reshape(-1).view(torch.uint8).numpy()))
-    return digest.hexdigest() if frozen else None
+    for name, tensor in each_on_main(found):
+        if tensor is not None:
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+            digest.update(memoryview(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy()))
+    return str(distributed.gather(digest.hexdigest())[0])
 
 
 def optimizer_tensors(model: nn.Module, optimizers: Iterable[Optimizer]) -> dict[str, Tensor]:

@@ -122,13 +122,16 @@ def save(
 def load(name: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> Transformer:
     """A decoder from a folder or a hub name (`owner/model` or `owner/model@revision`).
 
-    Raises ModelError when it is no model or does not fit, DamagedFile when a sealed folder has changed.
+    On the meta device only its names and shapes. Raises ModelError when it is no model or does not fit, DamagedFile when a sealed
+    folder has changed.
     """
     folder = locate(name)
     manifest.verify_listed(folder)
     config = read_config(folder)
     with torch.device("meta"):
         model = Transformer(config)
+    if torch.device(device).type == "meta":
+        return model
     expected = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
     tensors = _read_weights(folder, device, dtype)
     _drop_redundant(tensors, config, folder)

@@ -2,13 +2,14 @@
 
     python -m torch.distributed.run --standalone --nproc-per-node 2 parallel_driver.py PLAN.json
 
-The plan is a list of {"folder", "config", "toy", "rows", "signal", "pause", "crash"}. Every job is a call of `fit`; the main process writes
+The plan is a list of {"folder", "config", "toy", "signal", "in_save", "fatal"}. Every job is a call of `fit`; the main process writes
 into the job's folder `weights.safetensors`, `gradients.safetensors` (of the first step, before clipping) and `result.json`.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import math
 import os
@@ -27,6 +28,7 @@ from training_toys import toy_algorithm, toy_config  # noqa: E402 (the file is a
 
 from luyen.core import distributed, interrupt  # noqa: E402
 from luyen.core.errors import LuyenError  # noqa: E402
+from luyen.engine import checkpoint  # noqa: E402
 from luyen.engine.parallel.tensors import whole_on_main  # noqa: E402
 from luyen.engine.run import Run  # noqa: E402
 from luyen.engine.trainer import Hooks, fit  # noqa: E402
@@ -79,12 +81,35 @@ def disturb(job: dict[str, Any], algorithm: Any) -> None:
     algorithm.loss = loss
 
 
+@contextlib.contextmanager
+def disturbed_save(job: dict[str, Any]) -> Any:
+    """On one rank the nth group of pieces is not written: the process is killed there or the disk is full; with a `mark` once."""
+    asked = job.get("in_save")
+    plain, seen = checkpoint.write_share, []
+
+    def write(*arguments: Any) -> Any:
+        seen.append(1)
+        if asked and asked["rank"] == distributed.rank() and len(seen) == asked["nth"] and not Path(asked["mark"]).exists():
+            Path(asked["mark"]).touch()
+            if asked["name"] == "full":
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            os.kill(os.getpid(), getattr(signal, asked["name"]))
+        return plain(*arguments)
+
+    checkpoint.write_share = write
+    try:
+        yield
+    finally:
+        checkpoint.write_share = plain
+
+
 def work(job: dict[str, Any]) -> dict[str, Any]:
     """One call of `fit`."""
     folder = Path(job["folder"])
     if distributed.is_main():
         folder.mkdir(parents=True, exist_ok=True)
-    algorithm = toy_algorithm(**{**HEADS, **job.get("toy", {})})
+    with distributed.weights_of_main():
+        algorithm = toy_algorithm(**{**HEADS, **job.get("toy", {})})
     tokens = torch.arange(12)[None]
 
     @torch.inference_mode()
@@ -108,7 +133,7 @@ def work(job: dict[str, Any]) -> dict[str, Any]:
 
     algorithm.loss = loss  # type: ignore[method-assign]
     disturb(job, algorithm)
-    with first_gradients(folder):
+    with first_gradients(folder), disturbed_save(job):
         result = fit(algorithm, toy_config(**job.get("config", {})), folder, seed=7, hooks=hooks)
     if distributed.is_main():
         save_file({name: tensor.detach().clone() for name, tensor in algorithm.model.state_dict().items()}, folder / "weights.safetensors")

@@ -31,15 +31,24 @@ def share_out(batches: Sequence[Any], reader: int, readers: int) -> list[Any]:
     """
     whole = math.gcd(len(batches), readers)
     pieces = readers // whole
-    if pieces > 1:
-        for batch in batches:
-            if len(batch.sample_ids) < pieces:
-                fix = f"Raise batch.rows to {pieces} or more, or make train.accumulation a multiple of {readers}."
-                raise ConfigError(
-                    "train.parallel: a micro-batch is cut for several ranks", found=f"{len(batch.sample_ids)} samples in it",
-                    expected=f"at least {pieces}", fix=fix,
-                )  # fmt: skip
+    fix = f"Raise batch.rows to {pieces} or more, or make train.accumulation a multiple of {readers}."
+    _check_samples(batches, pieces, "several ranks", fix)
     return [batch.share(reader // whole, pieces) for batch in batches[reader % whole :: whole]]
+
+
+def cut(batches: Sequence[Any], pieces: int) -> list[Any]:
+    """Each micro-batch in `pieces` one after another, for a pipeline. Raises ConfigError when one has too few samples."""
+    _check_samples(batches, pieces, "a pipeline", f"Raise batch.rows to {pieces} or more, or lower train.parallel.pipeline_pieces.")
+    return [batch.share(piece, pieces) for batch in batches for piece in range(pieces)]
+
+
+def _check_samples(batches: Sequence[Any], pieces: int, reason: str, fix: str) -> None:
+    for batch in batches:
+        if pieces > 1 and len(batch.sample_ids) < pieces:
+            raise ConfigError(
+                f"train.parallel: a micro-batch is cut for {reason}", found=f"{len(batch.sample_ids)} samples in it",
+                expected=f"at least {pieces}", fix=fix,
+            )  # fmt: skip
 
 
 def sum_gradients(parameters: Iterable[nn.Parameter], group: dist.ProcessGroup) -> None:

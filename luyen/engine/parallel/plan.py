@@ -1,18 +1,18 @@
 """One run's share in many processes: what the loop asks, in one object. With one process every answer is the plain one.
 
-Order of the transforms: tensor parallelism, then (already there) activation checkpointing, then sharding around both.
+Order of the transforms: pipeline stages, tensor parallelism, then (already there) activation checkpointing, then sharding around both.
 """
 
 from __future__ import annotations
 
 import contextlib
 import copy
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-import torch.distributed as dist
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
 from luyen.core import distributed, interrupt
@@ -21,12 +21,15 @@ from luyen.core.errors import ConfigError
 from luyen.engine.config import TrainConfig
 from luyen.engine.parallel import tensors
 from luyen.engine.parallel.context import join, leave
-from luyen.engine.parallel.data import share_out, sum_gradients
+from luyen.engine.parallel.data import cut, share_out, sum_gradients
 from luyen.engine.parallel.mesh import Shape
+from luyen.engine.parallel.pipeline import Pipeline, Work, check_count
 from luyen.engine.parallel.shard import make_room, settle, shard
+from luyen.engine.parallel.start import emptied, fill
 from luyen.engine.parallel.tensor import own_heads, split, summed
 from luyen.engine.parallel.vocabulary import SharedLoss
 from luyen.objectives.language_model import computed_by
+from luyen.objectives.loss import Loss
 
 Sums = dict[str, tuple[float, float]]
 ELEMENTWISE = ("adamw", "lion", "sgd")
@@ -40,31 +43,42 @@ class Parallel:
         """Raises ConfigError when the layout does not fit the processes, or the optimizer does not fit the layout."""
         self.ranks = distributed.ranks()
         self.shape = Shape.of(config.parallel, self.ranks)
-        if self.shape.pipeline > 1:  # not wired yet
-            raise ConfigError("train.parallel.pipeline", found=self.shape.pipeline, expected=1)
-        if self.shape.splits_weights and config.optimizer.name not in ELEMENTWISE:
+        if self.shape.shard * self.shape.tensor > 1 and config.optimizer.name not in ELEMENTWISE:
             raise ConfigError(
                 f"optimizer.name with train.parallel.{'shard' if self.shape.shard > 1 else 'tensor'}", found=config.optimizer.name,
                 expected=" or ".join(ELEMENTWISE), fix="It needs whole matrices; with train.parallel.data every process has them.",
             )  # fmt: skip
         self.device = _own_device(config.device)
         self.mesh = self.shape.mesh(self.device) if self.ranks > 1 else None
+        self.config = config.parallel
+        self.pipeline: Pipeline | None = None
+        if self.shape.pipeline > 1:
+            own = config.accumulation // math.gcd(config.accumulation, self.shape.readers)
+            check_count(own * self.config.pipeline_pieces, self.shape.pipeline, self.config.pipeline_stages)
         self._plain: list[tuple[nn.Module, type[nn.Module], dict[str, Any]]] = []
 
     def place(self, model: nn.Module) -> nn.Module:
-        """The model on this rank's device, split as the layout says; every rank starts from the main process' weights."""
+        """The model on this rank's device, split as the layout says; every rank starts from the main process' weights.
+
+        The other processes may have made it on the meta device (`distributed.weights_of_main`).
+        """
         if self.mesh is None:
             return model.to(self.device)
-        for tensor in (*model.parameters(), *model.buffers()):
-            dist.broadcast(tensor.data, 0)
+        source = emptied(model)
+        self._shapes = dict(model.named_parameters(remove_duplicate=False))
         self._plain = [(module, type(module), _attributes(module)) for module in model.modules()] if self.shape.splits_weights else []
+        if self.shape.pipeline > 1:
+            self.pipeline = Pipeline(model, self.mesh, self.config.pipeline_stages, self.device)
+            self.pipeline.cut()
         if self.shape.tensor > 1:
             split(model, self.mesh["tensor"])
         if self.shape.context > 1:
             join(model, self.mesh.get_group("context"))
         if self.shape.shard > 1:
             shard(model, self.mesh, self.shape)
-        model = model.to(self.device)
+        if self.pipeline:
+            self.pipeline.finish()
+        model = fill(model, source, self.device)
         make_room(model)
         return model
 
@@ -78,7 +92,8 @@ class Parallel:
         """What this rank computes of a step."""
         if self.mesh is None:
             return batches
-        return share_out(batches, self.shape.reader(distributed.rank()), self.shape.readers)
+        own = share_out(batches, self.shape.reader(distributed.rank()), self.shape.readers)
+        return cut(own, self.config.pipeline_pieces) if self.pipeline else own
 
     def add_up(self, model: nn.Module) -> None:
         """After the last backward pass of a step: make every gradient that of all ranks. Sharding has done so by itself."""
@@ -105,8 +120,21 @@ class Parallel:
                 found[name] = (before[0] + value, before[1] + items)
         return total, found
 
-    def norm(self, gradients: list[Tensor]) -> float:
+    def train(self, work: Work) -> list[Loss]:
+        """Forward and backward of a step's micro-batches through the pipeline; the losses, on ranks that have the last stage."""
+        assert self.pipeline is not None
+        with self.one_loss():
+            losses = self.pipeline.train(work)
+        settle(self.pipeline.model)
+        self.pipeline.add_tied()
+        return losses
+
+    def norm(self, model: nn.Module) -> float:
         """Norm of the whole gradient."""
+        trained = [parameter for parameter in model.parameters() if not (self.pipeline and self.pipeline.second(parameter))]
+        gradients = [parameter.grad for parameter in trained if parameter.grad is not None]
+        if self.pipeline:
+            return tensors.norm(gradients, self.pipeline.group)
         if self.shape.splits_weights:
             return tensors.norm(gradients)
         return float(torch.nn.utils.get_total_norm(gradients, foreach=True))
@@ -133,7 +161,8 @@ class Parallel:
         if self.mesh is None:
             yield
             return
-        with interrupt.held(), own_heads(model, self.shape.tensor), self.one_loss():
+        stages = self.pipeline.together() if self.pipeline else contextlib.nullcontext()
+        with interrupt.held(), own_heads(model, self.shape.tensor), self.one_loss(), stages:
             yield
         settle(model)
 
@@ -144,21 +173,19 @@ class Parallel:
         if not self._plain:
             return
         settle(model)
-        names = list(model.named_parameters(remove_duplicate=False))
+        whole = tensors.whole_on_main(dict(model.named_parameters()))
         plain: dict[int, nn.Parameter] = {}
-        for name, tensor in names:
-            if id(tensor) not in plain:
-                shape_only = torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
-                full = tensors.whole_on_main({name: tensor}).get(name, shape_only)
-                plain[id(tensor)] = nn.Parameter(full, tensor.requires_grad)
+        for name, like in self._shapes.items():
+            if id(like) not in plain:
+                plain[id(like)] = nn.Parameter(whole[name], like.requires_grad) if distributed.is_main() else like
         for module, kind, attributes in self._plain:
             now = {name: module.__dict__[name] for name in ("_buffers", "training")}
             module.__class__ = kind
             module.__dict__.clear()
             module.__dict__.update(attributes | now)
-        for name, tensor in names:
+        for name, like in self._shapes.items():
             owner, _, last = name.rpartition(".")
-            model.get_submodule(owner)._parameters[last] = plain[id(tensor)]
+            model.get_submodule(owner)._parameters[last] = plain[id(like)]
         self._plain = []
 
 

@@ -26,13 +26,16 @@ def shard(model: nn.Module, mesh: DeviceMesh, shape: Shape) -> None:
         return Shard(1) if rows_dealt and parameter.ndim == 2 and parameter.shape[1] % shape.shard == 0 else None
 
     for layers in (module for module in list(model.modules()) if isinstance(module, nn.ModuleList)):
-        for layer in layers:
+        for layer in (layer for layer in layers if next(layer.parameters(), None) is not None):  # others lie in another stage of a pipeline
             fully_shard(layer, mesh=ranks, reshard_after_forward=True, shard_placement_fn=axis)
     fully_shard(model, mesh=ranks, reshard_after_forward=False, shard_placement_fn=axis)
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)  # only the engine divides, by the count over all ranks
             module.set_force_sum_reduction_for_comms(True)
+    if shape.pipeline > 1 and isinstance(model, FSDPModule):
+        # The loss of a micro-batch reads the head after another's backward pass, so it stays gathered until `settle` after the step.
+        model.set_reshard_after_backward(False, recurse=False)
 
 
 def make_room(model: nn.Module) -> None:

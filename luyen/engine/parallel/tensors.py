@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 import torch.distributed as dist
@@ -24,14 +24,30 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.detach().full_tensor() if isinstance(tensor, DTensor) else tensor.detach()  # type: ignore[no-any-return]
 
 
+def each_on_main(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor | None]]:
+    """Every tensor that any process has, in order of names; in whole for the main process, on the CPU where it was split or elsewhere.
+
+    Others get None. Every rank calls this. Ranks of a pipeline have other names each; a tensor comes from the first rank that has it.
+    """
+    listed = distributed.gather({name: [str(tensor.dtype).removeprefix("torch."), list(tensor.shape)] for name, tensor in tensors.items()})
+    for name in sorted({name for names in listed for name in names}):
+        owner = next(rank for rank, names in enumerate(listed) if name in names)
+        full = whole(tensors[name]) if name in tensors else None
+        if owner and distributed.rank() == owner:
+            assert full is not None
+            dist.send(full.cpu().contiguous(), 0)
+        if distributed.is_main() and full is None:
+            dtype, shape = listed[owner][name]
+            full = torch.empty(shape, dtype=getattr(torch, dtype))
+            dist.recv(full, owner)
+        elif full is not None and isinstance(tensors[name], DTensor):
+            full = full.cpu()
+        yield name, full if distributed.is_main() else None
+
+
 def whole_on_main(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """All tensors in whole for the main process, on the CPU where they were split; {} for the others. Every rank calls this."""
-    found = {}
-    for name, tensor in tensors.items():
-        full = whole(tensor)
-        if distributed.is_main():
-            found[name] = full.cpu() if isinstance(tensor, DTensor) else full
-    return found
+    """All tensors of all processes in whole for the main process, by name as `each_on_main`; {} for the others. Every rank calls this."""
+    return {name: tensor for name, tensor in each_on_main(tensors) if tensor is not None}
 
 
 def part_like(full: Tensor, like: Tensor) -> Tensor:
@@ -43,8 +59,11 @@ def part_like(full: Tensor, like: Tensor) -> Tensor:
     return split.redistribute(mesh, like.placements)  # type: ignore[no-any-return]
 
 
-def norm(gradients: Iterable[Tensor]) -> float:
-    """Euclidean norm of all gradients together, those that are split over ranks in whole. Every rank calls this."""
+def norm(gradients: Iterable[Tensor], others: dist.ProcessGroup | None = None) -> float:
+    """Euclidean norm of all gradients together, those that are split over ranks in whole, and with those that `others` have.
+
+    Every rank calls this.
+    """
     squares: dict[tuple[dist.ProcessGroup, ...], list[Tensor]] = {}
     for gradient in gradients:
         groups: tuple[dist.ProcessGroup, ...] = ()
@@ -59,6 +78,11 @@ def norm(gradients: Iterable[Tensor]) -> float:
         for group in groups:
             dist.all_reduce(square, group=group)
         total += float(square)
+    if others is not None:
+        device = next((part.device for parts in squares.values() for part in parts), torch.device("cpu"))
+        square = torch.tensor(total, dtype=torch.float64, device=device)
+        dist.all_reduce(square, group=others)
+        total = float(square)
     return total**0.5
 
 

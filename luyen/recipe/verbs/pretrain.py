@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from luyen.algorithms.pretrain import Pretrain
 from luyen.core import config as configs
-from luyen.core import progress
+from luyen.core import distributed, progress
 from luyen.core.random_state import seed_everything
 from luyen.core.seed import derive
 from luyen.data.loader import PackedStream
@@ -31,7 +31,8 @@ def run(config: PretrainConfig, stage: Stage) -> None:
     samples, account = text_samples(texts.train, tokenizer, length)
     held_out = some_text(texts.heldout)
     seed_everything(derive(stage.seed, "weights"))
-    model = Transformer(size)
+    with distributed.weights_of_main():
+        model = Transformer(size)
     stream = PackedStream(samples, capacity=length, rows=config.batch.rows, seed=derive(stage.seed, "order"))
     hooks = Hooks(
         evaluate=heldout_hook(model, tokenizer, held_out, length),

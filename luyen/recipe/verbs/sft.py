@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from luyen.algorithms.sft import SFT
-from luyen.core import progress
+from luyen.core import distributed, progress
 from luyen.core.errors import ConfigError, DataError
 from luyen.core.records import Document
 from luyen.core.seed import derive
@@ -31,7 +31,7 @@ LOST_IS_MUCH = 0.05
 def run(config: SFTConfig, stage: Stage) -> None:
     """Fine-tune all weights on the answers; the result is the stage's `model` folder."""
     folder = stage.model(config.model)
-    model = hf.load(folder)
+    model = hf.load(folder, distributed.weights_of_main())
     tokenizer = Tokenizer.load(hf.locate(folder)).with_template(config.template)
     length = row_length(config.batch, model.config.context_length)
     progress.say(f"  rows of {length:,} tokens")
