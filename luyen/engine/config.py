@@ -77,9 +77,9 @@ class ParallelConfig(Config):
     shard: int = Field(default=1, ge=1)
     """Processes that slice weights, gradients and optimizer among themselves and read different rows (FSDP); with adamw, lion or sgd."""
     tensor: int = Field(default=1, ge=1)
-    """Processes that split heads and feed-forward columns and read the same rows; divides both. With adamw, lion or sgd."""
+    """Processes that split heads, feed-forward columns (divides both), vocabulary and tokens of the same rows. With adamw, lion or sgd."""
     context: int = Field(default=1, ge=1)
-    """Processes that split the tokens of a row among themselves."""
+    """Processes that split the tokens of the same rows while each has the whole model; for rows that are too long for one."""
     pipeline: int = Field(default=1, ge=1)
     """Processes that share the layers and hand the rows on, each from its layers to the next (1F1B)."""
     pipeline_stages: int = Field(default=1, ge=1)
