@@ -19,7 +19,7 @@ def test_an_average_is_the_same_in_every_layout(tmp_path, train):
     jobs = {
         f"{name}-{axis}": {"config": {**COMMON, **values, "parallel": {axis: 2}}}
         for name, values in AVERAGES.items()
-        for axis in ("data", "shard", "tensor")
+        for axis in ("data", "shard", "tensor", "pipeline")
     }
     done = train(2, tmp_path, copy.deepcopy(jobs))
     assert done.returncode == 0, done.stderr[-3000:]
