@@ -133,7 +133,8 @@ def _best(plan: TrainingPlan, best: Way, prefix: str) -> list[str]:
     least = "the least money" if best.money is not None else "the least energy (without --price)"
     words = shlex.join(f"{prefix}{word}" for word in best.settings(plan.training))
     launched = f", by torchrun with {best.layout.devices} processes" if best.layout.devices > 1 else ""
-    return wrapped(f"* {least}; to run it so: {words or 'as the recipe says'}{launched}")
+    waits = f"; a pipeline's devices wait {best.bubble:.0%} of the time for each other, which is counted" if best.bubble else ""
+    return wrapped(f"* {least}; to run it so: {words or 'as the recipe says'}{launched}{waits}")
 
 
 def legend(assumptions: Assumptions, trainings: Sequence[TrainingPlan], not_counted: str) -> list[str]:
@@ -144,8 +145,8 @@ def legend(assumptions: Assumptions, trainings: Sequence[TrainingPlan], not_coun
     told = [
         f"Assumed: {assumptions.mfu:.0%} of the data sheet's peak (--mfu), recomputed work included; the most power a device may take; "
         f"{', '.join(given)}.",
-        "Layout: d groups of equal weights, s shards of a group, t devices a layer; rows at a time on each device. Memory is on each "
-        "device, an upper bound; 1 GB and 5 % of it are left free.",
+        "Layout: d groups of equal weights, s shards of a group, t devices a layer, p stages of layers; rows at a time on each device. "
+        "Memory is on each device, an upper bound; 1 GB and 5 % of it are left free.",
         f"Not counted: {not_counted}.",
     ]
     if any(plan.training.model.hidden_size < LARGE_WIDTH for plan in trainings):

@@ -177,11 +177,13 @@ class Layout:
     """Devices that compute one layer together."""
     context: int = 1
     """Devices that share the tokens of the same rows and have the same weights."""
+    pipeline: int = 1
+    """Devices that have some of the layers each and hand the rows on (1F1B)."""
 
     @property
     def devices(self) -> int:
         """All devices."""
-        return self.data * self.shard * self.tensor * self.context
+        return self.data * self.shard * self.tensor * self.context * self.pipeline
 
     @property
     def alike(self) -> int:
@@ -236,7 +238,10 @@ class Training:
             return None
         if layout.shard * layout.tensor > 1 and self.optimizer.name not in SLICED:
             return None
-        batch = self.batch.split(layout.streams)
+        each = self.batch.rows * self.batch.accumulation // layout.streams
+        if layout.pipeline > min(model.num_layers, each):
+            return None
+        batch = self.batch.split(layout.streams, min(self.batch.rows, each // layout.pipeline))  # a micro-batch for every stage
         return None if batch is None else replace(self, batch=batch)
 
 
@@ -257,9 +262,24 @@ class Memory(Parts):
 def memory(training: Training, layout: Layout = Layout()) -> Memory:
     """Bytes by part on each device; `training.batch` is that of one device (see `Training.on`).
 
-    A device is responsible for 1 / tensor of all matrices and for the norms in whole; of that 1 / shard lies there for good.
+    Of a pipeline's devices the fullest: the first has as many micro-batches under way as there are stages, the last one the loss.
     """
-    model, parts = training.model, parameters(training.model)
+    model, stages = training.model, layout.pipeline
+    if stages == 1:
+        return _memory(training, layout, model, parameters(model))
+    part = model.model_copy(update={"num_layers": -(-model.num_layers // stages)})
+    parts = replace(parameters(part), head=0)  # the embedding or the head, or where they are one both ends have it
+    ends = (_memory(training, layout, part, parts, min(stages, training.batch.accumulation)), _memory(training, layout, part, parts, 1))
+    received = 4.0 * training.batch.accumulation * training.batch.rows * training.batch.length * model.hidden_size / layout.alike
+    first, last = (replace(end, activations=end.activations + received) for end in ends)
+    return max(replace(first, logits=0.0), last, key=lambda end: end.total)
+
+
+def _memory(training: Training, layout: Layout, model: TransformerConfig, parts: Parameters, under_way: int = 1) -> Memory:
+    """Of a device that has these layers and tables, with so many micro-batches under way.
+
+    It is responsible for 1 / tensor of all matrices and for the norms in whole; of that 1 / shard lies there for good.
+    """
     tables = (parts.embedding + parts.head) / layout.tensor
     held = (parts.attention + parts.feed_forward) / layout.tensor + parts.norms + tables
     kept = held / layout.shard
@@ -273,20 +293,33 @@ def memory(training: Training, layout: Layout = Layout()) -> Memory:
         copies=copies,
         gradients=4 * kept,
         optimizer=state_bytes(parts, training.optimizer) * kept / parts.count,
-        activations=activation_bytes(model, tokens, training.activations, training.half, layout.tensor, layout.context),
+        activations=under_way * activation_bytes(model, tokens, training.activations, training.half, layout.tensor, layout.context),
         logits=logits_bytes(model, tokens, layout.alike) + 4 * model.vocab_size * model.hidden_size / layout.tensor,
     )
 
 
 def device_operations(training: Training, layout: Layout, trained: float = 1.0) -> float:
-    """Operations that each device does for a token of its rows, forward and backward, with what is recomputed."""
+    """Operations that each device does for a token of its rows, forward and backward, with what is recomputed.
+
+    In a pipeline those of the last one, which has the head; the others wait for it.
+    """
     forward = operations(training.model, training.batch.length, trained)
-    whole = forward.training + recomputed_share(training.activations) * (forward.total - forward.head)
-    return whole / layout.alike
+    layers, depth = forward.total - forward.head, training.model.num_layers
+    again = recomputed_share(training.activations) * layers
+    stage = -(-depth // layout.pipeline) / depth
+    return ((forward.training + again) - (1 - stage) * ((1 + BACKWARD) * layers + again)) / layout.alike
+
+
+def bubble(layout: Layout, micro_batches: int) -> float:
+    """Share of the time in which a device of a pipeline waits for others: (p - 1) / (m + p - 1) (arXiv:2104.04473, section 2.2.1)."""
+    return (layout.pipeline - 1) / (micro_batches + layout.pipeline - 1)
 
 
 def layouts(devices: int, most_tensor: int = 8) -> list[Layout]:
-    """Every way to use this many devices by powers of two, the simplest first: data alone, then shards, then tensor parallelism."""
+    """Every way to use this many devices by powers of two, the simplest first: data alone, then shards, then tensor parallelism.
+
+    Then pipelines, with data and shards.
+    """
     powers = [2**power for power in range(devices.bit_length()) if 2**power <= devices]
     found = [
         Layout(devices // (shard * tensor), shard, tensor)
@@ -295,4 +328,10 @@ def layouts(devices: int, most_tensor: int = 8) -> list[Layout]:
         for shard in powers
         if devices % (shard * tensor) == 0
     ]
-    return sorted(found, key=lambda layout: (layout.tensor, layout.shard))
+    found += [
+        Layout(devices // (shard * pipeline), shard, pipeline=pipeline)
+        for pipeline in powers[1:]
+        for shard in powers
+        if devices % (shard * pipeline) == 0
+    ]
+    return sorted(found, key=lambda layout: (layout.pipeline, layout.tensor, layout.shard))

@@ -3,7 +3,7 @@
 This machine is predicted as before a run (estimate.py). Other devices are counted (engine/cost.py): a stage's operations at a stated
 share of a device's peak, its memory by part. What is left out is in `NOT_COUNTED`. The global batch of the recipe stays: a layout that
 cannot share its rows evenly is none. When it does not fit as the recipe says, fewer rows at a time are tried, then shards, then
-recomputed activations, then tensor parallelism.
+recomputed activations, then tensor parallelism, then pipelines, whose devices wait for each other.
 """
 
 from __future__ import annotations
@@ -62,6 +62,11 @@ class Way:
     money: float | None
 
     @property
+    def bubble(self) -> float:
+        """Share of the time in which a pipeline's device waits."""
+        return cost.bubble(self.layout, self.part.batch.accumulation)
+
+    @property
     def kilograms(self) -> float | None:
         """Of CO2."""
         return None if self.grams is None else self.grams / 1000
@@ -82,7 +87,8 @@ class Way:
         return {
             "device": self.device, "devices": self.layout.devices, **vars(self.layout), "rows": self.part.batch.rows,
             "accumulation": self.part.batch.accumulation, "activations": self.part.activations, "bytes": round(self.bytes),
-            "seconds": self.seconds, "device_hours": self.device_hours, "kwh": self.kwh, "co2_grams": self.grams, "money": self.money,
+            "bubble": self.bubble, "seconds": self.seconds, "device_hours": self.device_hours, "kwh": self.kwh,
+            "co2_grams": self.grams, "money": self.money,
         }  # fmt: skip
 
 
@@ -213,9 +219,9 @@ def candidates(training: Training, devices: int) -> Iterator[tuple[Layout, Train
     """Layouts of so many devices with what each device has, the ones that cost least speed first."""
     layouts = cost.layouts(devices)
     modes = dict.fromkeys((training.activations, "recompute"))
-    for tensor in (False, True):
+    for kind in ((False, False), (True, False), (False, True)):
         for activations in modes:
-            for layout in (layout for layout in layouts if (layout.tensor > 1) is tensor):
+            for layout in (layout for layout in layouts if (layout.tensor > 1, layout.pipeline > 1) == kind):
                 part = replace(training, activations=activations).on(layout)
                 rows = part.batch.rows if part else 0
                 while part is not None and rows:
@@ -228,7 +234,7 @@ def candidates(training: Training, devices: int) -> Iterator[tuple[Layout, Train
 def _way(plan: TrainingPlan, name: str, layout: Layout, part: Training, assumptions: Assumptions) -> Way:
     device = assumptions.devices[name]
     done = plan.tokens / layout.streams * cost.device_operations(part, layout, plan.trained)
-    seconds = done / (device.peak(part.half) * assumptions.mfu)
+    seconds = done / (device.peak(part.half) * assumptions.mfu) / (1 - cost.bubble(layout, part.batch.accumulation))
     hours = seconds / 3600 * layout.devices
     kwh = carbon.kilowatt_hours(hours, device.watts, assumptions.pue)
     grams = None if assumptions.intensity is None else carbon.grams(kwh, assumptions.intensity)

@@ -16,6 +16,7 @@ from luyen.engine.cost import (
     Training,
     activation_bytes,
     adapter_parameters,
+    bubble,
     cache_bytes,
     device_operations,
     kept_bytes,
@@ -193,7 +194,7 @@ def test_layouts_multiply_to_the_devices_and_the_simplest_is_first() -> None:
         found = layouts(devices)
         assert all(layout.devices == devices for layout in found) and len(set(found)) == len(found)
         assert found[0] == Layout(data=devices)
-    assert [str(layout) for layout in layouts(2)] == ["data 2", "shard 2", "tensor 2"]
+    assert [str(layout) for layout in layouts(2)] == ["data 2", "shard 2", "tensor 2", "pipeline 2"]
     assert run(preset("llama-2-70b", 32_000)).on(Layout(tensor=16)) is None  # eight key-value heads
 
 
@@ -236,3 +237,21 @@ def test_optimizers_of_whole_matrices_are_not_sliced() -> None:
     assert set(SLICED) == set(ELEMENTWISE)
     assert run(preset("llama-2-7b", 32_000), optimizer="muon").on(Layout(shard=2)) is None
     assert run(preset("llama-2-7b", 32_000), optimizer="muon").on(Layout(data=2)) is not None
+
+
+def test_a_pipeline_shares_layers_and_waits() -> None:
+    """Muon cannot slice matrices, but a stage has whole ones."""
+    whole = run(preset("llama-2-7b", 32_000), optimizer="muon", activations="keep", batch=Batch(8, 2, 1024))
+    layout = Layout(pipeline=4)
+    part = whole.on(layout)
+    assert part is not None and part.batch == Batch(4, 4, 1024)  # a micro-batch for every stage
+    assert bubble(layout, 4) == 3 / 7 and bubble(Layout(data=4), 4) == 0
+    mine, counted = memory(part, layout), parameters(whole.model)
+    table = 32_000 * 4096
+    assert mine.weights == 4 * ((counted.attention + counted.feed_forward + counted.norms - 4096) / 4 + 4096 + table)
+    layers = 4096 * 8 * (172_544 + 4 * 4096)
+    received = 4 * 4 * 4096 * 4096
+    assert (mine.activations, mine.logits) == (4 * layers + received, 0)  # the first stage has four under way, the last one the loss
+    kept = operations(whole.model, 1024)
+    assert device_operations(part, layout) == pytest.approx(3 * ((kept.total - kept.head) / 4 + kept.head))
+    assert whole.on(Layout(pipeline=32)) is None and whole.on(Layout(pipeline=2, shard=2)) is None

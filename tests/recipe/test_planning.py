@@ -106,8 +106,8 @@ def test_the_simplest_is_tried_first() -> None:
     tried = list(candidates(training, 4))
     assert tried[0] == (Layout(data=4), dataclasses.replace(training, batch=Batch(4, 64, 4096)))
     assert [part.batch.rows for layout, part in tried if layout == Layout(data=4)][:3] == [4, 2, 1]
-    order = [(layout.tensor > 1, part.activations == "recompute", layout.shard) for layout, part in tried]
-    assert order == sorted(order, key=lambda entry: entry[:2])
+    order = [(layout.pipeline > 1, layout.tensor > 1, part.activations == "recompute", layout.shard) for layout, part in tried]
+    assert order == sorted(order, key=lambda entry: entry[:3])
     assert list(candidates(dataclasses.replace(training, batch=Batch(3, 1, 64)), 4)) == list(
         (layout, part) for layout, part in candidates(dataclasses.replace(training, batch=Batch(3, 1, 64)), 4) if layout.streams == 1
     )  # three rows go to one or three readers, so four devices work on one layer
