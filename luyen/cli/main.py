@@ -25,6 +25,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "sft": ("luyen.cli.verb", "Fine-tune a model on conversations; loss on the answers only."),
     "evaluate": ("luyen.cli.verb", "Compare models on questions and on held-out text."),
     "import": ("luyen.cli.import_", "Bring a llama2.c checkpoint into the Hugging Face layout."),
+    "export": ("luyen.cli.export", "Turn a training checkpoint, also a sharded one, into a Hugging Face folder."),
     "report": ("luyen.cli.report", "Write a run's report page and model card again."),
     "recipes": ("luyen.cli.recipes", "List the recipes that come with Luyện."),
     "schema": ("luyen.cli.schema", "Print the JSON schema of a verb's config, for editors."),
@@ -69,8 +70,10 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-    # Threads that wait for each other must not spin: on a machine that others use too, a training step took three times as long.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    # Threads that wait for each other spin a moment, not for ever: sleeping at once costs 4 % of a training step on two cores, and on a
+    # machine that others use too the default, some hundred times as long, made a step several times slower.
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "4000")
     try:
         sys.exit(app(prog_name="luyen", standalone_mode=False))
     except click.ClickException as error:

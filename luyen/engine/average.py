@@ -78,16 +78,16 @@ def average_checkpoints(folders: Sequence[Path], last: Mapping[str, Tensor] | No
         named, readers = [], []
         for folder in folders:
             checkpoint.open_checkpoint(folder)
-            names, read = stack.enter_context(checkpoint.open_model(folder))
-            named.append((folder.name, names))
-            readers.append(read)
+            group = stack.enter_context(checkpoint.open_group(folder, "model"))
+            named.append((folder.name, set(group.shapes)))
+            readers.append(group)
         named += [] if last is None else [("the weights now", set(last))]
         for name, keys in named:
             if different := keys ^ named[0][1]:
                 raise ModelError(f"{name} and {named[0][0]} are not of one model", found=f"{min(different)} in one of them only")
         mean = {}
         for key in sorted(named[0][1]):
-            members = [read(key) for read in readers] + ([] if last is None else [last[key].cpu()])
+            members = [group.whole(key) for group in readers] + ([] if last is None else [last[key].cpu()])
             mean[key] = members[-1].clone()
             if members[-1].is_floating_point():
                 mean[key] = (sum(member.double() for member in members) / len(members)).to(members[-1].dtype)

@@ -19,7 +19,7 @@ import itertools
 import os
 import re
 import shutil
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -227,7 +227,7 @@ def restore(checkpoint: Checkpoint, model: nn.Module, optimizers: Iterable[Optim
     source = Shards(folder / "model") if sharded else None
     found = {} if sharded else _load(folder / "model.safetensors")
     shapes = source.shapes if source else distributed.gather({name: tuple(tensor.shape) for name, tensor in found.items()})[0]
-    _check_fit(shapes, stored, folder)
+    check_fit(shapes, stored, folder)
     before, now = checkpoint.state.get("frozen"), frozen_fingerprint(model)
     if before != now:
         raise ModelError(
@@ -264,8 +264,6 @@ def _whole_states(folder: Path, parameters: Mapping[str, Tensor]) -> dict[str, T
 
 def _sharded_states(folder: Path, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The optimizers' tensors of this process' parameters, read from the shards."""
-    if not (folder / "optimizer").is_dir():
-        return {}
     source = Shards(folder / "optimizer")
     states = {
         key: source.empty(key, None if key.endswith(NUMBER) else parameters[name])
@@ -276,15 +274,27 @@ def _sharded_states(folder: Path, parameters: Mapping[str, Tensor]) -> dict[str,
     return states
 
 
+class _Whole:
+    """A group of tensors in one file."""
+
+    def __init__(self, file: Any) -> None:
+        self._file = file
+        self.shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 (not a dict)
+
+    def whole(self, name: str) -> Tensor:
+        """One tensor."""
+        tensor: Tensor = self._file.get_tensor(name)
+        return tensor
+
+
 @contextlib.contextmanager
-def open_model(folder: Path) -> Iterator[tuple[set[str], Callable[[str], Tensor]]]:
-    """The names of a verified checkpoint's weights, and a function that reads one of them in whole."""
-    if (folder / "model").is_dir():
-        source = Shards(folder / "model")
-        yield set(source.shapes), source.whole
-    else:
-        with safe_open(folder / "model.safetensors", "pt") as file:
-            yield set(file.keys()), file.get_tensor
+def open_group(folder: Path, group: str) -> Iterator[Shards | _Whole]:
+    """The `shapes` of a verified checkpoint's group by name, and `whole`, which reads one tensor."""
+    if not (path := folder / f"{group}.safetensors").is_file():
+        yield Shards(folder / group)
+        return
+    with safe_open(path, "pt") as file:
+        yield _Whole(file)
 
 
 def retain(root: Path, keep_last: int, spared: Collection[int] = (), written: Path | None = None) -> None:
@@ -344,8 +354,8 @@ def _delete(folder: Path) -> None:
         shutil.rmtree(retired)
 
 
-def _check_fit(found: Mapping[str, Sequence[int]], stored: Mapping[str, Tensor], folder: Path) -> None:
-    """Compare the shapes of a checkpoint with those of the model, of which every process may have other layers."""
+def check_fit(found: Mapping[str, Sequence[int]], stored: Mapping[str, Tensor], folder: Path) -> None:
+    """Compare the shapes of a checkpoint with those of the model, of which every process may have other layers. Raises ModelError."""
     expected: dict[str, list[int]] = {}
     for part in distributed.gather({name: list(tensor.shape) for name, tensor in stored.items()}):
         expected |= part

@@ -21,7 +21,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from luyen.core import config as configs
 from luyen.core import distributed
+from luyen.core.config import Config
 from luyen.engine import checkpoint
 from luyen.engine.config import CheckpointConfig
 from luyen.engine.meeting import Meeting
@@ -116,6 +118,8 @@ class Saver:
         """
         self.wait()  # a copy is not written over while it is read
         optimizers = list(optimizers)
+        if isinstance(size := getattr(model, "config", None), Config):
+            state = {**state, "model": configs.dump(size)}  # so that a checkpoint alone tells what its weights are of
         snapshot = checkpoint.capture(model, optimizers, state, timing, self.sharded)
         meeting = self._meeting = Meeting(snapshot.number, self.timeout)
         if not self.asynchronous:

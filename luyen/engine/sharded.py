@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from torch.distributed.checkpoint import DefaultLoadPlanner, DefaultSavePlanner, HuggingFaceStorageReader, HuggingFaceStorageWriter
-from torch.distributed.checkpoint.metadata import MetadataIndex
+from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex
 from torch.distributed.checkpoint.planner import SavePlan, WriteItem
 from torch.distributed.tensor import DTensor
 
@@ -94,7 +94,8 @@ class Shards:
 
     def __init__(self, folder: Path) -> None:
         self._reader = HuggingFaceStorageReader(str(folder))
-        self._metadata = self._reader.read_metadata()
+        # An optimizer without state has no folder.
+        self._metadata = self._reader.read_metadata() if folder.is_dir() else Metadata(state_dict_metadata={}, storage_data={})
         self._reader.set_up_storage_reader(self._metadata, distributed.is_main())
         self.shapes = {name: tuple(found.size) for name, found in self._metadata.state_dict_metadata.items()}
         """Shape of every whole tensor by name."""
@@ -123,7 +124,7 @@ class Shards:
 def _plan(tensors: Mapping[str, Tensor]) -> SavePlan:
     """Where in the whole each tensor's piece lies; pieces without a number are left out unless the whole has none."""
     planner = DefaultSavePlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
-    planner.set_up_planner(dict(tensors), None, distributed.is_main())
+    planner.set_up_planner(dict(sorted(tensors.items())), None, distributed.is_main())  # equal tensors give equal bytes
     plan = planner.create_local_plan()
     items = [item for item in plan.items if _bytes(item) or not math.prod(item.tensor_data.size)]  # type: ignore[union-attr]
     return dataclasses.replace(plan, items=items)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from event_files import scalars_of
+from safetensors.torch import load_file
 
 HERE = Path(__file__).parent
 STEPS = 30
@@ -39,11 +40,18 @@ def outcome(folder: Path) -> dict[str, str]:
     last = newest(folder)
     paths = [*sorted(last.rglob("*.safetensors")), folder / "metrics.jsonl", folder / "samples.jsonl"]
     assert len(paths) == 5
-    hashes = {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
+    hashes = {str(path.relative_to(folder)): hashlib.sha256(_content(path)).hexdigest() for path in paths}
     hashes["events"] = str([found["step"] for found in scalars_of(folder) if "train/loss" in found])
     hashes["state"] = (last / "state.json").read_text(encoding="utf-8")
     hashes["leftovers"] = str(sorted(path.name for path in (folder / "checkpoints").glob(".*")))
     return hashes
+
+
+def _content(path: Path) -> bytes:
+    """The bytes of a file; of a shard those of its tensors, since safetensors writes the entries of a header's metadata in any order."""
+    if not path.name.startswith("shard-"):
+        return path.read_bytes()
+    return b"".join(name.encode() + tensor.numpy().tobytes() for name, tensor in sorted(load_file(path).items()))
 
 
 def told(folder: Path) -> str:

@@ -21,7 +21,8 @@ def stop_at(micro_batch: int, **axes: int) -> dict[str, Any]:
 
 
 JOBS: dict[str, dict[str, Any]] = {
-    "data": layout(data=2), "shard": layout(shard=2), "tensor": layout(tensor=2), "context": layout(context=2), "cut": CUT, "muon": MUON,
+    "data": layout(data=2), "shard": layout(shard=2), "tensor": layout(tensor=2), "context": layout(context=2),
+    "pipeline": layout(pipeline=2), "cut": CUT, "muon": MUON,
     "lion": {"config": {**BASE, **LION, "activations": "recompute", "parallel": {"shard": 2}}},
     "term": stop_at(5, shard=2), "term-again": stop_at(8, tensor=2),
     "nan": {**layout(data=2), "signal": {"rank": 1, "nth": 5, "name": "nan"}},
@@ -44,7 +45,8 @@ def root(tmp_path_factory: pytest.TempPathFactory, train: Any) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("name", "equal"), [("data", "one"), ("shard", "one"), ("tensor", "one"), ("context", "one"), ("cut", "one-cut"), ("muon", "one-muon")]
+    ("name", "equal"),
+    [(name, "one") for name in ("data", "shard", "tensor", "context", "pipeline")] + [("cut", "one-cut"), ("muon", "one-muon")],
 )
 def test_a_layout_trains_as_one_process_does(root, name, equal):
     check_equal(root / equal, root / name)
@@ -68,6 +70,9 @@ def test_a_signal_to_one_rank_stops_all_at_the_same_step_and_another_layout_goes
         assert result(root / "moved", rank)["exit_code"] == 143
     steps = sorted(path.name for path in (root / "moved" / "checkpoints").iterdir())
     assert steps == ["step-00000005", "step-00000009"]
+    for step in steps:
+        names = {path.name[:11] for path in (root / "moved" / "checkpoints" / step / "model").iterdir()}
+        assert names == {"shard-00001", "shard-00002"}, "every rank wrote its part, and another layout reads it"
     main_jobs([{"folder": str(root / "moved"), **layout()}])
     (root / "moved" / "gradients.safetensors").write_bytes((root / "one" / "gradients.safetensors").read_bytes())
     check_equal(root / "one", root / "moved")
