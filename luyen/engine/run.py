@@ -32,6 +32,7 @@ from luyen.engine.parallel.plan import Parallel
 from luyen.engine.parallel.tensors import local
 from luyen.engine.precision import LossScale, autocast
 from luyen.engine.saving import Saver
+from luyen.engine.timing import OperationCount
 from luyen.engine.watch import Watch
 from luyen.objectives.loss import Loss
 
@@ -68,6 +69,7 @@ class Run:
         self.parallel = Parallel(config)
         self.device = self.parallel.device
         self.dtype = pick_dtype(config.precision, self.device)
+        operations = OperationCount(algorithm.model)  # of the whole model, before a process loses a part of it
         self.model = self.parallel.place(algorithm.model)
         self.optimizers = self.parallel.optimizers(optim.build(self.model, config.optimizer))
         self.averaging = Averaging(self.model, self.optimizers, config, folder / "checkpoints")
@@ -80,7 +82,7 @@ class Run:
         """Step of the newest checkpoint, and of the last evaluation that it holds."""
         self.frozen: str | None = None
         lengths, self.seconds_before, self.joules_before = self._resume()
-        self.watch = Watch(self.model, config, folder, self.device, hooks.rate)
+        self.watch = Watch(operations, config, folder, self.device, hooks.rate)
         self.watch.open(self.done.step, lengths, self.done.alarms)
         self.metrics, self.samples = (LineLog(folder / f"{name}.jsonl", lengths.get(name, 0)) for name in ("metrics", "samples"))
         self.started = time.perf_counter()

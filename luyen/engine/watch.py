@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from luyen.core import config as configs
 from luyen.core import distributed, progress
@@ -36,12 +35,12 @@ TIMINGS = "timings"
 class Watch:
     """What looks on at one call of `fit`; `alarms` is the state that a checkpoint holds."""
 
-    def __init__(self, model: nn.Module, config: TrainConfig, folder: Path, device: torch.device, rate: float | None) -> None:
+    def __init__(self, operations: OperationCount, config: TrainConfig, folder: Path, device: torch.device, rate: float | None) -> None:
         """`rate`: operations a second of a large product, for the MFU. Raises ConfigError when a tracker's package is missing."""
         self.config, self.folder, self.device = config.watch, folder, device
         self.rate = rate and rate * distributed.ranks()
         self.clock = Clock(device, config.watch.synchronise)
-        self.operations = OperationCount(model)
+        self.operations = operations
         self.trackers = Trackers(config.watch.trackers if distributed.is_main() else [], config.watch.project, flat(config), folder)
 
     def open(self, step: int, lengths: Mapping[str, Any], alarms: Mapping[str, Any]) -> None:
