@@ -2,6 +2,8 @@
 
     python bench/pretrain.py [--sizes 15m,60m] [--rounds 5] [--steps 3] [--compile]
 
+With --compile both also as compiled: transformers' whole model, and the layers of ours as `train.compile=always` does.
+
 Same weights, same rows of 512 random tokens (8 rows for 15m, 4 for 60m, vocabulary 8192), fp32, fused AdamW, clip 1.0, 2 threads. In every
 round each variant runs `steps` timed steps after one that is not timed, in turn, with the matrix-product rate of the moment beside it;
 reported are medians over the rounds and the median of the rounds' ratios. Prints one JSON line.
@@ -13,6 +15,7 @@ has no logging. `Trainer` is given fused AdamW, no saving and no logging; its ti
 from __future__ import annotations
 
 import argparse
+import contextlib
 import gc
 import json
 import statistics
@@ -33,6 +36,8 @@ from luyen.core.config import load
 from luyen.core.device import matmul_rate
 from luyen.data.loader import PackedStream
 from luyen.data.samples import Sample
+from luyen.engine.activations import recomputed
+from luyen.engine.compiling import compiled
 from luyen.engine.config import TrainConfig
 from luyen.engine.memory import freed_memory_kept
 from luyen.engine.run import Hooks, Run
@@ -42,6 +47,7 @@ from luyen.models.transformer import Transformer
 
 VOCABULARY, LENGTH, RATE = 8192, 512, 1e-3
 ROWS = {"15m": 8, "60m": 4}
+KEPT = TrainConfig().activations
 CPU = torch.device("cpu")
 
 
@@ -57,23 +63,26 @@ def data(rows: int) -> np.ndarray[Any, Any]:
     return np.random.default_rng(0).integers(VOCABULARY, size=(rows * 4, LENGTH + 1)).astype(np.int64)
 
 
-def luyen(model: Transformer, ids: np.ndarray[Any, Any], rows: int, folder: Path) -> Peer:
-    """Our loop: Run.update is what `fit` calls for each step."""
+def luyen(
+    model: Transformer, ids: np.ndarray[Any, Any], rows: int, folder: Path, activations: str = KEPT, compile_layers: bool = False
+) -> Peer:
+    """Our loop: Run.update is what `fit` calls for each step, in the same surroundings."""
     samples = [Sample(str(row), ids[row, :-1].astype(np.int32), ids[row, 1:].astype(np.int32)) for row in range(len(ids))]
     algorithm = Pretrain(model, PackedStream(samples, capacity=LENGTH, rows=rows, seed=0))
     values = {"steps": 100_000, "device": "cpu", "schedule": {"name": "constant", "warmup_steps": 0}, "optimizer": {"learning_rate": RATE}}
     run = Run(algorithm, load(TrainConfig, values), folder, 0, Hooks())
     stream = algorithm.batches(None)
+    contextlib.ExitStack().enter_context(compiled(model, compile_layers))  # for good: leaving and entering it would compile anew
 
     def steps(count: int) -> float:
-        with freed_memory_kept():
+        with freed_memory_kept(), recomputed(model, activations):  # type: ignore[arg-type]
             run.update(stream)
             started = time.perf_counter()
             for _ in range(count):
                 run.update(stream)
             return time.perf_counter() - started
 
-    return Peer("luyen", steps)
+    return Peer("luyen_compiled" if compile_layers else "luyen", steps)
 
 
 def plain_loop(model: LlamaForCausalLM, ids: np.ndarray[Any, Any], rows: int, compiled: bool) -> Peer:
@@ -132,7 +141,24 @@ def cycle(ids: np.ndarray[Any, Any], rows: int) -> Iterator[np.ndarray[Any, Any]
             yield ids[start : start + rows]
 
 
-def peers(size: str, scratch: Path, compiled: bool) -> list[Peer]:
+def alone(name: str, size: str, scratch: Path, activations: str = KEPT) -> Peer:
+    """One variant by name, with weights that every process draws alike."""
+    torch.manual_seed(0)
+    model = Transformer(preset(f"llama-{size}", VOCABULARY))
+    rows, ids = ROWS[size], data(ROWS[size])
+    if name == "luyen":
+        return luyen(model, ids, rows, scratch / "run", activations)
+    folder = scratch / f"model-{size}"
+    folder.mkdir()
+    hf.save(model, folder)
+    del model
+    theirs = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32).train()
+    if name == "transformers_trainer":
+        return trainer(theirs, ids, rows, scratch / "trainer")
+    return plain_loop(theirs, ids, rows, name == "transformers_compiled")
+
+
+def peers(size: str, scratch: Path, with_compiled: bool) -> list[Peer]:
     """Every variant with its own copy of the same weights, after checking that they compute the same loss."""
     torch.manual_seed(0)
     model = Transformer(preset(f"llama-{size}", VOCABULARY))
@@ -149,7 +175,10 @@ def peers(size: str, scratch: Path, compiled: bool) -> list[Peer]:
         torch.testing.assert_close(model.logits(model(tokens)), theirs()(tokens).logits, rtol=1e-4, atol=1e-4)
     run_folder = scratch / f"run-{size}"
     found = [luyen(model, ids, rows, run_folder), plain_loop(theirs(), ids, rows, False), trainer(theirs(), ids, rows, scratch / "trainer")]
-    return [*found, plain_loop(theirs(), ids, rows, True)] if compiled else found
+    if not with_compiled:
+        return found
+    again = hf.load(folder)
+    return [*found, luyen(again, ids, rows, scratch / f"run-{size}-compiled", compile_layers=True), plain_loop(theirs(), ids, rows, True)]
 
 
 def measure(size: str, arguments: argparse.Namespace, scratch: Path) -> dict[str, Any]:
@@ -170,9 +199,9 @@ def measure(size: str, arguments: argparse.Namespace, scratch: Path) -> dict[str
         spread = f"{min(values):.0f}-{max(values):.0f}"
         speed, rate = round(statistics.median(values)), round(statistics.median(rates[name]))
         result[name] = {"tokens_per_second": speed, "range": spread, "gflops": rate}
-        if name != "luyen":
-            ratios = [ours / other for ours, other in zip(speeds["luyen"], values, strict=True)]
-            result[f"luyen / {name}"] = round(statistics.median(ratios), 3)
+        for own in (own for own in speeds if own.startswith("luyen") and not name.startswith("luyen")):
+            ratios = [ours / other for ours, other in zip(speeds[own], values, strict=True)]
+            result[f"{own} / {name}"] = round(statistics.median(ratios), 3)
     return result
 
 

@@ -21,8 +21,8 @@ from torch.autograd.function import once_differentiable
 
 IGNORED = -100
 """A target that is not trained on; the same number as in torch and transformers."""
-CHUNK_LOGITS = 1 << 24
-"""Logits held at a time when no chunk size is given: 64 MiB in fp32."""
+CHUNK_LOGITS = 1 << 23
+"""Logits held at a time when no chunk size is given: 32 MiB in fp32."""
 SMALLEST_LOG = -80.0
 """Below this the logarithm of a probability is taken from the scores: fp32 has no normal number under exp(-87)."""
 Way = Callable[[Tensor, Tensor, Tensor, int | None, Tensor | None], Tensor]
