@@ -12,6 +12,7 @@ import pytest
 
 import luyen
 from luyen.cli.chat import ChatConfig
+from luyen.cli.export import ExportConfig
 from luyen.cli.import_ import ImportConfig
 from luyen.cli.inspect import InspectConfig
 from luyen.cli.main import COMMANDS
@@ -195,8 +196,9 @@ def check_command(name: str, words: list[str], where: str) -> None:
         check_settings(load_config_class(plain[0]), settings, where)
     elif name in ("run", "plan") and plain and plain[0] not in PLACES and not plain[0].endswith(".yaml"):
         plan(find_recipe(plain[0]), parse_overrides(settings), budget)
-    elif name in ("inspect", "chat", "import"):
-        check_settings({"inspect": InspectConfig, "chat": ChatConfig, "import": ImportConfig}[name], settings, where)
+    elif name in ("inspect", "chat", "import", "export"):
+        sections = {"inspect": InspectConfig, "chat": ChatConfig, "import": ImportConfig, "export": ExportConfig}
+        check_settings(sections[name], settings, where)
     elif name == "schema":
         assert set(plain) <= {*VERBS, *PLACES}, where
 
