@@ -1,0 +1,45 @@
+"""`luyen export`: a sharded checkpoint becomes a folder that loads."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+from toy_models import write_tokenizer
+
+from luyen.core import manifest
+from luyen.engine import checkpoint
+from luyen.engine.config import OptimizerConfig
+from luyen.engine.optim import build
+from luyen.engine.saving import Saver
+from luyen.engine.trainer import TrainConfig
+from luyen.models import hf
+from luyen.models.config import TransformerConfig
+from luyen.models.transformer import Transformer
+
+
+def export(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "luyen.cli.main", "export", *words]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=100, env={**os.environ, "OMP_NUM_THREADS": "1"})
+
+
+def test_a_sharded_checkpoint_becomes_a_folder_that_loads(tmp_path: Path) -> None:
+    tokenizer = write_tokenizer(tmp_path / "tokenizer")
+    size = {"hidden_size": 16, "intermediate_size": 32, "num_layers": 2, "num_heads": 2}
+    model = Transformer(TransformerConfig(vocab_size=tokenizer.vocab_size, **size))
+    config = TrainConfig.model_validate({"checkpoint": {"format": "sharded"}})
+    saver = Saver(tmp_path / "stage" / "checkpoints", config.checkpoint, False, torch.device("cpu"), 1.0)
+    saver.save(model, build(model, OptimizerConfig()), {"step": 3}, {}, [])
+    done = export("stage", "tokenizer=tokenizer", "--out", "model", cwd=tmp_path)
+    assert done.returncode == 0 and done.stdout == "model\n", done.stderr
+    assert manifest.verify(tmp_path / "model")["step"] == 3
+    names = {path.name for path in (tmp_path / "model").iterdir()}
+    assert names >= {"config.json", "model.safetensors", "tokenizer.json", "generation_config.json", "luyen.json"}
+    loaded = hf.load(tmp_path / "model")
+    assert loaded.config == model.config
+    assert all(torch.equal(tensor, loaded.state_dict()[name]) for name, tensor in model.state_dict().items())
+    for words, told in ((["stage"], "needs a tokenizer"), (["tokenizer", "tokenizer=tokenizer"], "no checkpoint in tokenizer")):
+        wrong = export(*words, "--out", "other", cwd=tmp_path)
+        assert wrong.returncode == 2 and told in wrong.stderr and not (tmp_path / "other").exists()
+    assert checkpoint.newest_valid(tmp_path / "stage" / "checkpoints").state["model"]["hidden_size"] == 16
