@@ -65,7 +65,7 @@ def test_a_checkpoint_goes_from_one_to_four_to_two_to_one(root, tmp_path, train,
     check_equal(one, tmp_path / "moved")
 
 
-@pytest.mark.parametrize("axes", [{"data": 2}, {"shard": 2}, {"tensor": 2}, {"pipeline": 2}], ids=str)
+@pytest.mark.parametrize("axes", [{"data": 2}, {"shard": 2}, {"tensor": 2}, {"context": 2}, {"pipeline": 2}], ids=str)
 def test_a_killed_rank_is_started_again_and_the_end_is_the_same_to_the_bit(tmp_path, train, axes):
     job = copy.deepcopy(layout(**axes))
     job["config"]["checkpoint"] = {"every_steps": 4}
@@ -80,7 +80,7 @@ def test_a_killed_rank_is_started_again_and_the_end_is_the_same_to_the_bit(tmp_p
     assert rows(tmp_path / "whole") == rows(tmp_path / "killed")
 
 
-@pytest.mark.parametrize("axes", [{"data": 2}, {"shard": 2}, {"tensor": 2}, {"pipeline": 2}], ids=str)
+@pytest.mark.parametrize("axes", [{"data": 2}, {"shard": 2}, {"tensor": 2}, {"context": 2}, {"pipeline": 2}], ids=str)
 def test_a_rank_that_stops_answering_is_named_within_the_timeout(tmp_path, train, axes):
     job = copy.deepcopy(layout(**axes))
     job["config"]["parallel"]["timeout_seconds"] = 6
