@@ -26,17 +26,25 @@ def logs(folder: Path, stage: str) -> list[dict[str, Any]]:
     return [{key: value for key, value in json.loads(line).items() if key != "noise_scale"} for line in lines]
 
 
-def test_a_recipe_runs_whole_in_two_processes_as_in_one(tmp_path, torchrun):
+LAYOUTS: list[dict[str, dict[str, int]]] = [
+    {"base": {"shard": 2}, "chat": {"tensor": 2}},
+    {"base": {"pipeline": 2, "pipeline_pieces": 2}, "chat": {"pipeline": 2, "pipeline_pieces": 2}},
+]
+
+
+@pytest.mark.parametrize("layouts", LAYOUTS, ids=str)
+def test_a_recipe_runs_whole_in_two_processes_as_in_one(tmp_path, torchrun, layouts):
     path = tmp_path / "toy.yaml"
     made = recipe(write_pages(tmp_path / "pages"))
-    for stage, axes in {"base": {"shard": 2}, "chat": {"tensor": 2}}.items():
+    made["stages"]["base"]["model"] = {**made["stages"]["base"]["model"], "num_layers": 2}  # type: ignore[index]
+    for stage, axes in layouts.items():
         made["stages"][stage]["train"] = {**made["stages"][stage]["train"], "parallel": axes}  # type: ignore[index]
     path.write_text(yaml.safe_dump(made, sort_keys=False), encoding="utf-8")
     words = ["-m", "luyen.cli.main", "run", str(path), "--out"]
     two = torchrun(2, *words, str(tmp_path / "two"), timeout=400)
     assert two.returncode == 0, two.stderr[-3000:]
     assert two.stdout.count("base: pretrain") == two.stdout.count("report: ") == 1, two.stdout
-    plain = ["base.train.parallel.shard=1", "chat.train.parallel.tensor=1"]
+    plain = [f"{stage}.train.parallel.{axis}=1" for stage, axes in layouts.items() for axis in axes]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, *words, str(tmp_path / "one"), *plain]
     one = subprocess.run(command, env=environment, cwd=PROJECT, capture_output=True, text=True, timeout=400)
