@@ -204,6 +204,9 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     state = storage.read_json(folder / "state.json")
     if names != (SMALL | set(state["shards"]) if "shards" in state else FILES):
         raise DamagedFile(folder / manifest.MANIFEST, "lists other shards than state.json")
+    for path in (path for group in GROUPS for path in (folder / group).glob("*")):  # torch's reader takes whatever lies there
+        if path.relative_to(folder).as_posix() not in names:
+            raise DamagedFile(path, "is not in the manifest")
     return Checkpoint(folder, state, storage.read_json(folder / "timing.json"))
 
 

@@ -98,6 +98,15 @@ def test_a_shard_too_few_or_a_file_too_many_in_the_manifest_is_damage(runs, tmp_
             checkpoint.open_checkpoint(folder)
 
 
+def test_what_the_manifest_does_not_list_is_never_read(runs, tmp_path):
+    for name in ("shard-00002-model-00001-of-00001.safetensors", ".metadata"):
+        folder = tmp_path / name
+        shutil.copytree(newest(runs / "sharded").folder, folder)
+        shutil.copy(next((folder / "model").iterdir()), folder / "model" / name)
+        with pytest.raises(DamagedFile, match=f"{name}: is not in the manifest"):
+            checkpoint.open_checkpoint(folder)
+
+
 def test_another_model_is_refused_and_left_alone(runs):
     other = toy_model(1, hidden_size=32)
     before = {name: tensor.clone() for name, tensor in other.state_dict().items()}
