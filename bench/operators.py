@@ -23,14 +23,15 @@ import transformers
 from pretrain import KEPT, alone
 from torch.utils._python_dispatch import TorchDispatchMode
 
+FLASH = "_scaled_dot_product_flash_attention_for_cpu"
+LOSS = "_log_softmax _log_softmax_backward_data exp_ log_ gather scatter_add_ nll_loss_forward nll_loss_backward"
 GROUPS = {
-    "products of layers and head": ("mm", "addmm", "addmm_", "linear"),
-    "products of attention": ("bmm", "baddbmm", "_scaled_dot_product_flash_attention_for_cpu", "_scaled_dot_product_flash_attention_for_cpu_backward"),
-    "softmax and loss": ("_softmax", "softmax", "_log_softmax", "_log_softmax_backward_data", "_softmax_backward_data", "exp_", "log_", "gather",
-                         "scatter_add_", "nll_loss_forward", "nll_loss_backward"),
-    "copies and layouts": ("copy_", "clone", "cat", "index_select", "_to_copy", "stack", "roll"),
-    "optimizer and clipping": ("_fused_adamw_", "_foreach_norm", "_foreach_mul_", "linalg_vector_norm", "zero_"),
-}  # fmt: skip
+    "products of layers and head": ["mm", "addmm", "addmm_", "linear"],
+    "products of attention": ["bmm", "baddbmm", FLASH, f"{FLASH}_backward"],
+    "softmax and loss": f"_softmax softmax _softmax_backward_data {LOSS}".split(),
+    "copies and layouts": ["copy_", "clone", "cat", "index_select", "_to_copy", "stack", "roll"],
+    "optimizer and clipping": ["_fused_adamw_", "_foreach_norm", "_foreach_mul_", "linalg_vector_norm", "zero_"],
+}
 
 
 class Timer(TorchDispatchMode):
