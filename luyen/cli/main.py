@@ -15,6 +15,7 @@ from luyen.core.errors import LuyenError, nearest
 COMMANDS: dict[str, tuple[str, str]] = {
     "run": ("luyen.cli.run", "Run a recipe; `luyen run quickstart` is the one to begin with."),
     "plan": ("luyen.cli.plan", "Say what a recipe takes, here and on rented devices, before it runs."),
+    "search": ("luyen.cli.search", "Search for settings of a training stage: learning rate, batch, any key."),
     "chat": ("luyen.cli.chat", "Talk to a model; without arguments, to the last run's."),
     "inspect": ("luyen.cli.inspect", "Show which tokens of a data set are trained on, before training."),
     "crawl": ("luyen.cli.verb", "Fetch web pages politely, with provenance."),

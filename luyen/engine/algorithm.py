@@ -50,6 +50,8 @@ class Hooks:
 
     evaluate: Callable[[], Mapping[str, float]] | None = None
     """Measures the model as it is now; becomes a row of metrics.jsonl."""
+    measured: Callable[[int, Mapping[str, float]], None] | None = None
+    """Told the step and what was measured, after the rows are written; what it raises ends the run."""
     samples: Callable[[], Iterable[Mapping[str, str]]] | None = None
     """Texts of the model as it is now; become rows of samples.jsonl."""
     rate: float | None = None

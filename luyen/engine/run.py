@@ -289,6 +289,8 @@ class Run:
         self.done.best, self.done.stale = stops.improved(self.config, self.done.best, self.done.stale, measured)
         self.done.evaluated, self.done.evaluation = step, measured
         self.ended = self.ended or self._reason()
+        if self.hooks.measured:
+            self.hooks.measured(step, measured)
 
     def save_if_due(self) -> None:
         """Save every `checkpoint.every_steps` steps and after the last."""

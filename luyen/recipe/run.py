@@ -11,7 +11,7 @@ import contextlib
 import fcntl
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +30,18 @@ from luyen.recipe.journal import event
 from luyen.recipe.stage import Stage
 from luyen.recipe.table import VERBS, load_verb
 
+Measured = Callable[[int, Mapping[str, float]], None]
+"""Told the step and what was measured."""
 
-def run(plan: Plan, folder: Path, estimates: Mapping[str, Mapping[str, Any]] | None = None) -> None:
+
+def run(
+    plan: Plan, folder: Path, estimates: Mapping[str, Mapping[str, Any]] | None = None, measured: Mapping[str, Measured] | None = None
+) -> None:
     """Bring every stage of `plan` up to date in `folder`. Raises the first stage's error; what is done stays done.
 
     With several processes all call this. The main one does every stage; the others take part in training and write nothing here.
     `estimates` (stage -> what it was expected to take) stand in the stages' manifests beside what was measured.
+    `measured` (stage -> function) is told every evaluation of a training stage, and may end it by raising.
     """
     folder = Path(folder)
     if not distributed.is_main():
@@ -54,7 +60,7 @@ def run(plan: Plan, folder: Path, estimates: Mapping[str, Mapping[str, Any]] | N
         for item in plan.stages:
             interrupt.check()
             facts = {"estimate": dict(estimates[item.name])} if estimates and item.name in estimates else {}
-            stage = Stage(item.name, folder / item.name, _seed(item, plan), facts=facts)
+            stage = Stage(item.name, folder / item.name, _seed(item, plan), facts=facts, measured=(measured or {}).get(item.name))
             fingerprints[item.name] = _run_stage(item, stage, fingerprints)
 
 

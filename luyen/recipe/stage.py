@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,8 @@ class Stage:
     """Figures for the manifest and the report."""
     facts: dict[str, Any] = field(default_factory=dict)
     """Other top-level facts of the manifest: tokens, joules; peak_bytes where it is a GPU's, in place of the process'."""
+    measured: Callable[[int, Mapping[str, float]], None] | None = None
+    """Told every evaluation of a training stage, see Hooks."""
 
     def path(self, value: str) -> Path:
         """The folder of the stage named `value`, else `value` as a path that must exist."""

@@ -85,7 +85,7 @@ def train_stage(
     said = {"seconds": round(estimate.seconds(rate), 3), "bytes": memory}
     stage.facts.setdefault("estimate", said)  # one made before the whole run is what its user was told
     seed_everything(derive(stage.seed, "loop"))
-    hooks = dataclasses.replace(hooks, rate=rate.operations, operations=estimate.work.operations)
+    hooks = dataclasses.replace(hooks, rate=rate.operations, operations=estimate.work.operations, measured=stage.measured)
     result = fit(algorithm, config, stage.folder, seed=stage.seed, hooks=hooks)
     stage.metrics.update(dataclasses.asdict(result))
     stage.facts.update(tokens=result.tokens, joules=result.joules, processes=distributed.ranks())

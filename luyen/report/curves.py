@@ -91,7 +91,7 @@ def draw(
             axes.legend(frameon=False, labelcolor=SOFT, fontsize=9.5, loc="upper right", bbox_to_anchor=(1, 0.9 if level else 1))
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
-    return Markup(_embed(buffer.getvalue(), name))  # noqa: S704 (our own drawing, which holds no foreign text)
+    return Markup(embed(buffer.getvalue(), name))  # noqa: S704 (our own drawing, which holds no foreign text)
 
 
 def _dress(axes: Any, x_label: str) -> None:
@@ -109,7 +109,7 @@ def _dress(axes: Any, x_label: str) -> None:
     axes.margins(x=0.01)
 
 
-def _embed(svg: str, name: str) -> str:
+def embed(svg: str, name: str) -> str:
     """The svg element alone, ids made unique, marker colours made variables, size left to the page."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)

@@ -1,0 +1,124 @@
+"""What a search varies: `stage.key=LOW..HIGH` is a range, `stage.key=a,b,c` a choice; every other setting is fixed.
+
+A range of whole numbers stays whole. Rates (a last word with `rate` in it) are drawn on a logarithmic scale, others on a linear one;
+`:log` or `:linear` behind the range says otherwise.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from luyen.core.config import merge, parse_overrides, parse_yaml
+from luyen.core.errors import ConfigError
+from luyen.recipe.graph import Plan, plan
+
+NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
+RANGE = re.compile(rf"({NUMBER})\.\.({NUMBER})(?::(log|linear))?")
+WHOLE = re.compile(r"[-+]?\d+")
+
+
+@dataclass(frozen=True)
+class Dimension:
+    """One key that is varied."""
+
+    key: str
+    low: float = 0.0
+    high: float = 0.0
+    whole: bool = False
+    log: bool = False
+    choices: tuple[Any, ...] = ()
+    """The values of a choice; empty for a range."""
+
+    @property
+    def ends(self) -> tuple[Any, ...]:
+        """Values that must be valid before the search begins: all choices, or both ends of the range."""
+        if self.choices:
+            return self.choices
+        return (int(self.low), int(self.high)) if self.whole else (self.low, self.high)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        if self.choices:
+            return {"key": self.key, "choices": list(self.choices)}
+        return {"key": self.key, "low": self.low, "high": self.high, "whole": self.whole, "log": self.log}
+
+
+@dataclass(frozen=True)
+class Space:
+    """A recipe with its fixed settings and the keys that are varied, all of one stage."""
+
+    recipe: Path
+    budget: str | None
+    fixed: Mapping[str, Any]
+    stage: str
+    dimensions: tuple[Dimension, ...]
+
+    def plan(self, params: Mapping[str, Any]) -> Plan:
+        """The checked recipe with these values of the varied keys. Raises ConfigError as `plan` does."""
+        words: dict[str, Any] = {}
+        for key, value in params.items():
+            words = merge(words, _nested(key, value))
+        return plan(self.recipe, merge(self.fixed, words), self.budget)
+
+
+def read_space(recipe: Path, words: Sequence[str], budget: str | None) -> Space:
+    """Read the settings of a search and check every value that its ends name. Raises ConfigError."""
+    dimensions, fixed = [], []
+    for word in words:
+        found = _dimension(word)
+        if found is None:
+            fixed.append(word)
+        else:
+            dimensions.append(found)
+    if not dimensions:
+        raise ConfigError("nothing to search", expected="a range or a choice", fix="Write stage.key=LOW..HIGH or stage.key=a,b,c.")
+    _check_keys([item.key for item in dimensions], [word.partition("=")[0].strip() for word in fixed])
+    stages = sorted({item.key.partition(".")[0] for item in dimensions})
+    if len(stages) > 1:
+        raise ConfigError("a search varies keys of one stage", found=f"keys of {', '.join(stages)}", fix="Search one stage after another.")
+    space = Space(recipe, budget, parse_overrides(fixed), stages[0], tuple(dimensions))
+    middle = {item.key: item.ends[0] for item in dimensions}
+    for item in dimensions:
+        for value in item.ends:
+            space.plan(middle | {item.key: value})
+    return space
+
+
+def _dimension(word: str) -> Dimension | None:
+    key, _, text = word.partition("=")
+    key, text = key.strip(), text.strip()
+    if found := RANGE.fullmatch(text):
+        low, high, scale = float(found[1]), float(found[2]), found[3]
+        log = scale == "log" or (scale is None and "rate" in key.rpartition(".")[2])
+        if not low < high or (log and low <= 0):
+            raise ConfigError(f"range of {key}", found=text, expected="LOW < HIGH, and LOW above 0 on a logarithmic scale")
+        return Dimension(key, low, high, bool(WHOLE.fullmatch(found[1]) and WHOLE.fullmatch(found[2])), log)
+    if "," not in text or text[:1] in "[{\"'":
+        return None
+    choices = tuple(parse_yaml(part, word) for part in text.split(","))
+    if any(value is None or isinstance(value, dict | list) for value in choices) or len(set(map(repr, choices))) < len(choices):
+        raise ConfigError(f"choices of {key}", found=text, expected="different single values between the commas")
+    return Dimension(key, choices=choices)
+
+
+def _check_keys(searched: Sequence[str], fixed: Sequence[str]) -> None:
+    """ConfigError when two settings say something about the same key or one about a section around another's."""
+    names = [*searched, *fixed]
+    for place, key in enumerate(searched):
+        for other in (*names[:place], *names[place + 1 :]):
+            if key == other or key.startswith(f"{other}.") or other.startswith(f"{key}."):
+                raise ConfigError(f"{key} is searched, and {other} is set beside it", fix="Leave one of the two out.")
+
+
+def _nested(key: str, value: object) -> dict[str, Any]:
+    first, _, rest = key.partition(".")
+    return {first: _nested(rest, value)} if rest else {first: value}
+
+
+def settings(params: Mapping[str, Any]) -> Iterator[str]:
+    """The values as `key=value` words."""
+    return (f"{key}={str(value).lower() if isinstance(value, bool) else value}" for key, value in params.items())

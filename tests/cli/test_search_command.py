@@ -1,0 +1,48 @@
+"""`luyen search`: help, a dry run that does nothing, the remedy without optuna, and best settings that can be pasted."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from luyen.cli.search import command
+from luyen.core.errors import ConfigError, UserError
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "recipe"))
+from toy import write_recipe  # noqa: E402
+
+WORDS = ["base.train.optimizer.learning_rate=1e-4..1e-2", "base.batch.rows=1,2"]
+
+
+def call(*words: str) -> Result:
+    return CliRunner().invoke(command("search"), list(words), catch_exceptions=True)
+
+
+def test_a_dry_run_says_what_it_takes_and_writes_nothing(tmp_path: Path) -> None:
+    found = call(str(write_recipe(tmp_path)), *WORDS, "--trials", "3", "--out", str(tmp_path / "out"), "--dry-run")
+    assert found.exit_code == 0, found.output
+    assert "3 trials of base" in found.output
+    assert not (tmp_path / "out").exists()
+
+
+def test_without_optuna_the_remedy_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    found = call(str(write_recipe(tmp_path)), *WORDS)
+    assert isinstance(found.exception, UserError) and "pip install 'luyen[search]'" in str(found.exception)
+
+
+def test_a_metric_that_no_evaluation_has_ends_the_search(tmp_path: Path) -> None:
+    found = call(str(write_recipe(tmp_path)), *WORDS, "--metric", "beauty", "--out", str(tmp_path / "out"))
+    assert isinstance(found.exception, UserError) and "heldout_bits_per_byte" in str(found.exception)
+    assert isinstance(call("toy", *WORDS).exception, ConfigError)
+
+
+def test_best_settings_and_page(tmp_path: Path) -> None:
+    found = call(str(write_recipe(tmp_path)), *WORDS, "--trials", "2", "--out", str(tmp_path / "out"))
+    assert found.exit_code == 0, found.output
+    assert "base.batch.rows=" in found.stdout.splitlines()[-1]
+    assert (tmp_path / "out" / "search.html").is_file() and (tmp_path / "out" / "search.json").is_file()
+    assert (tmp_path / "out" / "trials" / "0001" / "base" / "luyen.json").is_file()

@@ -1,0 +1,128 @@
+"""Searching for settings: what is read and refused, and that a killed search goes on with the same trials to the same result."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from toy import write_recipe
+
+from luyen.core.errors import ConfigError, NonFinite, UserError
+from luyen.recipe import search as searching
+from luyen.recipe.search import Goal, read_trials, search
+from luyen.recipe.search_space import read_space
+
+RATE = "base.train.optimizer.learning_rate=1e-5..1e-1"
+WORDS = [RATE, "base.batch.rows=1,2"]
+DRIVER = """
+import sys; from pathlib import Path
+from luyen.recipe.search import Goal, search; from luyen.recipe.search_space import read_space
+search(read_space(Path(sys.argv[1]), sys.argv[3:], None), Goal(7), Path(sys.argv[2]))
+"""
+
+
+def test_ranges_are_read(tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path)
+    words = [*WORDS, "base.train.steps=4..8", "base.train.optimizer.weight_decay=0..0.2", "base.train.evaluate_every=1"]
+    rate, rows, steps, decay = read_space(recipe, words, None).dimensions
+    assert (rate.low, rate.high, rate.log, rate.whole) == (1e-5, 0.1, True, False)
+    assert rows.choices == (1, 2)
+    assert (steps.ends, steps.log) == ((4, 8), False)
+    assert (decay.ends, decay.log) == ((0.0, 0.2), False)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["base.train.optimizer.learning_rat=1e-4..1e-2"], "learning_rate"),
+        (["base.batch.rows=1,2", "base.batch.rows=4"], "is set beside it"),
+        (["base.batch.rows=1,2", "base.batch={rows: 4}"], "is set beside it"),
+        (["base.batch.rows=1,2", "chat.batch.rows=1,2"], "keys of one stage"),
+        (["base.batch.rows=8..2"], "LOW < HIGH"),
+        (["base.batch.rows=0..2"], "base"),
+        (["base.batch.rows=4"], "nothing to search"),
+    ],
+)
+def test_wrong_settings_are_refused_before_any_work(tmp_path: Path, words: list[str], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        read_space(write_recipe(tmp_path), words, None)
+
+
+def killed(command: list[str], folder: Path, trial: int) -> None:
+    """Start the search and end it by SIGKILL once a trial has begun to train."""
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    mark = folder / "trials" / f"{trial:04d}" / "base" / "metrics.jsonl"
+    until = time.monotonic() + 60
+    while not mark.exists() and process.poll() is None and time.monotonic() < until:
+        time.sleep(0.002)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+@pytest.mark.slow
+def test_a_killed_search_ends_as_one_that_was_not(tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path)
+    command = [sys.executable, "-c", DRIVER, str(recipe), str(tmp_path / "killed"), *WORDS]
+    killed(command, tmp_path / "killed", 6)
+    before = read_trials(tmp_path / "killed")
+    assert before and before[-1].state == "running", "the kill came in the middle of a trial"
+    for name in ("killed", "whole"):
+        subprocess.run([*command[:4], str(tmp_path / name), *WORDS], check=True, capture_output=True)
+    found = {name: json.loads((tmp_path / name / "search.json").read_text()) for name in ("killed", "whole")}
+    assert found["killed"] == found["whole"]
+    assert len(found["whole"]["trials"]) == 7
+
+
+def test_a_search_stopped_inside_a_trial_goes_on_as_if_it_had_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The fast sample of the kill; here nothing can be saved on the way out either."""
+    space, hopeless = read_space(write_recipe(tmp_path), WORDS, None), searching._hopeless
+
+    def stopping(*given: object) -> bool:
+        if len(given[3]) == 6:  # type: ignore[arg-type]
+            raise KeyboardInterrupt
+        return hopeless(*given)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patched:
+        patched.setattr(searching, "_hopeless", stopping)
+        with pytest.raises(KeyboardInterrupt):
+            search(space, Goal(7), tmp_path / "stopped")
+    assert read_trials(tmp_path / "stopped")[-1].state == "running"
+    search(space, Goal(7), tmp_path / "stopped")
+    search(space, Goal(7), tmp_path / "whole")
+    assert (tmp_path / "stopped" / "search.json").read_text() == (tmp_path / "whole" / "search.json").read_text()
+    with pytest.raises(UserError, match="other settings"):
+        search(space, Goal(7, "none"), tmp_path / "whole")
+
+
+def test_importance_is_said_once_ten_trials_are_complete(tmp_path: Path) -> None:
+    found = search(read_space(write_recipe(tmp_path), WORDS, None), Goal(11, "none"), tmp_path / "out")
+    assert set(found["importance"]) == {word.partition("=")[0] for word in WORDS}
+    assert sum(found["importance"].values()) == pytest.approx(1)
+
+
+def test_a_trial_that_is_not_finite_has_failed_and_is_not_the_best(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = searching.run
+
+    def breaking(plan: object, folder: Path, **given: object) -> None:
+        if folder.name == "0000":
+            raise NonFinite("loss is nan at step 1")
+        run(plan, folder, **given)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(searching, "run", breaking)
+    found = search(read_space(write_recipe(tmp_path), WORDS, None), Goal(2), tmp_path / "out")
+    assert [trial["state"] for trial in found["trials"]] == ["failed", "complete"]
+    assert found["trials"][0]["reason"] == "loss is nan at step 1"
+    assert found["best"]["number"] == 1
+
+
+@pytest.mark.parametrize("pruner", ["median", "asha"])
+def test_a_hopeless_trial_is_pruned_at_an_evaluation(tmp_path: Path, pruner: str) -> None:
+    found = search(read_space(write_recipe(tmp_path), WORDS, None), Goal(10, pruner), tmp_path / "out")
+    ended = [trial for trial in found["trials"] if trial["state"] == "pruned"]
+    assert ended and all(list(trial["values"]) == ["2"] for trial in ended), "of evaluations after steps 2 and 4 only the first was made"

@@ -1,0 +1,32 @@
+"""The page of a search stands alone, says how many trials are behind it, and takes hostile text as text."""
+
+from __future__ import annotations
+
+from luyen.report.search import render
+
+TRIALS = [
+    {"number": 0, "params": {"base.x_rate": 0.001, "base.name": "<b>a"}, "state": "complete", "value": 2.0, "reason": "", "values": {}},
+    {"number": 1, "params": {"base.x_rate": 0.01, "base.name": "b"}, "state": "complete", "value": 1.5, "reason": "", "values": {}},
+    {"number": 2, "params": {"base.x_rate": 0.1, "base.name": "b"}, "state": "failed", "value": None, "reason": "not finite", "values": {}},
+]
+FOUND = {
+    "metric": "loss", "direction": "minimize", "stage": "base", "trials": TRIALS, "importance": None,
+    "space": [{"key": "base.x_rate", "low": 0.001, "high": 0.1, "whole": False, "log": True},
+              {"key": "base.name", "choices": ["<b>a", "b"]}],
+    "best": {"number": 1, "value": 1.5, "params": TRIALS[1]["params"], "settings": "base.x_rate=0.01 base.name=b"},
+}  # fmt: skip
+
+
+def test_the_page_stands_alone_and_is_honest() -> None:
+    page = render(FOUND)
+    assert "2 of 3 trials ran to their end" in page
+    assert "base.x_rate=0.01 base.name=b" in page and "not finite" in page
+    assert page.count("<svg") == 2
+    assert "<b>a" not in page and "&lt;b&gt;a" in page
+    assert "<script" not in page and "src=" not in page
+    assert "Too few trials" in page
+    assert "50 %" in render({**FOUND, "importance": {"base.x_rate": 0.5, "base.name": 0.5}})
+
+
+def test_a_search_without_a_complete_trial_has_a_page() -> None:
+    assert "No trial is complete" in render({**FOUND, "trials": TRIALS[2:], "best": None})
