@@ -229,6 +229,7 @@ def _try(optuna: Any, space: Space, goal: Goal, trials: list[Trial], folder: Pat
     last = _train(planned, space.stage).steps
 
     def measured(step: int, figures: Mapping[str, float]) -> None:
+        """Keep the figure of an evaluation; raises Pruned, NonFinite or WrongGoal to end the trial."""
         value = figures.get(goal.metric)
         if value is None and goal.pruner != "none":
             raise WrongGoal(f"pruning by {goal.metric}", found=f"evaluations with {', '.join(figures) or 'nothing'}",
