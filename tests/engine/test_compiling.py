@@ -1,5 +1,9 @@
 """Compiled layers: the same losses and gradients, only where gradients are taken, decided by the work of a run."""
 
+import json
+import shutil
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
@@ -7,10 +11,11 @@ from torch import nn
 from luyen.core.errors import ConfigError
 from luyen.engine import compiling
 from luyen.engine.compiling import compiled, worth
+from luyen.engine.trainer import fit
 from luyen.models.attention import Layout
 from luyen.models.transformer import Transformer
 from luyen.objectives.language_model import linear_cross_entropy
-from tests.training_toys import VOCABULARY, toy_model
+from tests.training_toys import VOCABULARY, toy_algorithm, toy_config, toy_model
 
 CPU = torch.device("cpu")
 
@@ -67,6 +72,28 @@ def test_compiled_layers_have_the_same_gradients_for_every_layout_with_few_compi
         for name, gradient in plain.items():
             torch.testing.assert_close(fast[name], gradient, rtol=1e-4, atol=1e-5, msg=name)
     assert "forward" not in vars(model.model.layers[0])
-    print(torch._dynamo.utils.counters)
     graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
     assert graphs <= 8, f"{graphs} graphs: layers or layouts do not share their compilation"
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")
+def test_a_compiled_run_goes_on_to_the_same_bits(tmp_path: Path) -> None:
+    config = toy_config(compile="always", checkpoint={"every_steps": 4})
+    whole = toy_algorithm()
+    fit(whole, config, tmp_path / "whole")
+    plain = toy_algorithm()
+    assert fit(plain, toy_config(), tmp_path / "plain").loss == pytest.approx(fit_loss(tmp_path / "whole"), rel=1e-4)
+    shutil.rmtree(tmp_path / "whole" / "checkpoints" / "step-00000008")
+    rows = (tmp_path / "whole" / "metrics.jsonl").read_bytes()
+    again = toy_algorithm()
+    torch._dynamo.reset()
+    fit(again, config, tmp_path / "whole")
+    assert (tmp_path / "whole" / "metrics.jsonl").read_bytes() == rows
+    for name, tensor in whole.model.state_dict().items():
+        assert torch.equal(tensor, again.model.state_dict()[name]), name
+
+
+def fit_loss(folder: Path) -> float:
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return float([row["loss"] for row in rows if "loss" in row][-1])
