@@ -133,14 +133,14 @@ def weights(folder: Path) -> str:
 
 def stop_training(finished: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, *overrides: str) -> None:
     """Run until the loop of `base` has saved its first checkpoint, and stop there as Ctrl-C does."""
-    plain = checkpoint.save
+    plain = checkpoint.write
 
-    def save(*arguments: Any) -> Path:
+    def write(*arguments: Any) -> Any:
         plain(*arguments)
         raise Interrupted(2, "stopped")
 
     with monkeypatch.context() as patched, pytest.raises(Interrupted):
-        patched.setattr(checkpoint, "save", save)
+        patched.setattr(checkpoint, "write", write)
         again(finished, folder, *overrides)
 
 

@@ -23,7 +23,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.nn.attention.bias import causal_lower_right
 
 from luyen.core.errors import ConfigError
 from luyen.engine.parallel.sequence import gather, gather_equal, lengthen, scale_gradient
@@ -144,6 +143,8 @@ def work(lengths: Sequence[int], own: Sequence[range]) -> Iterator[Work]:
 
 def continued_attention(query_NHE: Tensor, key_MKE: Tensor, value_MKE: Tensor) -> Tensor:
     """The last N of a sequence's M tokens attend to it causally. Returns (N, H, E)."""
+    from torch.nn.attention.bias import causal_lower_right  # it loads the whole compiler, which others need not wait for
+
     attended: Tensor = functional.scaled_dot_product_attention(
         *(states.transpose(0, 1)[None] for states in (query_NHE, key_MKE, value_MKE)),
         attn_mask=causal_lower_right(query_NHE.shape[0], key_MKE.shape[0]),
