@@ -1,7 +1,10 @@
-"""Activation checkpointing as a transform: recompute a layer's inside in the backward pass instead of keeping it.
+"""Activation checkpointing as a transform: compute a layer's inside again in the backward pass instead of keeping it.
 
-Chen et al., 2016, arXiv:1604.06174. The layers are the entries of the module's lists (`nn.ModuleList`); only what enters a layer is
-kept. Parameter names do not change.
+Chen et al., 2016, arXiv:1604.06174; which part is worth keeping: Korthikanti et al., 2022, arXiv:2205.05198, section 5. The layers are the
+entries of the module's lists (`nn.ModuleList`). Of each, `full` keeps what enters it; `selective` keeps also what its projections and
+fused attention gave, so norms, rotations, the gated product and residual sums are computed again and hardly any product is. Attention in
+blocks (models/block_attention.py) is computed again: its probabilities are the largest thing that a layer keeps, and they are written over
+in place, so they could not be kept as a product's output. Parameter names do not change.
 """
 
 from __future__ import annotations
@@ -13,33 +16,46 @@ from typing import Any, Literal
 
 import torch
 from torch import nn
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
 from luyen.core.errors import ConfigError
 
-Activations = Literal["keep", "selective", "recompute"]
+Activations = Literal["none", "selective", "full"]
+
+KEPT = (
+    torch.ops.aten.mm.default,
+    torch.ops.aten.addmm.default,
+    torch.ops.aten._scaled_dot_product_flash_attention.default,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
+    torch.ops.aten._scaled_dot_product_efficient_attention.default,
+    torch.ops.aten._scaled_dot_product_cudnn_attention.default,
+)
+"""Operators whose outputs `selective` keeps. Products in batches are not among them: only attention in blocks makes some."""
 
 
 @contextlib.contextmanager
 def recomputed(module: nn.Module, mode: Activations) -> Iterator[None]:
-    """Within the block every layer of `module` (recompute) or every second one (selective) is checkpointed.
+    """Within the block every layer of `module` is computed again in the backward pass, in whole or but for its products.
 
     Raises ConfigError when the module has no list of layers.
     """
-    layers = [layer for child in module.modules() if isinstance(child, nn.ModuleList) for layer in child]
-    chosen = {"keep": [], "selective": layers[::2], "recompute": layers}[mode]
-    if mode != "keep" and not chosen:
-        raise ConfigError("activations", found=mode, expected="keep, as this model has no list of layers")
-    for layer in chosen:
-        layer.forward = functools.partial(_recompute, layer.forward)
+    layers = [layer for child in module.modules() if isinstance(child, nn.ModuleList) for layer in child] if mode != "none" else []
+    if mode != "none" and not layers:
+        raise ConfigError("train.activations", found=mode, expected="none, as this model has no list of layers")
+    contexts = {"context_fn": functools.partial(create_selective_checkpoint_contexts, list(KEPT))} if mode == "selective" else {}
+    before = [vars(layer).get("forward") for layer in layers]
+    for layer in layers:
+        layer.forward = functools.partial(_recompute, layer.forward, contexts)
     try:
         yield
     finally:
-        for layer in chosen:
+        for layer, earlier in zip(layers, before, strict=True):
             del layer.forward
+            if earlier is not None:
+                layer.forward = earlier
 
 
-def _recompute(forward: Callable[..., Any], *arguments: Any, **keywords: Any) -> Any:
+def _recompute(forward: Callable[..., Any], contexts: dict[str, Any], *arguments: Any, **keywords: Any) -> Any:
     if not torch.is_grad_enabled():
         return forward(*arguments, **keywords)
-    return checkpoint(forward, *arguments, use_reentrant=False, **keywords)
+    return checkpoint(forward, *arguments, use_reentrant=False, **contexts, **keywords)

@@ -26,17 +26,24 @@ WORTH = {"cpu": 2e14, "cuda": 5e16}
 15 seconds on two cores and makes steps 3 to 6 % faster there; a GPU was not measured."""
 
 
-def worth(wanted: Compile, operations: float | None, device: torch.device, splits_layers: bool) -> bool:
+def worth(wanted: Compile, operations: float | None, device: torch.device, splits_layers: bool, activations: str = "none") -> bool:
     """Whether to compile: as `wanted`, or for `auto` by the operations of the whole run, never by a clock.
 
-    A run whose layers are split over processes is not compiled. Raises ConfigError when `always` meets such a layout, or when the device
-    has no compiler; `auto` then says so and goes the plain way.
+    A run whose layers are split over processes is not compiled, nor is one that computes activations again: torch runs a compiled layer
+    without the compiler the second time, and what that keeps is not what the first time kept. Raises ConfigError when `always` meets such a run, or when the
+    device has no compiler; `auto` then says so and goes the plain way.
     """
     if wanted == "never" or (wanted == "auto" and (splits_layers or (operations or 0.0) < WORTH.get(device.type, float("inf")))):
         return False
     if splits_layers:
         fix = "Set train.compile=auto, or use data and shard."
         raise ConfigError("train.compile with layers split over processes", found="always", expected="never", fix=fix)
+    if activations != "none":
+        if wanted == "auto":
+            return False
+        raise ConfigError(
+            f"train.compile with train.activations={activations}", found="always", expected="never", fix="Set train.compile=auto."
+        )
     missing = missing_compiler(device)
     if missing and wanted == "always":
         raise ConfigError("train.compile", found=f"always, and {missing}", expected="auto or never", fix="Install one, or set auto.")
@@ -71,14 +78,17 @@ def compiled(module: nn.Module, wanted: bool) -> Iterator[None]:
     layers = [layer for child in module.modules() if isinstance(child, nn.ModuleList) for layer in child] if wanted else []
     if wanted and not layers:
         raise ConfigError("train.compile", found="always", expected="never, as this model has no list of layers")
+    before = [vars(layer).get("forward") for layer in layers]
     for layer in layers:
         layer.forward = _where_trained(layer.forward)
     try:
         with _attention_apart() if wanted else contextlib.nullcontext():
             yield
     finally:
-        for layer in layers:
-            vars(layer).pop("forward", None)
+        for layer, earlier in zip(layers, before, strict=True):
+            del layer.forward
+            if earlier is not None:
+                layer.forward = earlier
 
 
 @contextlib.contextmanager

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from luyen.core.config import Config
+
+RENAMED_ACTIVATIONS = {"keep": "none", "recompute": "full"}
+"""Earlier names of `train.activations`, which old checkpoints have: refused in a config, the same run in a checkpoint."""
 
 
 class OptimizerConfig(Config):
@@ -140,8 +143,8 @@ class TrainConfig(Config):
     """Compile the layers by torch.compile, which takes a while and makes steps faster; auto: where the run is long enough for it to pay."""
     evaluate_every: int = Field(default=200, ge=0)
     """Steps between two evaluations, besides the ones before the first step and after the last; 0: only those two."""
-    activations: Literal["keep", "selective", "recompute"] = "keep"
-    """keep all activations, or recompute those of every second layer (selective) or of every layer in the backward pass."""
+    activations: Literal["none", "selective", "full"] = "none"
+    """What of a layer is computed again in the backward pass instead of kept: nothing, all but its matrix products, or all."""
     optimizer: OptimizerConfig = OptimizerConfig()
     """The optimizer."""
     schedule: ScheduleConfig = ScheduleConfig()
@@ -152,6 +155,13 @@ class TrainConfig(Config):
     """What is watched, and what ends the run early."""
     parallel: ParallelConfig = ParallelConfig()
     """The layout of several processes."""
+
+    @field_validator("activations", mode="before")
+    @classmethod
+    def _check_activations(cls, value: object) -> object:
+        if isinstance(value, str) and value in RENAMED_ACTIVATIONS:
+            raise ValueError(f"activations={value} is now named {RENAMED_ACTIVATIONS[value]}: it says what is computed again")
+        return value
 
     @model_validator(mode="after")
     def _check(self) -> TrainConfig:

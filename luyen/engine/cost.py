@@ -112,9 +112,14 @@ def operations(model: TransformerConfig, length: int, trained: float = 1.0) -> O
     )
 
 
+RECOMPUTED = {"none": 0.0, "selective": 0.5, "full": 1.0}
+"""Share of the layers' forward pass, in time, that `train.activations` does a second time, the fastest first. Selective's is measured on
+a CPU, where attention and passes over memory take about half of it; a GPU was not measured."""
+
+
 def recomputed_share(activations: str) -> float:
     """Share of the forward pass that `train.activations` does a second time."""
-    return {"keep": 0.0, "selective": 0.5, "recompute": 1.0}[activations]
+    return RECOMPUTED[activations]
 
 
 def state_bytes(parts: Parameters, optimizer: OptimizerConfig) -> float:
@@ -144,14 +149,25 @@ def kept_bytes(model: TransformerConfig, half: bool, tensor: int = 1, context: i
     return (inputs + shared / tensor) / context + (gathered / tensor if context > 1 else 0.0)
 
 
+def products_bytes(model: TransformerConfig, half: bool, tensor: int = 1, context: int = 1) -> float:
+    """Bytes of what the matrix products and fused attention of one layer give for one token, on each of `tensor` x `context` devices.
+
+    The outputs of both last products, attention's and the feed-forward's, are sums still to be added up by a tensor group: whole on each.
+    """
+    shared = 2 * model.head_dim * (model.num_heads + model.num_kv_heads) + 2 * model.intermediate_size
+    return (2.0 if half else 4.0) * (shared / tensor + 2 * model.hidden_size) / context
+
+
 def activation_bytes(model: TransformerConfig, tokens: float, activations: str, half: bool, tensor: int = 1, context: int = 1) -> float:
     """Bytes of all activations of a micro-batch of `tokens` tokens; what enters a layer is kept in fp32 in any case.
 
-    A layer that is computed again counts twice, once for the gradients of what it keeps; where more layers are kept, those already done
-    have made room for them. A context group gathers the hidden states that come out, with their gradient.
+    A layer that is computed again counts twice, once for the gradients of what it keeps; where all layers are kept, those already done
+    have made room for them. Selective keeps the products of the others beside it. A context group gathers the hidden states that come
+    out, with their gradient.
     """
-    whole = {"keep": model.num_layers, "selective": (model.num_layers + 1) // 2, "recompute": min(2, model.num_layers)}[activations]
-    layers = whole * kept_bytes(model, half, tensor, context) + 4 * model.num_layers * model.hidden_size / (tensor * context)
+    whole = model.num_layers if activations == "none" else min(2, model.num_layers)
+    others = (model.num_layers - 1) * products_bytes(model, half, tensor, context) if activations == "selective" else 0.0
+    layers = whole * kept_bytes(model, half, tensor, context) + others + 4 * model.num_layers * model.hidden_size / (tensor * context)
     return tokens * (layers + (8.0 * model.hidden_size if context > 1 else 0.0))
 
 

@@ -24,7 +24,7 @@ from luyen.core.storage import storage_errors
 from luyen.engine import checkpoint, memory, noise_scale, optim, schedule, stops
 from luyen.engine.algorithm import Algorithm, Batch, Hooks, TrainResult
 from luyen.engine.average import Averaging
-from luyen.engine.config import TrainConfig
+from luyen.engine.config import RENAMED_ACTIVATIONS, TrainConfig
 from luyen.engine.energy import EnergyMeter
 from luyen.engine.logs import LineLog
 from luyen.engine.parallel.pipeline import Work
@@ -113,6 +113,7 @@ class Run:
     def _check_same(self, found: checkpoint.Checkpoint) -> None:
         # A key that came after the checkpoint was made counts as its default, which must train as was done before there was the key.
         before, now = {**self._identity(TrainConfig()), **found.state["config"]}, self._identity(self.config)
+        before["activations"] = RENAMED_ACTIVATIONS.get(before["activations"], before["activations"])
         different = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
         if different:
             key = different[0]

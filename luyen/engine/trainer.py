@@ -38,7 +38,7 @@ def fit(algorithm: Algorithm, config: TrainConfig, folder: Path, *, seed: int = 
         distributed.group(config.parallel.timeout_seconds),
         distributed.own_folder(folder) as own,
         freed_memory_kept(),
-        compiled(algorithm.model, worth(config.compile, hooks.operations, pick_device(config.device), splits_layers)),
+        compiled(algorithm.model, worth(config.compile, hooks.operations, pick_device(config.device), splits_layers, config.activations)),
         recomputed(algorithm.model, config.activations),
         contextlib.closing(Run(algorithm, config, own, seed, hooks)) as run,
         progress.task("training", config.steps, "steps") as task,

@@ -218,7 +218,7 @@ def _ways(plan: TrainingPlan, name: str, device: Device, assumptions: Assumption
 def candidates(training: Training, devices: int) -> Iterator[tuple[Layout, Training]]:
     """Layouts of so many devices with what each device has, the ones that cost least speed first."""
     layouts = cost.layouts(devices)
-    modes = dict.fromkeys((training.activations, "recompute"))
+    modes = list(cost.RECOMPUTED)[list(cost.RECOMPUTED).index(training.activations) :]
     for kind in ((False, False), (True, False), (False, True)):
         for activations in modes:
             for layout in (layout for layout in layouts if (layout.tensor > 1, layout.pipeline > 1) == kind):

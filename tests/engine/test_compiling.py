@@ -34,6 +34,9 @@ def test_auto_decides_by_the_work_of_the_whole_run() -> None:
 def test_always_is_refused_where_it_cannot_be(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match="split over processes"):
         worth("always", None, CPU, True)
+    with pytest.raises(ConfigError, match="activations=full"):
+        worth("always", None, CPU, False, "full")
+    assert not worth("auto", 1e30, CPU, False, "selective")
     with pytest.raises(ConfigError, match="mps"):
         worth("always", None, torch.device("mps"), False)
     with pytest.raises(ConfigError, match="no list of layers"), compiled(nn.Linear(2, 2), True):

@@ -24,6 +24,7 @@ from luyen.engine.cost import (
     memory,
     operations,
     parameters,
+    products_bytes,
     state_bytes,
 )
 from luyen.engine.optim import build
@@ -86,7 +87,7 @@ def test_an_adapters_weights_by_hand() -> None:
 
 
 def run(model: TransformerConfig, **changes: object) -> Training:
-    values: dict[str, object] = {"batch": Batch(1, 8, 1024), "activations": "recompute", "half": True, **changes}
+    values: dict[str, object] = {"batch": Batch(1, 8, 1024), "activations": "full", "half": True, **changes}
     return Training(model, optimizer=optimizer(str(values.pop("optimizer", "adamw"))), **values)  # type: ignore[arg-type]
 
 
@@ -109,8 +110,12 @@ def test_activations_of_a_7b_by_hand() -> None:
     model = preset("llama-2-7b", 32_000)
     layer = 18 * 4096 + 4 * 128 * 64 + 6 * 11008
     assert kept_bytes(model, half=True) == layer == 172_544
-    assert activation_bytes(model, 4096, "keep", half=True) == 4096 * 32 * (layer + 4 * 4096)
-    assert activation_bytes(model, 4096, "recompute", half=True) == 4096 * (2 * layer + 32 * 4 * 4096)
+    assert activation_bytes(model, 4096, "none", half=True) == 4096 * 32 * (layer + 4 * 4096)
+    assert activation_bytes(model, 4096, "full", half=True) == 4096 * (2 * layer + 32 * 4 * 4096)
+    products = 2 * (3 * 4096 + 4096 + 4096 + 2 * 11008 + 4096)  # queries, keys, values; attention; its projection; gate, up; down
+    assert activation_bytes(model, 4096, "selective", half=True) == 4096 * (2 * layer + 31 * products + 32 * 4 * 4096)
+    split = (products - 2 * 2 * 4096) / 2 + 2 * 2 * 4096  # the sums of both last products are whole on each device
+    assert products_bytes(model, True, tensor=2) == split and products_bytes(model, True, 2, 4) == split / 4
 
 
 def test_what_torch_keeps_of_a_layer_is_what_is_counted() -> None:
@@ -172,7 +177,7 @@ def test_a_batch_is_shared_evenly_or_not_at_all() -> None:
 @pytest.mark.parametrize("name", ["llama-15m", "llama-1b", "llama-2-70b"])
 @pytest.mark.parametrize(("rule", "half"), [("adamw", True), ("lion", True), ("sgd", False), ("adamw", False)])
 def test_more_devices_in_a_group_never_need_more_memory_each(name: str, rule: str, half: bool) -> None:
-    whole = run(preset(name, 32_000), batch=Batch(2, 64, 512), optimizer=rule, half=half, activations="keep")
+    whole = run(preset(name, 32_000), batch=Batch(2, 64, 512), optimizer=rule, half=half, activations="none")
     sides = (1, 2, 4, 8, 16, 32)
     taken = {}
     for data, shard, tensor in itertools.product((1, 2), sides, (1, 2, 4)):
@@ -207,7 +212,7 @@ def test_tensor_parallelism_shares_all_but_norms_and_what_products_read() -> Non
     assert one.activations - two.activations == 1024 * shared / 2
     head = 4 * 32_000 * 4096
     assert (one.logits, two.logits) == (8 * 32_000_000 + head, 8 * 1024 * 32_000 / 2 + head / 2)
-    kept = run(preset("llama-2-7b", 32_000), activations="keep")
+    kept = run(preset("llama-2-7b", 32_000), activations="none")
     counted = operations(whole.model, 1024)
     assert device_operations(kept, Layout()) == counted.training
     assert device_operations(kept, Layout(tensor=2)) == device_operations(kept, Layout(context=2)) == counted.training / 2
@@ -215,7 +220,7 @@ def test_tensor_parallelism_shares_all_but_norms_and_what_products_read() -> Non
 
 
 def test_context_parallelism_shares_tokens_and_no_weights() -> None:
-    whole = run(preset("llama-2-70b", 32_000), activations="keep")
+    whole = run(preset("llama-2-70b", 32_000), activations="none")
     one, four = memory(whole), memory(whole, Layout(context=4))
     assert (one.weights, one.optimizer, one.copies) == (four.weights, four.optimizer, four.copies)
     keys_and_values, final = 80 * 4 * 128 * 8, 8 * 8192  # of all tokens on every device
@@ -241,7 +246,7 @@ def test_optimizers_of_whole_matrices_are_not_sliced() -> None:
 
 def test_a_pipeline_shares_layers_and_waits() -> None:
     """Muon cannot slice matrices, but a stage has whole ones."""
-    whole = run(preset("llama-2-7b", 32_000), optimizer="muon", activations="keep", batch=Batch(8, 2, 1024))
+    whole = run(preset("llama-2-7b", 32_000), optimizer="muon", activations="none", batch=Batch(8, 2, 1024))
     layout = Layout(pipeline=4)
     part = whole.on(layout)
     assert part is not None and part.batch == Batch(4, 4, 1024)  # a micro-batch for every stage

@@ -8,12 +8,14 @@ import sys
 import pytest
 import torch
 from torch import nn
-from training_toys import toy_algorithm
+from torch.utils._python_dispatch import TorchDispatchMode
+from training_toys import toy_algorithm, toy_config
 
 from luyen.core import progress
 from luyen.core.errors import ConfigError
 from luyen.engine import memory
 from luyen.engine.activations import recomputed
+from luyen.engine.compiling import compiled
 from luyen.engine.energy import EnergyMeter
 from luyen.engine.logs import LineLog
 from luyen.engine.precision import LossScale, autocast
@@ -76,7 +78,19 @@ def test_autocast_is_off_for_fp32():
         assert (left @ left).dtype == torch.bfloat16
 
 
-@pytest.mark.parametrize(("mode", "extra"), [("keep", 0), ("selective", 1), ("recompute", 2)])
+class Products(TorchDispatchMode):
+    """Counts the products of two matrices."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+        self.count += function is torch.ops.aten.mm.default
+        return function(*arguments, **(keywords or {}))
+
+
+@pytest.mark.parametrize(("mode", "extra"), [("none", 0), ("selective", 2), ("full", 2)])
 def test_recomputing_changes_no_bit_and_runs_layers_twice(mode, extra):
     algorithm = toy_algorithm()
     batch = next(algorithm.batches(None))[0]
@@ -98,8 +112,59 @@ def test_recomputing_changes_no_bit_and_runs_layers_twice(mode, extra):
 
 
 def test_recomputing_without_layers_is_refused():
-    with pytest.raises(ConfigError, match="expected keep"), recomputed(nn.Linear(2, 2), "recompute"):
+    with pytest.raises(ConfigError, match="expected none"), recomputed(nn.Linear(2, 2), "full"):
         pass
+
+
+def test_selective_multiplies_no_more_matrices_than_nothing_does_and_full_six_more_a_layer():
+    """The seventh product of a layer, the last, is needed by nothing in its backward pass."""
+    algorithm = toy_algorithm()
+    batch, found = next(algorithm.batches(None))[0], {}
+    for mode in ("none", "selective", "full"):
+        with recomputed(algorithm.model, mode):
+            loss = algorithm.loss(batch).total
+            with Products() as products:
+                loss.backward()
+        found[mode] = products.count
+    assert found["selective"] == found["none"] and found["full"] == found["none"] + 2 * 6
+
+
+@pytest.mark.filterwarnings("default")  # torch's compiler warns of itself
+def test_transforms_of_the_forward_end_in_either_order_and_leave_nothing():
+    model = toy_algorithm().model
+    for outer, inner in (
+        (compiled(model, True), recomputed(model, "full")),
+        (recomputed(model, "full"), compiled(model, True)),
+    ):
+        with outer:
+            before = [layer.forward for layer in model.model.layers]
+            with inner:
+                pass
+            assert [layer.forward for layer in model.model.layers] == before
+        assert all("forward" not in vars(layer) for layer in model.model.layers)
+
+
+@pytest.mark.parametrize("mode", ["selective", "full"])
+def test_recomputing_leaves_and_calls_the_forward_that_another_transform_put(mode):
+    algorithm = toy_algorithm()
+    layers, calls = algorithm.model.model.layers, []
+    batch = next(algorithm.batches(None))[0]
+
+    def other(forward):
+        return lambda *arguments: calls.append(1) or forward(*arguments)
+
+    for layer in layers:
+        layer.forward = other(layer.forward)
+    before = [layer.forward for layer in layers]
+    with recomputed(algorithm.model, mode):
+        algorithm.loss(batch).total.backward()
+    assert [layer.forward for layer in layers] == before and len(calls) == 2 * len(layers)
+
+
+@pytest.mark.parametrize(("old", "new"), [("keep", "none"), ("recompute", "full")])
+def test_the_earlier_names_are_refused_with_the_new_ones(old, new):
+    with pytest.raises(ConfigError, match=f"activations={old} is now named {new}"):
+        toy_config(activations=old)
 
 
 def package(root, name, energy, span=1000):

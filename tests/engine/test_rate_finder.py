@@ -45,7 +45,7 @@ def test_it_leaves_everything_as_it_was(tmp_path, name):
     algorithm.model.model.layers[0].train()
     gradient = torch.ones_like(algorithm.model.model.embed_tokens.weight)
     algorithm.model.model.embed_tokens.weight.grad = gradient
-    config = toy_config(optimizer={"name": name}, accumulation=2, activations="recompute")
+    config = toy_config(optimizer={"name": name}, accumulation=2, activations="full")
     before = everything(algorithm)
     rate_finder.find(algorithm, config, steps=10)
     assert_same(before, everything(algorithm))

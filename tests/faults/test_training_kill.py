@@ -85,7 +85,7 @@ def test_kill_while_the_last_checkpoint_is_replaced_by_one_with_its_evaluation(t
         {"optimizer": {"name": "lion", "ema_decay": 0.9}},
         {"optimizer": {"name": "adafactor"}, "checkpoint": {"every_steps": 3, "keep_last": 1, "average_last": 3, "asynchronous": True}},
         {"precision": "bf16"},
-        {"activations": "recompute", "checkpoint": {"every_steps": 3, "keep_last": 1}},
+        {"activations": "full", "checkpoint": {"every_steps": 3, "keep_last": 1}},
     ],
 )
 def test_kill_minus_nine_sweep(tmp_path, changes):

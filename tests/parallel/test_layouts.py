@@ -23,7 +23,7 @@ def stop_at(micro_batch: int, **axes: int) -> dict[str, Any]:
 JOBS: dict[str, dict[str, Any]] = {
     "data": layout(data=2), "shard": layout(shard=2), "tensor": layout(tensor=2), "context": layout(context=2),
     "pipeline": layout(pipeline=2), "cut": CUT, "muon": MUON,
-    "lion": {"config": {**BASE, **LION, "activations": "recompute", "parallel": {"shard": 2}}},
+    "lion": {"config": {**BASE, **LION, "activations": "full", "parallel": {"shard": 2}}},
     "term": stop_at(5, shard=2), "term-again": stop_at(8, tensor=2),
     "nan": {**layout(data=2), "signal": {"rank": 1, "nth": 5, "name": "nan"}},
     "no-muon": {"config": {**MUON["config"], "parallel": {"shard": 2}}},
@@ -39,7 +39,7 @@ def root(tmp_path_factory: pytest.TempPathFactory, train: Any) -> Path:
     folder = tmp_path_factory.mktemp("layouts")
     done = train(2, folder, copy.deepcopy(JOBS))
     assert done.returncode == 0, done.stderr[-3000:]
-    one = {"one": layout(), "one-cut": CUT, "one-muon": MUON, "one-lion": {"config": {**BASE, **LION, "activations": "recompute"}}}
+    one = {"one": layout(), "one-cut": CUT, "one-muon": MUON, "one-lion": {"config": {**BASE, **LION, "activations": "full"}}}
     main_jobs([{"folder": str(folder / name), **copy.deepcopy(job)} for name, job in one.items()])
     return folder
 

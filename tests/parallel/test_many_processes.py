@@ -30,7 +30,7 @@ def root(tmp_path_factory: pytest.TempPathFactory, train: Any) -> Path:
     """All layouts of four processes, and one process."""
     folder = tmp_path_factory.mktemp("four")
     jobs = {name: layout(**axes) for name, axes in FOUR.items()}
-    odd = {"odd-" + name: {"toy": ODD, "config": {**BASE, "activations": "recompute", "parallel": FOUR[name]}} for name in ODDLY}
+    odd = {"odd-" + name: {"toy": ODD, "config": {**BASE, "activations": "full", "parallel": FOUR[name]}} for name in ODDLY}
     jobs |= copy.deepcopy(odd)
     done = train(4, folder, jobs, timeout=400)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -18,7 +18,7 @@ from luyen.engine.parallel.pipeline import bounds, check_count
 LONG = pytest.mark.timeout(600)
 DEEP: dict[str, Any] = {"toy": {"num_layers": 4}, "config": {**BASE, "accumulation": 4}}
 WIDE: dict[str, Any] = {"config": {**BASE, "accumulation": 4}}
-CUT: dict[str, Any] = {"toy": {"rows": 4, "tied": False}, "config": {**BASE, "accumulation": 1, "activations": "recompute"}}
+CUT: dict[str, Any] = {"toy": {"rows": 4, "tied": False}, "config": {**BASE, "accumulation": 1, "activations": "full"}}
 MUON: dict[str, Any] = {"config": {**BASE, "optimizer": {"name": "muon", "learning_rate": 1e-2}}}
 UNTIED: dict[str, Any] = {"toy": {"num_layers": 4, "tied": False}, "config": {**BASE, "accumulation": 4}}
 ONE = {"plain": layout(), "deep": DEEP, "wide": WIDE, "cut": CUT, "muon": MUON, "untied": UNTIED}

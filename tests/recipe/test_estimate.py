@@ -92,7 +92,7 @@ def test_the_measured_runs_are_met() -> None:
 
 def test_recomputed_activations_cost_another_forward() -> None:
     model = preset("llama-1m", 512)
-    kept, again = (estimate_training(model, train(activations=mode), 4, 64) for mode in ("keep", "recompute"))
+    kept, again = (estimate_training(model, train(activations=mode), 4, 64) for mode in ("none", "full"))
     assert again.seconds(QUICK) == pytest.approx(4 / 3 * kept.seconds(QUICK))
     assert again.bytes < kept.bytes
 
