@@ -33,7 +33,7 @@ SPAN = re.compile(r"(?<!`)`([^`\n]+)`(?!`)")
 PATH = re.compile(r"\b(?:luyen|tests|bench|recipes)/[\w./-]+\.(?:py|yaml|jinja|css|json)\b")
 OPTIONS_WITH_VALUE = {
     "--budget", "--out", "--config", "--system", "--devices", "--most", "--price", "--mfu", "--carbon", "--pue", "--vocabulary",
-    "--trials", "--pruner", "--metric",
+    "--stage", "--trials", "--pruner", "--metric",
 }  # fmt: skip
 FLAGS = {"--dry-run", "--no-retrieval", "--retrieval", "--continue", "--no-continue", "--help", "--probe", "--json", "--maximize"}
 PLACES = {"VERB", "COMMAND", "RECIPE"}

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import click
 
-from luyen.cli.arguments import KEY, one_word, plain_command, runs_folder, working
+from luyen.cli.arguments import KEY, one_word, plain_command, runs_folder, warn, working
+from luyen.cli.plan_text import duration
+from luyen.cli.unfinished import told_on_stop
 from luyen.core import progress
+from luyen.core.errors import Interrupted, LuyenError, UserError
 from luyen.recipe.graph import find_recipe
 from luyen.recipe.search_space import Space, read_space
 
@@ -16,15 +20,19 @@ HELP = """Search for settings of one training stage, for example
 
   luyen search quickstart base.train.optimizer.learning_rate=1e-4..1e-2 base.batch.rows=4,8,16
 
-LOW..HIGH is a range (whole numbers stay whole; keys with `rate` in their last word are on a logarithmic scale, or say :log or :linear
-behind it), a,b,c a choice; other settings are fixed. The stages before are run once. Each trial is a run of the stage in
-FOLDER/trials; the same command again continues a stopped search. The result is FOLDER/search.json and FOLDER/search.html."""
+LOW..HIGH is a range: linear and whole between whole numbers, else logarithmic when both ends are above 0; :log or :linear behind it says
+otherwise. a,b,c is a choice. Other settings are fixed, as for luyen run. The stages before are run once. Each trial is a run of the
+stage in FOLDER/trials, the first with the recipe's own settings if they are in the ranges; the same command again continues a
+stopped search, more --trials a finished one. The result is FOLDER/search.json and FOLDER/search.html.
+
+The best settings are printed last, to be pasted behind `luyen run RECIPE`."""
 
 
 def command(name: str) -> click.Command:
     """The command `search`."""
     params: list[click.Parameter] = [
         click.Argument(["words"], nargs=-1, required=True, metavar="RECIPE STAGE.KEY=RANGE..."),
+        click.Option(["--stage"], metavar="NAME", help="The stage whose keys are searched. Default: the one of the ranges and choices."),
         click.Option(["--trials"], type=click.IntRange(min=1), default=20, show_default=True, help="Trials in all."),
         click.Option(["--pruner"], type=click.Choice(["median", "asha", "none"]), default="median", show_default=True,
                      help="What ends a trial early."),
@@ -37,44 +45,91 @@ def command(name: str) -> click.Command:
     return plain_command(name, _search, HELP, params)
 
 
-def _search(words: tuple[str, ...], budget: str | None, out: str | None, dry_run: bool, **options: Any) -> None:
-    from luyen.recipe.search import Goal, library, search
-    from luyen.report.search import write
+def _search(words: tuple[str, ...], stage: str | None, budget: str | None, out: str | None, dry_run: bool, **options: Any) -> None:
+    """Check the words, say what it takes, search, show what came of it."""
+    from luyen.recipe.search import Goal, at_work, search
+    from luyen.recipe.search_study import library
 
     library()
     recipe = find_recipe(one_word([word for word in words if not KEY.match(word)], "recipe"))
-    space = read_space(recipe, [word for word in words if KEY.match(word)], budget)
+    space = read_space(recipe, [word for word in words if KEY.match(word)], budget, stage)
     goal = Goal(options["trials"], options["pruner"], options["metric"], "maximize" if options["maximize"] else "minimize")
     with working():
         made = space.plan({item.key: item.ends[0] for item in space.dimensions})
         folder = Path(out) if out else runs_folder() / f"{made.name}-search"
-        _foretell(space, goal.trials)
+        foretell(space, goal.trials, folder)
         if dry_run:
             return
-        found = search(space, goal, folder)
-        page = write(folder)
-    ordered = sorted(
-        found["trials"], key=lambda trial: (trial["value"] is None, (trial["value"] or 0) * (-1 if options["maximize"] else 1))
-    )
-    for trial in ordered:
-        value = trial["reason"] if trial["value"] is None else f"{trial['value']:.4f}"
-        values = " ".join(f"{key}={shown:.4g}" if isinstance(shown, float) else f"{key}={shown}" for key, shown in trial["params"].items())
-        progress.say(f"{trial['number'] + 1:4d}  {trial['state']:8s}  {value}  {values}")
+        try:
+            found = search(space, goal, folder)
+        except (Interrupted, KeyboardInterrupt):
+            _page(folder)
+            with told_on_stop(at_work(folder)):
+                raise
+        page = _page(folder)
+    for line in table(found):
+        progress.say(line)
+    for remark in found["remarks"]:
+        progress.say(remark)
     progress.say(f"report: {page}")
+    if found["best"] is None:
+        why = next((trial["reason"] for trial in found["trials"] if trial["reason"]), "")
+        raise UserError("no trial of the search was completed", found=why, fix="Choose other ranges and another --out.")
     print(found["best"]["settings"])
 
 
-def _foretell(space: Space, trials: int) -> None:
-    """Say what the search takes at most: every trial to its end, at the costliest ends of the ranges."""
-    from luyen.recipe.estimate import predict
+def _page(folder: Path) -> Path | None:
+    """Write the page; its own failure is told and must not hide the search's."""
+    from luyen.report.search import write
 
-    plans = [space.plan({item.key: item.ends[place] for item in space.dimensions}) for place in (0, -1)]
-    before = predict(plans[0])
-    each = [predict(made)[space.stage].seconds for made in plans]
-    known = [seconds for seconds in each if seconds is not None]
+    if not (folder / "search.json").is_file():
+        return None  # stopped before the first trial ended
+    try:
+        return write(folder)
+    except LuyenError as error:
+        warn(f"no page: {error}")
+        return None
+
+
+def table(found: Mapping[str, Any]) -> list[str]:
+    """The trials as aligned lines, the best first; keys without what all of them begin with."""
+    sign = -1 if found["direction"] == "maximize" else 1
+    trials = sorted(found["trials"], key=lambda trial: (trial["value"] is None, sign * (trial["value"] or 0.0)))
+    keys = [item["key"] for item in found["space"]]
+    rows = [["trial", "state", "figure", *(key.rpartition(".")[2] for key in keys), ""]]
+    for trial in trials:
+        figure = "" if trial["value"] is None else f"{trial['value']:.4f}"
+        note = trial["reason"] or ("the recipe's own settings" if trial["own"] else "")
+        rows.append([str(trial["number"] + 1), trial["state"], figure, *(str(trial["params"][key]) for key in keys), note])
+    widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]
+    return ["  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
+def foretell(space: Space, trials: int, folder: Path) -> None:
+    """Say what the search takes at most: every trial that is still to do to its end, between both ends of the ranges."""
+    from luyen.recipe.estimate import predict
+    from luyen.recipe.run import up_to_date
+    from luyen.recipe.search import SHARED, needed, read_trials, training
+    from luyen.recipe.search_study import RUNNING
+
+    made = space.plan({item.key: item.ends[0] for item in space.dimensions})
+    training(made, space.stage)
+    before = needed(made, space.stage)
+    done = up_to_date(before, folder / SHARED)
+    left = max(0, trials - sum(trial.state != RUNNING for trial in read_trials(folder)))
+    shared = {name: item for name, item in predict(before, done).items() if name not in done}
+    others = sum(item.seconds or 0.0 for item in shared.values())
+    each = []
+    for place in (0, -1):
+        whole = predict(space.plan({item.key: item.ends[place] for item in space.dimensions}), done)
+        each.append(whole[space.stage].seconds)
+    known = sorted(seconds for seconds in each if seconds is not None)
     if not known:
-        progress.say(f"{trials} trials of {space.stage}; how long one takes is not known before")
+        progress.say(f"{left} trials of {space.stage}; how long one takes is not known before")
         return
-    others = sum(item.seconds or 0.0 for name, item in before.items() if name != space.stage)
-    progress.say(f"estimate: {trials} trials of {space.stage} of {min(known):.0f} to {max(known):.0f} s each without pruning, "
-                 f"at most {(trials * max(known) + others) / 60:.1f} min with the stages before it")  # fmt: skip
+    one = " to ".join(dict.fromkeys(map(duration, known)))
+    unknown = [name for name, item in shared.items() if item.seconds is None]
+    progress.say(
+        f"estimate: {left} trials of {space.stage} of {one} each without pruning, {duration(left * known[0] + others)} to "
+        f"{duration(left * known[-1] + others)} with the stages before it" + (f", without {', '.join(unknown)}" if unknown else "")
+    )

@@ -52,7 +52,7 @@ def run(
         raise UserError(f"{folder} is a file", expected="a folder for the run")
     with storage.storage_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    with _lock(folder):
+    with lock_folder(folder):
         storage.write_atomic(folder / "recipe.resolved.yaml", yaml.safe_dump(dict(plan.source), sort_keys=False, allow_unicode=True))
         storage.write_json(folder / "environment.json", environment())
         manifest.clean_up(folder)
@@ -166,7 +166,7 @@ def _work(item: StagePlan, stage: Stage, run_folder: Path) -> float:
 
 
 @contextlib.contextmanager
-def _lock(folder: Path) -> Iterator[None]:
+def lock_folder(folder: Path) -> Iterator[None]:
     """One process per run folder; the lock dies with its process, so a crash leaves nothing behind."""
     with contextlib.ExitStack() as stack:
         with storage.storage_errors(folder):

@@ -1,34 +1,35 @@
-"""Search for settings of one training stage: tree-structured Parzen estimators propose, hopeless trials end early.
+"""Search for settings of one training stage by trials that are ordinary runs of it; optuna's part is in search_study.py.
 
-TPE: Bergstra et al., 2011, "Algorithms for Hyper-Parameter Optimization", section 4. Pruning: below the median of the trials before at
-the same step (Golovin et al., 2017, section 3.2.2), or asynchronous successive halving (Li et al., 2020, arXiv:1810.05934).
-Importance: PED-ANOVA (Watanabe et al., 2023, arXiv:2304.10255).
-
-The study on disk is one `trial.json` for each trial, written by us: optuna's own journal makes snapshots with a serializer that runs
-code when it is read. optuna holds the study in memory, made anew from those files before each trial, with a seed of the trial's number, so
-that a killed search proposes what it would have proposed.
+A search's folder holds `asked.json` (what is searched), `shared` (a run of the stages that the searched one needs), `trials/NUMBER` (a run
+of the stage each, and its `trial.json`) and `search.json`, the result. The `trial.json` files are the study on disk: plain JSON, each
+replaced as a whole, so that a kill at any moment leaves no half of one. optuna's journal on file would be JSON too, but two
+sources of one truth may differ, and its lines record single calls, between which a kill leaves a trial that has only some of its values.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from luyen.core import distributed, manifest, progress, storage
+import torch
+
+from luyen.core import distributed, interrupt, manifest, progress, storage
 from luyen.core.config import dump, input_fields
 from luyen.core.errors import LuyenError, NonFinite, UserError
-from luyen.core.seed import derive
+from luyen.recipe.environment import code_version
 from luyen.recipe.graph import Plan, StagePlan
-from luyen.recipe.run import RunBusy, run
-from luyen.recipe.search_space import Dimension, Space, settings
+from luyen.recipe.inputs import check_inputs, fingerprint_inputs
+from luyen.recipe.run import RunBusy, lock_folder, run
+from luyen.recipe.search_space import Space, settings
+from luyen.recipe.search_study import COMPLETE, FAILED, PRUNED, RUNNING, Judge, Trial, library
 
-RUNNING, COMPLETE, PRUNED, FAILED = "running", "complete", "pruned", "failed"
-STARTUP = 5
-"""Trials that are drawn at random before TPE proposes, and before the median prunes."""
 RESULT, ASKED, TRIAL = "search.json", "asked.json", "trial.json"
+SHARED, TRIALS = "shared", "trials"
+MORE_WORK = ("batch.rows", "batch.length", "train.steps", "train.accumulation")
+"""Keys with which trials read different numbers of tokens."""
 
 
 @dataclass(frozen=True)
@@ -43,20 +44,6 @@ class Goal:
     direction: str = "minimize"
 
 
-@dataclass
-class Trial:
-    """One set of values and what came of it; `values` are the figures by step."""
-
-    number: int
-    params: dict[str, Any]
-    state: str = RUNNING
-    value: float | None = None
-    reason: str = ""
-    values: dict[str, float] = field(default_factory=dict)
-    rungs: dict[str, float] = field(default_factory=dict)
-    """Successive halving: the figure at each rung that it came to."""
-
-
 class WrongGoal(UserError):
     """The stage does not measure what the search is for; no other trial would."""
 
@@ -67,37 +54,38 @@ class Pruned(LuyenError):
 
 def search(space: Space, goal: Goal, folder: Path) -> dict[str, Any]:
     """Run or continue a search in `folder`; returns what `search.json` holds. Raises UserError when the folder is another search's."""
-    optuna = library()
+    library()
     if distributed.ranks() > 1:
         raise UserError("a search", found=f"{distributed.ranks()} processes", expected="one", fix="Start it without torchrun.")
     base = space.plan({item.key: item.ends[0] for item in space.dimensions})
-    _train(base, space.stage)
-    folder.mkdir(parents=True, exist_ok=True)
-    _same_search(space, goal, folder, base)
-    run(needed(base, space.stage), folder / "shared")
-    trials = read_trials(folder)
-    while len(trials) < goal.trials or any(trial.state == RUNNING for trial in trials):
-        if not trials or trials[-1].state != RUNNING:
-            trials.append(_propose(optuna, space, goal, trials, base.seed))
-            _write(folder, trials[-1])
-        _try(optuna, space, goal, trials, folder)
-        _tell(trials[-1])
-        storage.write_json(folder / RESULT, result(optuna, space, goal, trials))
-    found = result(optuna, space, goal, trials)
-    storage.write_json(folder / RESULT, found)
-    if found["best"] is None:
-        raise UserError("no trial of the search was completed", found=trials[-1].reason or trials[-1].state, fix="Choose other ranges.")
+    train = training(base, space.stage)
+    before = needed(base, space.stage)
+    check_inputs(before, folder / SHARED)
+    with storage.storage_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    with lock_folder(folder):
+        _same_search(folder, _asked(space, goal, base, before))
+        run(before, folder / SHARED)
+        alone = trial_plan(base, space.stage, folder / SHARED)
+        _same_search(folder, {"inputs": sorted(fingerprint_inputs(alone.stages[0].config, {}).values())})
+        judge = Judge(space.dimensions, goal.direction, goal.pruner, int(train.evaluate_every or train.steps), base.seed)
+        trials = read_trials(folder)
+        while len(trials) < goal.trials or trials[-1].state == RUNNING:
+            interrupt.check()
+            if not trials or trials[-1].state != RUNNING:
+                own = None if trials else space.own()
+                trials.append(Trial(len(trials), own or judge.propose(trials), own=own is not None))
+                _write(folder, trials[-1])
+            _try(space, goal, judge, trials, folder)
+            storage.write_json(folder / RESULT, result(space, goal, judge, trials, base))
+        found = result(space, goal, judge, trials, base)
+        storage.write_json(folder / RESULT, found)
     return found
 
 
-def library() -> Any:
-    """optuna, quiet. Raises UserError with the remedy when it is not installed."""
-    try:
-        import optuna
-    except ImportError:
-        raise UserError("luyen search needs optuna, which is not installed", fix="pip install 'luyen[search]'") from None
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    return optuna
+def at_work(folder: Path) -> Path:
+    """The run inside a search's folder that was worked on last: the newest trial, or the stages that all share."""
+    return max((path.parent for path in folder.glob(f"{TRIALS}/*/{TRIAL}")), default=folder / SHARED)
 
 
 def needed(plan: Plan, stage: str) -> Plan:
@@ -105,8 +93,7 @@ def needed(plan: Plan, stage: str) -> Plan:
     names, wanted = {item.name: item for item in plan.stages}, [stage]
     for name in wanted:
         wanted += [other for other in names[name].inputs if other not in wanted]
-    kept = tuple(item for item in plan.stages if item.name in wanted[1:])
-    return _part(plan, kept)
+    return _part(plan, tuple(item for item in plan.stages if item.name in wanted[1:]))
 
 
 def _part(plan: Plan, stages: tuple[StagePlan, ...]) -> Plan:
@@ -116,7 +103,7 @@ def _part(plan: Plan, stages: tuple[StagePlan, ...]) -> Plan:
 
 def trial_plan(plan: Plan, stage: str, shared: Path) -> Plan:
     """The searched stage alone; what it needs of other stages are paths into the shared run."""
-    item = next(item for item in plan.stages if item.name == stage)
+    item = _stage(plan, stage)
     names = set(item.inputs)
 
     def located(value: Any) -> Any:
@@ -130,103 +117,76 @@ def trial_plan(plan: Plan, stage: str, shared: Path) -> Plan:
     return _part(plan, (StagePlan(item.name, item.verb, item.config.model_copy(update=inputs), ()),))
 
 
-def read_trials(folder: Path) -> list[Trial]:
-    """The trials of a search's folder in order."""
-    return [Trial(**storage.read_object(path)) for path in sorted(folder.glob(f"trials/*/{TRIAL}"))]
+def _stage(plan: Plan, stage: str) -> StagePlan:
+    return next(item for item in plan.stages if item.name == stage)
 
 
-def _place(folder: Path, number: int) -> Path:
-    return folder / "trials" / f"{number:04d}"
-
-
-def _write(folder: Path, trial: Trial) -> None:
-    place = _place(folder, trial.number)
-    place.mkdir(parents=True, exist_ok=True)
-    storage.write_json(place / TRIAL, asdict(trial))
-
-
-def _same_search(space: Space, goal: Goal, folder: Path, base: Plan) -> None:
-    """Keep what was asked; UserError when the folder holds a search for something else. More trials are the same search."""
-    asked = {"recipe": dict(base.source), "space": [item.as_dict() for item in space.dimensions], "pruner": goal.pruner,
-             "metric": goal.metric, "direction": goal.direction}  # fmt: skip
-    path = folder / ASKED
-    if path.exists() and storage.read_object(path) != asked:
-        raise UserError(f"{folder} holds a search with other settings", fix="Choose another folder with --out.")
-    storage.write_json(path, asked)
-
-
-def _study(optuna: Any, space: Space, goal: Goal, trials: list[Trial], seed: int) -> Any:
-    """The finished trials as a study in memory."""
-    pruners = {
-        "none": optuna.pruners.NopPruner(),
-        "median": optuna.pruners.MedianPruner(n_startup_trials=STARTUP, n_warmup_steps=1),
-        "asha": optuna.pruners.SuccessiveHalvingPruner(min_resource=_first_evaluation(space)),
-    }
-    sampler = optuna.samplers.TPESampler(seed=seed % 2**32, n_startup_trials=STARTUP)
-    study = optuna.create_study(direction=goal.direction, sampler=sampler, pruner=pruners[goal.pruner])
-    states = {COMPLETE: optuna.trial.TrialState.COMPLETE, PRUNED: optuna.trial.TrialState.PRUNED, FAILED: optuna.trial.TrialState.FAIL}
-    kinds = {item.key: _distribution(optuna, item) for item in space.dimensions}
-    for trial in trials:
-        if trial.state == RUNNING:
-            continue
-        finite = {int(step): value for step, value in trial.values.items()}
-        value = trial.value if trial.state == COMPLETE else finite[max(finite)] if trial.state == PRUNED else None
-        study.add_trial(optuna.trial.create_trial(state=states[trial.state], params=trial.params, distributions=kinds, value=value,
-                                                  intermediate_values=finite, system_attrs=trial.rungs))  # fmt: skip
-    return study
-
-
-def _first_evaluation(space: Space) -> int:
-    """The step of the first rung."""
-    train = _train(space.plan({item.key: item.ends[0] for item in space.dimensions}), space.stage)
-    return int(train.evaluate_every or train.steps)
-
-
-def _train(plan: Plan, stage: str) -> Any:
-    config: Any = next(item.config for item in plan.stages if item.name == stage)
+def training(plan: Plan, stage: str) -> Any:
+    """The training section of the searched stage. Raises UserError where it has none."""
+    config: Any = _stage(plan, stage).config
     if not hasattr(config, "train"):
         raise UserError(f"stage {stage} does not train", expected="keys of a stage that does", fix="See luyen search --help.")
     return config.train
 
 
-def _hopeless(optuna: Any, space: Space, goal: Goal, trials: list[Trial], step: int) -> bool:
-    """Whether the pruner ends the last trial here."""
-    trial, study = trials[-1], _study(optuna, space, goal, trials[:-1], 0)
-    study.add_trial(optuna.trial.create_trial(
-        state=optuna.trial.TrialState.RUNNING, params=trial.params, system_attrs=trial.rungs,
-        distributions={item.key: _distribution(optuna, item) for item in space.dimensions},
-        intermediate_values={int(at): figure for at, figure in trial.values.items() if int(at) <= step},
-    ))  # fmt: skip
-    ended = study.pruner.prune(study, study.get_trials(deepcopy=False)[-1])
-    trial.rungs = dict(study.get_trials(deepcopy=False)[-1].system_attrs)
-    return bool(ended)
+def read_trials(folder: Path) -> list[Trial]:
+    """The trials of a search's folder in order."""
+    return [Trial(**storage.read_object(path)) for path in sorted(folder.glob(f"{TRIALS}/*/{TRIAL}"))]
 
 
-def _distribution(optuna: Any, item: Dimension) -> Any:
-    if item.choices:
-        return optuna.distributions.CategoricalDistribution(item.choices)
-    if item.whole:
-        return optuna.distributions.IntDistribution(int(item.low), int(item.high), log=item.log)
-    return optuna.distributions.FloatDistribution(item.low, item.high, log=item.log)
+def _place(folder: Path, number: int) -> Path:
+    return folder / TRIALS / f"{number:04d}"
 
 
-def _propose(optuna: Any, space: Space, goal: Goal, trials: list[Trial], seed: int) -> Trial:
-    study = _study(optuna, space, goal, trials, derive(seed, "search", len(trials)))
-    asked = study.ask({item.key: _distribution(optuna, item) for item in space.dimensions})
-    return Trial(len(trials), dict(sorted(asked.params.items())))  # in the order in which they come back from the file
+def _write(folder: Path, trial: Trial) -> None:
+    storage.write_json(_place(folder, trial.number) / TRIAL, asdict(trial))
 
 
-def _try(optuna: Any, space: Space, goal: Goal, trials: list[Trial], folder: Path) -> None:
-    """Run the last trial or continue it; what came of it is written."""
+def _asked(space: Space, goal: Goal, base: Plan, before: Plan) -> dict[str, Any]:
+    """What must be the same for a search to be continued; more trials are the same search."""
+    stages = {item.name: {"do": item.verb, **dump(item.config)} for item in (*before.stages, _stage(base, space.stage))}
+    return {"recipe": base.name, "seed": base.seed, "ranges": [item.as_dict() for item in space.dimensions], "settings": stages,
+            "pruner": goal.pruner, "metric": goal.metric, "direction": goal.direction, "code version": code_version()}  # fmt: skip
+
+
+def _same_search(folder: Path, asked: Mapping[str, Any]) -> None:
+    """Keep what was asked; UserError when the folder holds a search for something else, whose trials cannot be compared."""
+    path = folder / ASKED
+    before = storage.read_object(path) if path.exists() else {}
+    different = [key for key, value in asked.items() if key in before and before[key] != value]
+    if different:
+        raise UserError(f"{folder} holds a search with other {' and '.join(different)}", fix="Choose another folder with --out.")
+    if {**before, **asked} != before:
+        storage.write_json(path, {**before, **asked})
+
+
+def _try(space: Space, goal: Goal, judge: Judge, trials: list[Trial], folder: Path) -> None:
+    """Run the last trial or continue it; what came of it is written and told."""
     trial = trials[-1]
-    progress.say(f"trial {trial.number + 1} of {goal.trials}: {' '.join(settings(trial.params))}")
+    what = "the recipe's own settings: " if trial.own else ""
+    progress.say(f"trial {trial.number + 1} of {max(goal.trials, len(trials))}: {what}{' '.join(settings(trial.params))}")
+    place = _place(folder, trial.number)
     try:
-        planned = space.plan(trial.params)
-    except UserError as error:
+        planned = trial_plan(space.plan(trial.params), space.stage, folder / SHARED)
+        last = training(planned, space.stage).steps
+        run(planned, place, measured={space.stage: _measured(goal, judge, trials, folder, last)})
+        trial.value, trial.state = _value(manifest.read(place / space.stage), goal), COMPLETE
+    except Pruned as pruned:
+        trial.state, trial.reason = PRUNED, str(pruned)
+    except (NonFinite, UserError) as error:
+        if isinstance(error, WrongGoal | RunBusy):
+            raise
         trial.state, trial.reason = FAILED, str(error)
-        _write(folder, trial)
-        return
-    last = _train(planned, space.stage).steps
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        trial.state, trial.reason = FAILED, f"out of memory: {' '.join(str(error).split())[:200]}"
+    _write(folder, trial)
+    told = f"{goal.metric} {trial.value:.4f}" if trial.value is not None else trial.reason
+    progress.say(f"trial {trial.number + 1}: {trial.state}, {told}")
+
+
+def _measured(goal: Goal, judge: Judge, trials: list[Trial], folder: Path, last: int) -> Callable[[int, Mapping[str, float]], None]:
+    """What the training of the last trial tells at every evaluation."""
+    trial = trials[-1]
 
     def measured(step: int, figures: Mapping[str, float]) -> None:
         """Keep the figure of an evaluation; raises Pruned, NonFinite or WrongGoal to end the trial."""
@@ -239,23 +199,12 @@ def _try(optuna: Any, space: Space, goal: Goal, trials: list[Trial], folder: Pat
         if not math.isfinite(value):
             raise NonFinite(f"{goal.metric} is {value} after step {step}")
         trial.values[str(step)] = value
-        ended = _hopeless(optuna, space, goal, trials, step)
+        ended = judge.hopeless(trials, step)
         _write(folder, trial)
         if ended and step < last:
-            raise Pruned(f"after step {step}: {goal.metric} {value:.4f}")
+            raise Pruned(f"after step {step} of {last}: {goal.metric} {value:.4f}")
 
-    place = _place(folder, trial.number)
-    try:
-        run(trial_plan(planned, space.stage, folder / "shared"), place, measured={space.stage: measured})
-        trial.value = _value(manifest.read(place / space.stage), goal)
-        trial.state = COMPLETE
-    except Pruned as pruned:
-        trial.state, trial.reason = PRUNED, str(pruned)
-    except (NonFinite, UserError) as error:
-        if isinstance(error, WrongGoal | RunBusy):
-            raise
-        trial.state, trial.reason = FAILED, str(error)
-    _write(folder, trial)
+    return measured
 
 
 def _value(sealed: Mapping[str, Any], goal: Goal) -> float:
@@ -270,29 +219,36 @@ def _value(sealed: Mapping[str, Any], goal: Goal) -> float:
     return float(value)
 
 
-def _tell(trial: Trial) -> None:
-    told = f"{trial.value:.4f}" if trial.value is not None else trial.reason
-    progress.say(f"trial {trial.number + 1}: {trial.state}{f', {told}' if told else ''}")
-
-
-def result(optuna: Any, space: Space, goal: Goal, trials: list[Trial]) -> dict[str, Any]:
-    """What the search found, for JSON."""
+def result(space: Space, goal: Goal, judge: Judge, trials: list[Trial], plan: Plan) -> dict[str, Any]:
+    """What the search found, for JSON; without a completed trial `best` is None."""
     complete = [trial for trial in trials if trial.state == COMPLETE and trial.value is not None]
     sign = 1 if goal.direction == "minimize" else -1
-    best = min(complete, key=lambda trial: sign * (trial.value or 0.0), default=None)
+    ordered = sorted(complete, key=lambda trial: sign * (trial.value or 0.0))
+    best = ordered[0] if ordered else None
     return {
-        "metric": goal.metric, "direction": goal.direction, "pruner": goal.pruner, "stage": space.stage,
-        "space": [item.as_dict() for item in space.dimensions], "trials": [asdict(trial) for trial in trials],
-        "best": None if best is None else {"number": best.number, "value": best.value, "params": best.params,
-                                           "settings": " ".join(settings(best.params))},
-        "importance": _importance(optuna, space, goal, trials, len(complete)),
+        "recipe": plan.name, "seed": plan.seed, "stage": space.stage, "metric": goal.metric, "direction": goal.direction,
+        "pruner": goal.pruner, "space": [item.as_dict() for item in space.dimensions], "trials": [asdict(trial) for trial in trials],
+        "best": best and {"number": best.number, "value": best.value, "params": best.params, "settings": " ".join(settings(best.params))},
+        "importance": judge.importance(trials), "remarks": remarks(space, goal, trials, ordered),
     }  # fmt: skip
 
 
-def _importance(optuna: Any, space: Space, goal: Goal, trials: list[Trial], complete: int) -> dict[str, float] | None:
-    """Each key's share; None with too few completed trials to say."""
-    if complete < 2 * STARTUP:
-        return None
-    study = _study(optuna, space, goal, trials, 0)
-    evaluator = optuna.importance.PedAnovaImportanceEvaluator()
-    return {key: float(share) for key, share in optuna.importance.get_param_importances(study, evaluator=evaluator).items()}
+def remarks(space: Space, goal: Goal, trials: list[Trial], ordered: list[Trial]) -> list[str]:
+    """What must be known before the result is believed; `ordered` are the completed trials, the best first."""
+    counts = {state: sum(trial.state == state for trial in trials) for state in (COMPLETE, PRUNED, FAILED)}
+    ended = f"{len(trials)} trials stand behind this: {counts[COMPLETE]} complete, {counts[PRUNED]} pruned, {counts[FAILED]} failed."
+    told = [f"{ended} All have one seed; how much another seed changes was not measured, so train the best few again with other seeds."]
+    if len(ordered) > 1:
+        first, second = (trial.value or 0.0 for trial in ordered[:2])
+        told.append(f"The best is {abs(first - second):.4f} better than the next.")
+    own = next((trial for trial in ordered if trial.own), None)
+    if own is not None and own is not ordered[0]:
+        told.append(f"The recipe's own settings gave {own.value:.4f} (trial {own.number + 1}).")
+    elif own is not None:
+        told.append("The recipe's own settings are the best that was found.")
+    varied = [item.key for item in space.dimensions if item.key.partition(".")[2] in MORE_WORK]
+    if varied:
+        told.append(f"Trials differ in {' and '.join(varied)}, so they read different numbers of tokens and take different times.")
+    if not any(len(trial.values) > 1 for trial in trials) and goal.pruner != "none":
+        told.append("No trial was evaluated before its last step, so nothing could be pruned: set a smaller train.evaluate_every.")
+    return told

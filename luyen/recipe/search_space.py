@@ -1,18 +1,18 @@
 """What a search varies: `stage.key=LOW..HIGH` is a range, `stage.key=a,b,c` a choice; every other setting is fixed.
 
-A range of whole numbers stays whole. Rates (a last word with `rate` in it) are drawn on a logarithmic scale, others on a linear one;
-`:log` or `:linear` behind the range says otherwise.
+A range between whole numbers stays whole where the key holds whole numbers, and is linear. Other ranges are logarithmic when both ends are
+above 0, else linear; `:log` or `:linear` behind the range says otherwise.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from luyen.core.config import merge, parse_overrides, parse_yaml
+from luyen.core.config import describe, dump, merge, parse_overrides, parse_yaml
 from luyen.core.errors import ConfigError
 from luyen.recipe.graph import Plan, plan
 
@@ -40,6 +40,13 @@ class Dimension:
             return self.choices
         return (int(self.low), int(self.high)) if self.whole else (self.low, self.high)
 
+    def holds(self, value: Any) -> bool:
+        """Whether a trial may have this value."""
+        if self.choices:
+            return any(value == choice and type(value) is type(choice) for choice in self.choices)
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        return number and self.low <= value <= self.high and (not self.whole or isinstance(value, int))
+
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
         if self.choices:
@@ -57,6 +64,19 @@ class Space:
     stage: str
     dimensions: tuple[Dimension, ...]
 
+    def own(self) -> dict[str, Any] | None:
+        """The values that the recipe has without the search; None where one is outside of its range or choices."""
+        stage = next(item for item in plan(self.recipe, self.fixed, self.budget).stages if item.name == self.stage)
+        found: dict[str, Any] = {}
+        for item in self.dimensions:
+            value: Any = dump(stage.config)
+            for part in item.key.split(".")[1:]:
+                value = value.get(part) if isinstance(value, dict) else None
+            if not item.holds(value):
+                return None
+            found[item.key] = value if item.choices or item.whole else float(value)
+        return found
+
     def plan(self, params: Mapping[str, Any]) -> Plan:
         """The checked recipe with these values of the varied keys. Raises ConfigError as `plan` does."""
         words: dict[str, Any] = {}
@@ -65,11 +85,15 @@ class Space:
         return plan(self.recipe, merge(self.fixed, words), self.budget)
 
 
-def read_space(recipe: Path, words: Sequence[str], budget: str | None) -> Space:
-    """Read the settings of a search and check every value that its ends name. Raises ConfigError."""
+def read_space(recipe: Path, words: Sequence[str], budget: str | None, stage: str | None = None) -> Space:
+    """Read the settings of a search and check every value that its ends name. Raises ConfigError.
+
+    With `stage` commas in settings of other stages are text as in every run.
+    """
     dimensions, fixed = [], []
     for word in words:
-        found = _dimension(word)
+        elsewhere = stage is not None and word.partition("=")[0].strip().partition(".")[0] != stage
+        found = None if elsewhere and not RANGE.fullmatch(word.partition("=")[2].strip()) else _dimension(word)
         if found is None:
             fixed.append(word)
         else:
@@ -77,10 +101,11 @@ def read_space(recipe: Path, words: Sequence[str], budget: str | None) -> Space:
     if not dimensions:
         raise ConfigError("nothing to search", expected="a range or a choice", fix="Write stage.key=LOW..HIGH or stage.key=a,b,c.")
     _check_keys([item.key for item in dimensions], [word.partition("=")[0].strip() for word in fixed])
-    stages = sorted({item.key.partition(".")[0] for item in dimensions})
+    stages = sorted({*([stage] if stage else []), *(item.key.partition(".")[0] for item in dimensions)})
     if len(stages) > 1:
         raise ConfigError("a search varies keys of one stage", found=f"keys of {', '.join(stages)}", fix="Search one stage after another.")
     space = Space(recipe, budget, parse_overrides(fixed), stages[0], tuple(dimensions))
+    space = replace(space, dimensions=tuple(_typed(space)))
     middle = {item.key: item.ends[0] for item in dimensions}
     for item in dimensions:
         for value in item.ends:
@@ -93,16 +118,24 @@ def _dimension(word: str) -> Dimension | None:
     key, text = key.strip(), text.strip()
     if found := RANGE.fullmatch(text):
         low, high, scale = float(found[1]), float(found[2]), found[3]
-        log = scale == "log" or (scale is None and "rate" in key.rpartition(".")[2])
-        if not low < high or (log and low <= 0):
+        whole = bool(WHOLE.fullmatch(found[1]) and WHOLE.fullmatch(found[2]))
+        if not low < high or (scale == "log" and low <= 0):
             raise ConfigError(f"range of {key}", found=text, expected="LOW < HIGH, and LOW above 0 on a logarithmic scale")
-        return Dimension(key, low, high, bool(WHOLE.fullmatch(found[1]) and WHOLE.fullmatch(found[2])), log)
+        return Dimension(key, low, high, whole, scale == "log" or (scale is None and not whole and low > 0))
     if "," not in text or text[:1] in "[{\"'":
         return None
     choices = tuple(parse_yaml(part, word) for part in text.split(","))
     if any(value is None or isinstance(value, dict | list) for value in choices) or len(set(map(repr, choices))) < len(choices):
         raise ConfigError(f"choices of {key}", found=text, expected="different single values between the commas")
     return Dimension(key, choices=choices)
+
+
+def _typed(space: Space) -> Iterator[Dimension]:
+    """Ranges such as 0..1 of a key that holds any number are not whole."""
+    stage = next((item for item in plan(space.recipe, space.fixed, space.budget).stages if item.name == space.stage), None)
+    types = {f"{space.stage}.{field.path}": field.type for field in describe(type(stage.config))} if stage else {}
+    for item in space.dimensions:
+        yield replace(item, whole=False) if item.whole and "float" in types.get(item.key, "") else item
 
 
 def _check_keys(searched: Sequence[str], fixed: Sequence[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import sys
 from pathlib import Path
 
@@ -9,7 +10,9 @@ import pytest
 from click.testing import CliRunner, Result
 
 from luyen.cli.search import command
-from luyen.core.errors import ConfigError, UserError
+from luyen.core import interrupt
+from luyen.core.errors import ConfigError, Interrupted, NonFinite, UserError
+from luyen.recipe.search_study import Judge
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "recipe"))
 from toy import write_recipe  # noqa: E402
@@ -44,5 +47,38 @@ def test_best_settings_and_page(tmp_path: Path) -> None:
     found = call(str(write_recipe(tmp_path)), *WORDS, "--trials", "2", "--out", str(tmp_path / "out"))
     assert found.exit_code == 0, found.output
     assert "base.batch.rows=" in found.stdout.splitlines()[-1]
+    assert "trial  state" in found.output and "2 trials stand behind this: 2 complete" in found.output
     assert (tmp_path / "out" / "search.html").is_file() and (tmp_path / "out" / "search.json").is_file()
     assert (tmp_path / "out" / "trials" / "0001" / "base" / "luyen.json").is_file()
+
+
+def test_a_stopped_search_says_where_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = (str(write_recipe(tmp_path)), *WORDS, "--stage", "base", "--trials", "1", "--out", str(tmp_path / "out"))
+    with monkeypatch.context() as patched:
+        patched.setattr(Judge, "hopeless", lambda *_: interrupt._requested.append(15))
+        found = call(*words)
+    assert isinstance(found.exception, Interrupted) and found.exception.exit_code == 143
+    assert "stopped in stage base" in str(found.exception) and "Go on with: " in str(found.exception)
+    found = call(*words)
+    assert found.exit_code == 0 and "base: continuing" in found.output, found.output
+    assert "estimate: 0 trials" in call(*words, "--dry-run").output
+
+
+def test_a_search_without_a_result_is_an_error_that_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def breaking(*_: object) -> bool:
+        raise NonFinite("loss is nan")
+
+    monkeypatch.setattr(Judge, "hopeless", breaking)
+    found = call(str(write_recipe(tmp_path)), *WORDS, "--trials", "1", "--out", str(tmp_path / "out"))
+    assert isinstance(found.exception, UserError) and "loss is nan" in str(found.exception)
+    assert (tmp_path / "out" / "search.html").is_file()
+
+
+def test_no_connection_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object) -> None:
+        raise AssertionError("the network was asked")
+
+    for name in ("connect", "connect_ex"):
+        monkeypatch.setattr(socket.socket, name, refused)
+    found = call(str(write_recipe(tmp_path)), *WORDS, "--trials", "2", "--out", str(tmp_path / "out"))
+    assert found.exit_code == 0, found.output

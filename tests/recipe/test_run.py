@@ -19,7 +19,7 @@ from luyen.engine import checkpoint  # noqa: E402
 from luyen.recipe.estimate import predict  # noqa: E402
 from luyen.recipe.graph import plan  # noqa: E402
 from luyen.recipe.inputs import _fingerprint, neutral_config  # noqa: E402
-from luyen.recipe.run import _lock, run, standing, up_to_date  # noqa: E402
+from luyen.recipe.run import lock_folder, run, standing, up_to_date  # noqa: E402
 from luyen.recipe.verbs import pretrain  # noqa: E402
 
 STAGES = ("corpus", "tokenizer", "base", "questions", "chat", "before_after")
@@ -291,7 +291,7 @@ def test_a_stage_of_its_own_seed_gives_other_weights(finished: Path, copied: Pat
 
 
 def test_two_runs_in_one_folder_are_refused(finished: Path, copied: Path) -> None:
-    with _lock(copied), pytest.raises(UserError, match="another luyen works in"):
+    with lock_folder(copied), pytest.raises(UserError, match="another luyen works in"):
         again(finished, copied)
 
 

@@ -5,11 +5,36 @@ from __future__ import annotations
 from luyen.report.search import render
 
 TRIALS = [
-    {"number": 0, "params": {"base.x_rate": 0.001, "base.name": "<b>a"}, "state": "complete", "value": 2.0, "reason": "", "values": {}},
-    {"number": 1, "params": {"base.x_rate": 0.01, "base.name": "b"}, "state": "complete", "value": 1.5, "reason": "", "values": {}},
-    {"number": 2, "params": {"base.x_rate": 0.1, "base.name": "b"}, "state": "failed", "value": None, "reason": "not finite", "values": {}},
+    {
+        "number": 0,
+        "params": {"base.x_rate": 0.001, "base.name": "<b>a"},
+        "own": False,
+        "state": "complete",
+        "value": 2.0,
+        "reason": "",
+        "values": {},
+    },
+    {
+        "number": 1,
+        "params": {"base.x_rate": 0.01, "base.name": "b"},
+        "own": False,
+        "state": "complete",
+        "value": 1.5,
+        "reason": "",
+        "values": {},
+    },
+    {
+        "number": 2,
+        "params": {"base.x_rate": 0.1, "base.name": "b"},
+        "own": False,
+        "state": "failed",
+        "value": None,
+        "reason": "not finite",
+        "values": {},
+    },
 ]
 FOUND = {
+    "recipe": "toy", "remarks": ["3 trials stand behind this: 2 complete, 0 pruned, 1 failed."],
     "metric": "loss", "direction": "minimize", "stage": "base", "trials": TRIALS, "importance": None,
     "space": [{"key": "base.x_rate", "low": 0.001, "high": 0.1, "whole": False, "log": True},
               {"key": "base.name", "choices": ["<b>a", "b"]}],
@@ -19,14 +44,20 @@ FOUND = {
 
 def test_the_page_stands_alone_and_is_honest() -> None:
     page = render(FOUND)
-    assert "2 of 3 trials ran to their end" in page
+    assert "3 trials stand behind this: 2 complete, 0 pruned, 1 failed." in page and "in trial 2 of 3" in page
     assert "base.x_rate=0.01 base.name=b" in page and "not finite" in page
     assert page.count("<svg") == 2
     assert "<b>a" not in page and "&lt;b&gt;a" in page
     assert "<script" not in page and "src=" not in page
-    assert "Too few trials" in page
+    assert "Too few complete trials" in page and page.count("var(--series-1)") > 0
     assert "50 %" in render({**FOUND, "importance": {"base.x_rate": 0.5, "base.name": 0.5}})
 
 
 def test_a_search_without_a_complete_trial_has_a_page() -> None:
     assert "No trial is complete" in render({**FOUND, "trials": TRIALS[2:], "best": None})
+
+
+def test_pruned_trials_are_drawn_without_a_figure() -> None:
+    pruned = {**TRIALS[0], "number": 3, "state": "pruned", "value": None, "reason": "after step 2 of 4"}
+    page = render({**FOUND, "trials": [*TRIALS, pruned]})
+    assert "1 dotted lines without a figure were pruned" in page and "after step 2 of 4" in page
