@@ -30,8 +30,8 @@ def worth(wanted: Compile, operations: float | None, device: torch.device, split
     """Whether to compile: as `wanted`, or for `auto` by the operations of the whole run, never by a clock.
 
     A run whose layers are split over processes is not compiled, nor is one that computes activations again: torch runs a compiled layer
-    without the compiler the second time, and what that keeps is not what the first time kept. Raises ConfigError when `always` meets such a run, or when the
-    device has no compiler; `auto` then says so and goes the plain way.
+    without the compiler the second time, and what that keeps is not what the first time kept. Raises ConfigError when `always` meets such
+    a run, or when the device has no compiler; `auto` then says so and goes the plain way.
     """
     if wanted == "never" or (wanted == "auto" and (splits_layers or (operations or 0.0) < WORTH.get(device.type, float("inf")))):
         return False

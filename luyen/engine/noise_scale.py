@@ -44,22 +44,24 @@ class Meter:
     def __init__(self, targets: int) -> None:
         """A step over this many targets."""
         self.targets = targets
-        self._first: tuple[int, Tensor] | None = None
+        self.norm: Tensor | float = 0.0
+        """Norm of the gradient of the first micro-batch, on the device until it is read with the step's other figures."""
+        self._first = 0
 
     def see(self, model: nn.Module, targets: int) -> None:
         """After the backward pass of a micro-batch of `targets` targets. Only the first that has any is measured, and no whole step."""
-        if self._first is None and 0 < targets < self.targets:
+        if not self._first and 0 < targets < self.targets:
             gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
-            self._first = targets, torch.nn.utils.get_total_norm(gradients, foreach=True)
+            self._first, self.norm = targets, torch.nn.utils.get_total_norm(gradients, foreach=True)
 
     def tell(self, sums: dict[str, float], norm: float, loss_scale: float) -> dict[str, float | None]:
         """Add the step, whose mean gradient has this `norm`, to the running sums in place. Returns what the log says of it.
 
         `loss_scale` is what the loss was multiplied by. Nothing is added and said when the step was one micro-batch.
         """
-        if self._first is None:
+        if not self._first:
             return {}
-        small, small_norm = self._first
-        mean_norm = float(small_norm) * self.targets / small / loss_scale  # every gradient was divided by the count of the whole step
+        small = self._first
+        mean_norm = float(self.norm) * self.targets / small / loss_scale  # every gradient was divided by the count of the whole step
         sums.update(follow(sums, *parts(small, mean_norm, self.targets, norm)))
         return {"noise_scale": scale(sums)}

@@ -31,6 +31,7 @@ from luyen.engine.parallel.pipeline import Work
 from luyen.engine.parallel.plan import Parallel
 from luyen.engine.parallel.tensors import local
 from luyen.engine.precision import LossScale, autocast
+from luyen.engine.reading import to_host
 from luyen.engine.saving import Saver
 from luyen.engine.timing import OperationCount
 from luyen.engine.watch import Watch
@@ -149,10 +150,10 @@ class Run:
             pulled = [next(stream) for _ in range(self.config.accumulation)]
         batches = [batch for batch, _ in pulled]
         noise = noise_scale.Meter(sum(batch.num_targets for batch in batches))
-        loss, metrics = self._backward(batches, noise)
+        loss, norm, metrics = self._backward(batches, noise)
         used_scale = self.scale.scale
         with part("update"):
-            norm = self._clip()
+            self._clip(norm)
         row: dict[str, Any] = {"step": self.done.step + 1, "loss": loss}
         rate = self.config.optimizer.learning_rate * schedule.factor(self.config.schedule, self.done.step, self.config.steps)
         if math.isfinite(loss) and math.isfinite(norm):
@@ -178,8 +179,12 @@ class Run:
         self.energy.sample()
         self.ended = self._reason()
 
-    def _backward(self, batches: list[Batch], noise: noise_scale.Meter) -> tuple[float, dict[str, float]]:
-        """Add up the gradient of all micro-batches over their common count. Returns the mean loss and the other means."""
+    def _backward(self, batches: list[Batch], noise: noise_scale.Meter) -> tuple[float, float, dict[str, float]]:
+        """Add up the gradient of all micro-batches over their common count.
+
+        Returns the mean loss, the norm of the whole gradient without the loss scale, and the other means. They come from the device
+        in one read, before which all of the step but the update has been given to it.
+        """
         count = noise.targets
         if not count:
             raise DataError(f"step {self.done.step + 1} trains on nothing", found=f"no targets in {_names(batches)}")
@@ -193,10 +198,15 @@ class Run:
                 sums[name] = (before[0] + total, before[1] + items)
         with part("communication"):
             self.parallel.add_up(self.model)
+        with part("update"):
+            norm = self.parallel.norm(self.model)
         with part("wait"):
-            own = {name: (float(total), items) for name, (total, items) in sums.items()}
-            total, sums = self.parallel.totals(sum(torch.stack(totals).tolist()) if totals else 0.0, own)
-            return total / count, {name: float(part_sum) / items for name, (part_sum, items) in sums.items() if items}
+            figures = [norm, noise.norm, *totals, *(total for total, _ in sums.values())]
+            scaled_norm, noise.norm, *values = to_host(figures)
+            own = {name: (value, items) for (name, (_, items)), value in zip(sums.items(), values[len(totals) :], strict=True)}
+            whole, means = self.parallel.totals(sum(values[: len(totals)], 0.0), own)
+        others = {name: part_sum / items for name, (part_sum, items) in means.items() if items}
+        return whole / count, scaled_norm / self.scale.scale, others
 
     def _losses(self, batches: Sequence[Batch], factor: float, noise: noise_scale.Meter) -> Iterator[Loss]:
         """The loss of every micro-batch after its backward pass; in a pipeline after all of them, on ranks that have the last stage."""
@@ -219,14 +229,12 @@ class Run:
                     noise.see(self.model, loss.count)
             yield loss
 
-    def _clip(self) -> float:
-        """Undo the loss scale and limit the norm of the whole gradient. Returns the norm before that."""
+    def _clip(self, norm: float) -> None:
+        """Undo the loss scale and limit the norm of the whole gradient, which is `norm` without that scale."""
         gradients = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
-        norm = self.parallel.norm(self.model) / self.scale.scale
         factor = min(1.0, self.config.optimizer.clip_norm / (norm + 1e-6)) / self.scale.scale
         if factor != 1.0 and math.isfinite(norm):
             torch._foreach_mul_([local(gradient) for gradient in gradients], factor)
-        return norm
 
     def _stop_not_finite(self, row: dict[str, Any], norm: float, batches: list[Batch]) -> None:
         what = f"loss is {row['loss']}"

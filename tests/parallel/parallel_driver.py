@@ -45,13 +45,13 @@ def first_gradients(folder: Path) -> Any:
     """Keep the whole gradient of the first step, as it is before clipping."""
     plain = Run._clip
 
-    def clip(run: Run) -> float:
+    def clip(run: Run, norm: float) -> None:
         if run.done.step == 0:
             grads = {name: p.grad for name, p in run.model.named_parameters() if p.grad is not None}
             found = {name: tensor.clone() for name, tensor in whole_on_main(grads).items()}
             if distributed.is_main():
                 save_file(found, folder / "gradients.safetensors")
-        return plain(run)
+        plain(run, norm)
 
     Run._clip = clip  # type: ignore[method-assign]
     try:

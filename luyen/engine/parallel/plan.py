@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from luyen.core import distributed, interrupt
@@ -129,15 +129,15 @@ class Parallel:
         self.pipeline.add_tied()
         return losses
 
-    def norm(self, model: nn.Module) -> float:
-        """Norm of the whole gradient."""
+    def norm(self, model: nn.Module) -> Tensor | float:
+        """Norm of the whole gradient, still on the device where no rank has a part of it."""
         trained = [parameter for parameter in model.parameters() if not (self.pipeline and self.pipeline.second(parameter))]
         gradients = [parameter.grad for parameter in trained if parameter.grad is not None]
         if self.pipeline:
             return tensors.norm(gradients, self.pipeline.group)
         if self.shape.splits_weights:
             return tensors.norm(gradients)
-        return float(torch.nn.utils.get_total_norm(gradients, foreach=True))
+        return torch.nn.utils.get_total_norm(gradients, foreach=True)
 
     def requested_stop(self) -> int:
         """The signal that asked one of the ranks to stop, or 0; the same answer on all."""
