@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -191,6 +192,8 @@ def test_successive_halving_counts_rungs_again_after_a_kill() -> None:
     assert judge("asha").hopeless([*better, trial], 2), "asked again of what was kept"
     trial.values = {"2": 0.5, "4": 9.0, "8": 9.0}
     assert not judge("asha").hopeless([*better, trial], 2)
+    judge("asha").hopeless([*better, trial], 8)
+    assert trial.rungs == {"completed_rung_0": 0.5, "completed_rung_1": 9.0}, "each rung has the figure of its own step"
 
 
 def test_memory_that_does_not_suffice_fails_the_trial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -204,3 +207,26 @@ def test_memory_that_does_not_suffice_fails_the_trial(tmp_path: Path, monkeypatc
     monkeypatch.setattr(searching, "run", breaking)
     found = search(read_space(write_recipe(tmp_path), WORDS, None), Goal(1), tmp_path / "out")
     assert found["best"] is None and found["trials"][0]["reason"] == "out of memory: no room"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("pruner", ["median", "asha"])
+def test_kills_at_random_moments_change_nothing(tmp_path: Path, pruner: str) -> None:
+    recipe = write_recipe(tmp_path, steps=8, every=2)
+    driver = DRIVER.replace("Goal(7)", f"Goal(9, {pruner!r})")
+    command = [sys.executable, "-c", driver, str(recipe), str(tmp_path / "killed"), *WORDS]
+    started = time.monotonic()
+    subprocess.run([*command[:4], str(tmp_path / "whole"), *WORDS], check=True, capture_output=True)
+    seconds, chance, kills = time.monotonic() - started, random.Random(pruner), 0
+    for _ in range(8):
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        time.sleep(chance.uniform(0.4, 0.7) * seconds)
+        kills += process.poll() is None
+        process.kill()
+        process.wait()
+    assert kills
+    subprocess.run(command, check=True, capture_output=True)
+    found = {name: (tmp_path / name / "search.json").read_text() for name in ("killed", "whole")}
+    assert found["killed"] == found["whole"]
+    assert any(trial["state"] == "pruned" for trial in json.loads(found["whole"])["trials"])
