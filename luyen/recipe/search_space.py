@@ -99,7 +99,8 @@ def read_space(recipe: Path, words: Sequence[str], budget: str | None, stage: st
         else:
             dimensions.append(found)
     if not dimensions:
-        raise ConfigError("nothing to search", expected="a range or a choice", fix="Write stage.key=LOW..HIGH or stage.key=a,b,c.")
+        where = f"nothing to search in stage {stage}" if stage else "nothing to search"
+        raise ConfigError(where, expected="a range or a choice", fix="Write stage.key=LOW..HIGH or stage.key=a,b,c.")
     _check_keys([item.key for item in dimensions], [word.partition("=")[0].strip() for word in fixed])
     stages = sorted({*([stage] if stage else []), *(item.key.partition(".")[0] for item in dimensions)})
     if len(stages) > 1:

@@ -6,6 +6,7 @@ import io
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import matplotlib
@@ -19,6 +20,8 @@ from luyen.report.page import TEMPLATES, UNSAFE, environment
 from luyen.report.wording import short
 
 PAGE = "search.html"
+FAR = 3
+"""Trials that are so many times as far from the best as the median are not drawn in the curve: one of them would flatten it."""
 TONES = {"complete": "", "pruned": "soft", "failed": "bad"}
 
 
@@ -60,9 +63,13 @@ def _course(found: Mapping[str, Any]) -> Section:
     values = [trial["value"] for trial in complete]
     numbers = [trial["number"] + 1 for trial in complete]
     so_far = [better(values[: place + 1]) for place in range(len(values))]
-    lines = [Line(numbers, values, "trial", SECOND, faint=True, dots=True), Line(numbers, so_far, "best so far")]
+    limit = FAR * abs(median(values) - so_far[-1])
+    near = [place for place, value in enumerate(values) if abs(value - so_far[-1]) <= limit or not limit]
+    shown = Line([numbers[place] for place in near], [values[place] for place in near], "trial", SECOND, faint=True, dots=True)
+    lines = [shown, Line([numbers[place] for place in near], [so_far[place] for place in near], "best so far")]
     drawing = draw(lines, name="course", x_label="trial", y_label="figure")
     said = f"From {values[0]:.4f} in trial {numbers[0]} to {so_far[-1]:.4f}."
+    said += f" {len(values) - len(near)} far worse than the median are not drawn." if len(near) < len(values) else ""
     section.blocks.append(Charts([(drawing, f"{found['metric']} of the complete trials, and the best so far.", said)]))
     return section
 
@@ -84,7 +91,7 @@ def _coordinates(found: Mapping[str, Any]) -> Section:
         scale = "choice" if "choices" in item else "logarithmic" if item["log"] else "linear"
         rows.append([str(place), item["key"], ends[0], ", ".join(ends[1:-1]) or "–", ends[-1], scale])
     figures = [trial["value"] for trial in complete]
-    rows.append(["figure", found["metric"], f"{min(figures):.4f}", "–", f"{max(figures):.4f}", "linear"])
+    rows.append(["figure", found["metric"], f"{min(figures):.4f}", "–", f"{max(figures):.4f}", "by order"])
     section.blocks.append(Table("The axes", ["Axis", "Key", "Bottom", "Between", "Top", "Scale"], rows))
     return section
 
@@ -92,7 +99,7 @@ def _coordinates(found: Mapping[str, Any]) -> Section:
 def _parallel(found: Mapping[str, Any], complete: Sequence[dict[str, Any]]) -> Markup:
     columns = len(found["space"]) + 1
     best = found["best"]["number"]
-    figures = [trial["value"] for trial in complete]
+    order = sorted({trial["value"] for trial in complete})  # by place, for one diverged trial would press all others together
     with matplotlib.rc_context(SETTINGS):  # type: ignore[arg-type]
         figure = Figure(figsize=(max(3.8, 1.1 * columns), 2.6))
         axes = figure.add_axes((0.04, 0.15, 0.92, 0.8))
@@ -105,7 +112,7 @@ def _parallel(found: Mapping[str, Any], complete: Sequence[dict[str, Any]]) -> M
             if trial["state"] == "pruned":
                 axes.plot(range(columns - 1), heights, color=SOFT, linewidth=0.8, alpha=0.5, linestyle=(0, (1, 2)))
                 continue
-            heights.append(_share(trial["value"], min(figures), max(figures)))
+            heights.append(_share(order.index(trial["value"]), 0, len(order) - 1))
             own = trial["number"] == best
             axes.plot(range(columns), heights, color=FIRST if own else SECOND, linewidth=2.2 if own else 0.8,
                       alpha=1.0 if own else 0.5, zorder=3 if own else 2)  # fmt: skip
