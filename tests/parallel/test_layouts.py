@@ -20,9 +20,11 @@ def stop_at(micro_batch: int, **axes: int) -> dict[str, Any]:
     return {**layout(**axes), "in": "moved", "signal": {"rank": 1, "nth": micro_batch, "name": "SIGTERM"}}
 
 
+SELECTIVE = ("shard", "tensor", "context", "pipeline")
 JOBS: dict[str, dict[str, Any]] = {
     "data": layout(data=2), "shard": layout(shard=2), "tensor": layout(tensor=2), "context": layout(context=2),
     "pipeline": layout(pipeline=2), "cut": CUT, "muon": MUON,
+    **{f"selective-{axis}": {"config": {**BASE, "activations": "selective", "parallel": {axis: 2}}} for axis in SELECTIVE},
     "lion": {"config": {**BASE, **LION, "activations": "full", "parallel": {"shard": 2}}},
     "term": stop_at(5, shard=2), "term-again": stop_at(8, tensor=2),
     "nan": {**layout(data=2), "signal": {"rank": 1, "nth": 5, "name": "nan"}},
@@ -46,7 +48,9 @@ def root(tmp_path_factory: pytest.TempPathFactory, train: Any) -> Path:
 
 @pytest.mark.parametrize(
     ("name", "equal"),
-    [(name, "one") for name in ("data", "shard", "tensor", "context", "pipeline")] + [("cut", "one-cut"), ("muon", "one-muon")],
+    [(name, "one") for name in ("data", "shard", "tensor", "context", "pipeline")]
+    + [(f"selective-{axis}", "one") for axis in SELECTIVE]
+    + [("cut", "one-cut"), ("muon", "one-muon")],
 )
 def test_a_layout_trains_as_one_process_does(root, name, equal):
     check_equal(root / equal, root / name)
