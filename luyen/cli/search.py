@@ -128,8 +128,9 @@ def foretell(space: Space, trials: int, folder: Path) -> None:
         progress.say(f"{left} trials of {space.stage}; how long one takes is not known before")
         return
     one = " to ".join(dict.fromkeys(map(duration, known)))
+    together = " to ".join(dict.fromkeys(duration(left * seconds + others) for seconds in known))
     unknown = [name for name, item in shared.items() if item.seconds is None]
     progress.say(
-        f"estimate: {left} trials of {space.stage} of {one} each without pruning, {duration(left * known[0] + others)} to "
-        f"{duration(left * known[-1] + others)} with the stages before it" + (f", without {', '.join(unknown)}" if unknown else "")
+        f"estimate: {left} trials of {space.stage} of {one} each without pruning, {together} with the stages before it"
+        + (f", without {', '.join(unknown)}" if unknown else "")
     )
