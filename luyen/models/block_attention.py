@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-BLOCK = 128
+BLOCK = 64
 """Queries of a block: smaller ones make many small products, larger ones compute more of what the mask hides."""
 MOST_KEPT = 1 << 25
 """Largest number of probabilities that one call keeps for its backward pass: 128 MiB in fp32."""
