@@ -182,3 +182,8 @@ def test_nothing_unsafe_in_the_package(path: Path) -> None:
 def test_all_modules_are_found() -> None:
     for module in pkgutil.walk_packages(luyen.__path__, "luyen."):
         assert importlib.util.find_spec(module.name) is not None
+
+
+def test_test_files_have_different_names() -> None:
+    names = sorted(path.name for path in (PROJECT / "tests").rglob("test_*.py"))
+    assert len(names) == len(set(names)), "pytest reads the first of two files of one name and stops at the other"
