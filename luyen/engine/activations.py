@@ -18,7 +18,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
-from luyen.core.errors import ConfigError
+from luyen.engine.layers import wrapped
 
 Activations = Literal["none", "selective", "full"]
 
@@ -39,20 +39,16 @@ def recomputed(module: nn.Module, mode: Activations) -> Iterator[None]:
 
     Raises ConfigError when the module has no list of layers.
     """
-    layers = [layer for child in module.modules() if isinstance(child, nn.ModuleList) for layer in child] if mode != "none" else []
-    if mode != "none" and not layers:
-        raise ConfigError("train.activations", found=mode, expected="none, as this model has no list of layers")
-    contexts = {"context_fn": functools.partial(create_selective_checkpoint_contexts, list(KEPT))} if mode == "selective" else {}
-    before = [vars(layer).get("forward") for layer in layers]
-    for layer in layers:
-        layer.forward = functools.partial(_recompute, layer.forward, contexts)
-    try:
+    if mode == "none":
         yield
-    finally:
-        for layer, earlier in zip(layers, before, strict=True):
-            del layer.forward
-            if earlier is not None:
-                layer.forward = earlier
+        return
+    contexts = {"context_fn": functools.partial(create_selective_checkpoint_contexts, list(KEPT))} if mode == "selective" else {}
+
+    def wrap(forward: Callable[..., Any]) -> Callable[..., Any]:
+        return functools.partial(_recompute, forward, contexts)
+
+    with wrapped(module, wrap, "train.activations", found=mode, expected="none"):
+        yield
 
 
 def _recompute(forward: Callable[..., Any], contexts: dict[str, Any], *arguments: Any, **keywords: Any) -> Any:

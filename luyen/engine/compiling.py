@@ -17,6 +17,7 @@ from torch import nn
 
 from luyen.core import progress
 from luyen.core.errors import ConfigError
+from luyen.engine.layers import wrapped
 from luyen.models import transformer
 
 Compile = Literal["auto", "always", "never"]
@@ -75,20 +76,11 @@ def compiled(module: nn.Module, wanted: bool) -> Iterator[None]:
 
     Raises ConfigError when the module has no list of layers.
     """
-    layers = [layer for child in module.modules() if isinstance(child, nn.ModuleList) for layer in child] if wanted else []
-    if wanted and not layers:
-        raise ConfigError("train.compile", found="always", expected="never, as this model has no list of layers")
-    before = [vars(layer).get("forward") for layer in layers]
-    for layer in layers:
-        layer.forward = _where_trained(layer.forward)
-    try:
-        with _attention_apart() if wanted else contextlib.nullcontext():
-            yield
-    finally:
-        for layer, earlier in zip(layers, before, strict=True):
-            del layer.forward
-            if earlier is not None:
-                layer.forward = earlier
+    if not wanted:
+        yield
+        return
+    with wrapped(module, _where_trained, "train.compile", found="always", expected="never"), _attention_apart():
+        yield
 
 
 @contextlib.contextmanager
