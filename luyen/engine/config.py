@@ -89,6 +89,8 @@ class ParallelConfig(Config):
     """Runs of layers that each of them has; 1: the schedule is 1F1B, more: interleaved 1F1B, with less waiting and more messages."""
     pipeline_pieces: int = Field(default=1, ge=1)
     """Pieces that a micro-batch is cut into between samples to pass the pipeline; the more, the less waiting."""
+    offload: bool = False
+    """Keep what shard slices of the layers (weights, gradients, optimizer) in the host's memory and update it there; also on one GPU."""
     timeout_seconds: float = Field(default=600.0, gt=0)
     """After so long without an answer from a process the run ends with an error that names it."""
 

@@ -111,7 +111,9 @@ class Shards:
         found = self._metadata.state_dict_metadata[name]
         if isinstance(like, DTensor) and tuple(like.shape) == self.shapes[name]:
             part = torch.empty_like(like.to_local(), dtype=found.properties.dtype)
-            return DTensor.from_local(part, like.device_mesh, like.placements, run_check=False, shape=like.shape, stride=like.stride())
+            whole = {"shape": like.shape, "stride": like.stride()}
+            split = DTensor.from_local(part, like.device_mesh, like.placements, run_check=False, **whole)
+            return split.to(like.device)  # which may be the host of a mesh of GPUs
         return torch.empty(found.size, dtype=found.properties.dtype, device="cpu" if like is None else like.device)
 
     def whole(self, name: str) -> Tensor:

@@ -19,6 +19,7 @@ from luyen.engine.algorithm import Algorithm, Batch, Hooks, TrainResult
 from luyen.engine.compiling import compiled, worth
 from luyen.engine.config import TrainConfig
 from luyen.engine.memory import freed_memory_kept
+from luyen.engine.parallel.mesh import alone
 from luyen.engine.run import Run
 
 __all__ = ["Algorithm", "Batch", "Hooks", "TrainConfig", "TrainResult", "fit"]
@@ -36,6 +37,7 @@ def fit(algorithm: Algorithm, config: TrainConfig, folder: Path, *, seed: int = 
     splits_layers = max(parallel.tensor, parallel.context, parallel.pipeline) > 1
     with (
         distributed.group(config.parallel.timeout_seconds),
+        alone(config.parallel.offload),
         distributed.own_folder(folder) as own,
         freed_memory_kept(),
         compiled(algorithm.model, worth(config.compile, hooks.operations, pick_device(config.device), splits_layers, config.activations)),

@@ -7,11 +7,15 @@ rows; a pipeline's ranks and those of a context or tensor group read the same on
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
+import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
+from luyen.core import distributed
 from luyen.core.errors import ConfigError
 from luyen.engine.config import ParallelConfig
 
@@ -27,13 +31,15 @@ class Shape:
     tensor: int
     pipeline: int = 1
     context: int = 1
+    offload: bool = False
+    """Whether the slices of layers lie in the host's memory."""
 
     @staticmethod
     def of(config: ParallelConfig, ranks: int) -> Shape:
         """The layout of a config for so many processes. Raises ConfigError when it does not use all of them."""
         fixed = config.pipeline * config.shard * config.context * config.tensor
         data = config.data or max(1, ranks // fixed)
-        shape = Shape(data, config.shard, config.tensor, config.pipeline, config.context)
+        shape = Shape(data, config.shard, config.tensor, config.pipeline, config.context, config.offload)
         if data * fixed != ranks:
             wanted = f"{shape.told} = {data * fixed} processes"
             fix = f"Start it with torchrun --nproc-per-node {data * fixed}, or change train.parallel."
@@ -68,8 +74,8 @@ class Shape:
 
     @property
     def splits_weights(self) -> bool:
-        """Whether no rank holds the whole model."""
-        return self.shard > 1 or self.tensor > 1 or self.pipeline > 1
+        """Whether no rank holds the whole model as plain tensors of its device."""
+        return self.shard > 1 or self.tensor > 1 or self.pipeline > 1 or self.offload
 
     @property
     def whole_gradients(self) -> bool:
@@ -79,3 +85,16 @@ class Shape:
     def mesh(self, device: torch.device) -> DeviceMesh:
         """torch's mesh of this shape."""
         return init_device_mesh(device.type, tuple(getattr(self, axis) for axis in AXES), mesh_dim_names=AXES)
+
+
+@contextlib.contextmanager
+def alone(wanted: bool) -> Iterator[None]:
+    """Within the block a process that no launcher started is a group of one, if that is `wanted`: slicing needs a group."""
+    if not wanted or distributed.ranks() > 1:
+        yield
+        return
+    dist.init_process_group(store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()

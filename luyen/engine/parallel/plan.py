@@ -12,11 +12,12 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from luyen.core import distributed, interrupt
-from luyen.core.device import pick_device
+from luyen.core.device import pick_device, pick_dtype
 from luyen.core.errors import ConfigError
 from luyen.engine.config import TrainConfig
 from luyen.engine.parallel import tensors
@@ -24,7 +25,7 @@ from luyen.engine.parallel.context import join, leave
 from luyen.engine.parallel.data import cut, share_out, sum_gradients
 from luyen.engine.parallel.mesh import Shape
 from luyen.engine.parallel.pipeline import Pipeline, Work, check_count
-from luyen.engine.parallel.shard import make_room, settle, shard
+from luyen.engine.parallel.shard import layers, make_room, settle, shard
 from luyen.engine.parallel.start import emptied, fill
 from luyen.engine.parallel.tensor import own_heads, split, summed
 from luyen.engine.parallel.vocabulary import SharedLoss
@@ -43,13 +44,20 @@ class Parallel:
         """Raises ConfigError when the layout does not fit the processes, or the optimizer does not fit the layout."""
         self.ranks = distributed.ranks()
         self.shape = Shape.of(config.parallel, self.ranks)
-        if self.shape.shard * self.shape.tensor > 1 and config.optimizer.name not in ELEMENTWISE:
+        self.device = _own_device(config.device)
+        self.sliced = self.shape.shard > 1 or self.shape.offload
+        if self.shape.offload:
+            check_offload(self.shape, self.ranks, self.device)
+        if (self.sliced or self.shape.tensor > 1) and config.optimizer.name not in ELEMENTWISE:
+            axis = "shard" if self.shape.shard > 1 else "tensor" if self.shape.tensor > 1 else "offload"
             raise ConfigError(
-                f"optimizer.name with train.parallel.{'shard' if self.shape.shard > 1 else 'tensor'}", found=config.optimizer.name,
+                f"optimizer.name with train.parallel.{axis}", found=config.optimizer.name,
                 expected=" or ".join(ELEMENTWISE), fix="It needs whole matrices; with train.parallel.data every process has them.",
             )  # fmt: skip
-        self.device = _own_device(config.device)
-        self.mesh = self.shape.mesh(self.device) if self.ranks > 1 else None
+        self.mesh = self.shape.mesh(self.device) if self.ranks > 1 or self.sliced else None
+        dtype = pick_dtype(config.precision, self.device)
+        # In a pipeline the head is sent to ranks that do not have it, and layers of other ranks' types would meet.
+        self.half = dtype if dtype != torch.float32 and self.shape.pipeline == 1 else None
         self.config = config.parallel
         self.pipeline: Pipeline | None = None
         if self.shape.pipeline > 1:
@@ -74,11 +82,11 @@ class Parallel:
             split(model, self.mesh["tensor"])
         if self.shape.context > 1:
             join(model, self.mesh.get_group("context"))
-        if self.shape.shard > 1:
-            shard(model, self.mesh, self.shape)
+        if self.sliced:
+            shard(model, self.mesh, self.shape, self.half)
         if self.pipeline:
             self.pipeline.finish()
-        model = fill(model, source, self.device)
+        model = fill(model, source, self.device, layers(model) if self.shape.offload else ())
         make_room(model)
         return model
 
@@ -146,7 +154,7 @@ class Parallel:
     @property
     def one_meter(self) -> bool:
         """Whether the main process' energy counters see all of the work: several GPUs or machines have counters of their own."""
-        return self.mesh is None or (self.device.type == "cpu" and distributed.one_machine())
+        return self.ranks == 1 or (self.device.type == "cpu" and distributed.one_machine())
 
     def one_loss(self) -> contextlib.AbstractContextManager[None]:
         """Around what makes a loss: ranks that read the same rows compute parts of it, and each has the whole."""
@@ -187,6 +195,17 @@ class Parallel:
             owner, _, last = name.rpartition(".")
             model.get_submodule(owner)._parameters[last] = plain[id(like)]
         self._plain = []
+
+
+def check_offload(shape: Shape, ranks: int, device: torch.device) -> None:
+    """Raise ConfigError where slices in the host's memory are of no use, or are not written."""
+    if device.type == "cpu":
+        fix = "Set train.parallel.offload=false: the weights are there already."
+        raise ConfigError("train.parallel.offload", found="device cpu", expected="a GPU", fix=fix)
+    if shape.tensor * shape.context * shape.pipeline > 1 or (ranks > 1 and shape.shard == 1):
+        raise ConfigError("train.parallel.offload", found=shape.told, expected="shard, or shard and data, or one process", fix="Set shard.")
+    if not dist.is_initialized():
+        raise ConfigError("train.parallel.offload", found="the learning-rate test", expected="a training run", fix="Test without it.")
 
 
 def _attributes(module: nn.Module) -> dict[str, Any]:

@@ -4,20 +4,36 @@ Every rank keeps a slice of each parameter, its gradient and its optimizer state
 dropped after it; its gradient is summed and sliced as soon as it is there. What stands outside the lists of layers (embedding, final norm,
 head) is one more unit that stays gathered from the forward to the backward pass, because the loss uses the head after `forward`.
 With data > 1 as well the slices are repeated `data` times (hybrid sharding).
+
+Layers may be gathered in half precision, so that what autograd keeps of a weight is the gathered one, which is dropped, and not a copy
+that autocast made. Slices, the sums of gradients and the unit outside the layers, which losses, evaluations and caches read, stay fp32.
+The slices of layers may lie in the host's memory (Ren et al., 2021, arXiv:2101.06840, section 4), where the optimizer then works.
 """
 
 from __future__ import annotations
 
-from torch import nn
+import functools
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Shard
 
 from luyen.engine.parallel.mesh import Shape
+from luyen.models.functions import rms_norm
+from luyen.models.transformer import RMSNorm
 
 
-def shard(model: nn.Module, mesh: DeviceMesh, shape: Shape) -> None:
-    """Slice `model` in place: every layer of its lists is a unit, the rest another. Gradients are summed over ranks, not averaged."""
+def shard(model: nn.Module, mesh: DeviceMesh, shape: Shape, half: torch.dtype | None = None) -> None:
+    """Slice `model` in place: every layer of its lists is a unit, the rest another. Gradients are summed over ranks, not averaged.
+
+    `half` is the type in which layers are gathered; None: that of the slices.
+    """
+    precision = MixedPrecisionPolicy(half, torch.float32 if half else None, cast_forward_inputs=False)  # the residual path stays fp32
+    # Pages that a GPU reads by itself must be pinned; a CPU has no use for them.
+    offload = CPUOffloadPolicy(pin_memory=mesh.device_type != "cpu") if shape.offload else OffloadPolicy()
     ranks = mesh["data", "shard"] if shape.data > 1 else mesh["shard"]
 
     def axis(parameter: nn.Parameter) -> Shard | None:
@@ -25,9 +41,10 @@ def shard(model: nn.Module, mesh: DeviceMesh, shape: Shape) -> None:
         rows_dealt = isinstance(parameter, DTensor) and parameter.placements[0] == Shard(0)
         return Shard(1) if rows_dealt and parameter.ndim == 2 and parameter.shape[1] % shape.shard == 0 else None
 
-    for layers in (module for module in list(model.modules()) if isinstance(module, nn.ModuleList)):
-        for layer in (layer for layer in layers if next(layer.parameters(), None) is not None):  # others lie in another stage of a pipeline
-            fully_shard(layer, mesh=ranks, reshard_after_forward=True, shard_placement_fn=axis)
+    for layer in layers(model):
+        fully_shard(layer, mesh=ranks, reshard_after_forward=True, shard_placement_fn=axis, mp_policy=precision, offload_policy=offload)
+        if half:
+            _take_any_type(layer)
     fully_shard(model, mesh=ranks, reshard_after_forward=False, shard_placement_fn=axis)
     for module in model.modules():
         if isinstance(module, FSDPModule):
@@ -36,6 +53,33 @@ def shard(model: nn.Module, mesh: DeviceMesh, shape: Shape) -> None:
     if shape.pipeline > 1 and isinstance(model, FSDPModule):
         # The loss of a micro-batch reads the head after another's backward pass, so it stays gathered until `settle` after the step.
         model.set_reshard_after_backward(False, recurse=False)
+
+
+def layers(model: nn.Module) -> list[nn.Module]:
+    """The layers that lie here, which are units of their own; others lie in another stage of a pipeline."""
+    listed = [layer for module in model.modules() if isinstance(module, nn.ModuleList) for layer in module]
+    return [layer for layer in listed if next(layer.parameters(), None) is not None]
+
+
+def _take_any_type(layer: nn.Module) -> None:
+    """Let a layer whose weights come in half precision compute what it computes with fp32 weights: products in half, the rest in fp32."""
+    for module in layer.modules():
+        if isinstance(module, nn.Linear):
+            module.forward = functools.partial(_product, module, module.forward)  # type: ignore[method-assign]
+        elif isinstance(module, RMSNorm):
+            module.forward = functools.partial(_norm, module)  # type: ignore[method-assign]
+
+
+def _product(linear: nn.Linear, forward: Callable[[Tensor], Tensor], hidden: Tensor) -> Tensor:
+    """Autocast brings the input to the weight's type; evaluations are without it, and go on in the type they came in."""
+    if torch.is_autocast_enabled(hidden.device.type):
+        return forward(hidden)
+    return forward(hidden.to(linear.weight.dtype)).to(hidden.dtype)
+
+
+def _norm(norm: RMSNorm, hidden: Tensor) -> Tensor:
+    """In the type of the hidden states, as a fused norm wants its weight."""
+    return rms_norm(hidden, norm.weight.to(hidden.dtype), norm.eps)
 
 
 def make_room(model: nn.Module) -> None:

@@ -7,6 +7,8 @@ one tensor at a time.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -26,12 +28,15 @@ def emptied(model: nn.Module) -> dict[str, Tensor]:
     return source if distributed.is_main() else {}
 
 
-def fill(model: nn.Module, source: dict[str, Tensor], device: torch.device) -> nn.Module:
-    """Make the parameters and buffers that `model` has now, and fill them from `source`. All ranks call this."""
+def fill(model: nn.Module, source: dict[str, Tensor], device: torch.device, on_host: Sequence[nn.Module] = ()) -> nn.Module:
+    """Make the parameters and buffers that `model` has now, and fill them from `source`. All ranks call this.
+
+    The parameters of the modules `on_host` are made in the host's memory, all else on the device.
+    """
     shared: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         shared.setdefault(id(parameter), []).append(name)
-    model = model.to_empty(device=device)
+    _make(model, device, {id(part) for module in on_host for part in module.modules()})
     for first, *others in shared.values():
         for name in others:
             owner, _, last = name.rpartition(".")
@@ -42,3 +47,14 @@ def fill(model: nn.Module, source: dict[str, Tensor], device: torch.device) -> n
             if name in own:
                 local(own[name]).copy_(local(part_like(tensor, own[name])))
     return model
+
+
+def _make(model: nn.Module, device: torch.device, on_host: set[int]) -> None:
+    """Memory for everything, children first: torch's sharding looks at a unit when the unit itself is made."""
+    if not on_host:
+        model.to_empty(device=device)
+        return
+    for module in reversed(list(model.modules())):
+        module.to_empty(device="cpu" if id(module) in on_host else device, recurse=False)
+        for name, buffer in module._buffers.items():
+            module._buffers[name] = None if buffer is None else torch.empty_like(buffer, device=device)

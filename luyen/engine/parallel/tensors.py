@@ -56,7 +56,8 @@ def part_like(full: Tensor, like: Tensor) -> Tensor:
         return full.to(like.device)
     mesh, everywhere = like.device_mesh, [Replicate()] * like.device_mesh.ndim
     split = DTensor.from_local(full.to(like.device), mesh, everywhere, run_check=False)
-    return split.redistribute(mesh, like.placements)  # type: ignore[no-any-return]
+    # torch brings the parts of a mesh of GPUs to a GPU; `like` may lie on the host.
+    return split.redistribute(mesh, like.placements).to(like.device)  # type: ignore[no-any-return]
 
 
 def norm(gradients: Iterable[Tensor], others: dist.ProcessGroup | None = None) -> float:
@@ -64,17 +65,19 @@ def norm(gradients: Iterable[Tensor], others: dist.ProcessGroup | None = None) -
 
     Every rank calls this.
     """
-    squares: dict[tuple[dist.ProcessGroup, ...], list[Tensor]] = {}
+    squares: dict[tuple[tuple[dist.ProcessGroup, ...], torch.device, str], list[Tensor]] = {}
     for gradient in gradients:
         groups: tuple[dist.ProcessGroup, ...] = ()
+        meet = gradient.device.type  # where the ranks add up: slices may lie on the host of a mesh of GPUs
         if isinstance(gradient, DTensor):
             assert not any(isinstance(placement, Partial) for placement in gradient.placements), "a gradient is not summed yet"
             mesh = gradient.device_mesh
+            meet = mesh.device_type
             groups = tuple(mesh.get_group(axis) for axis, placement in enumerate(gradient.placements) if not placement.is_replicate())
-        squares.setdefault(groups, []).append(local(gradient))
+        squares.setdefault((groups, gradient.device, meet), []).append(local(gradient))
     total = 0.0
-    for groups, parts in squares.items():
-        square = torch.stack(torch._foreach_norm(parts)).float().square().sum()
+    for (groups, _, meet), parts in squares.items():
+        square = torch.stack(torch._foreach_norm(parts)).float().square().sum().to(meet)
         for group in groups:
             dist.all_reduce(square, group=group)
         total += float(square)
@@ -87,13 +90,13 @@ def norm(gradients: Iterable[Tensor], others: dist.ProcessGroup | None = None) -
 
 
 def separate(optimizers: Iterable[Optimizer]) -> None:
-    """Split the optimizers' groups so that each holds tensors of one layout: their fused updates take no mixture."""
+    """Split the optimizers' groups so that each holds tensors of one layout and device: their fused updates take no mixture."""
     for optimizer in optimizers:
         groups = []
         for group in optimizer.param_groups:
             by_layout: dict[object, list[Tensor]] = {}
             for parameter in group["params"]:
-                key = parameter.device_mesh if isinstance(parameter, DTensor) else None
+                key = (parameter.device_mesh if isinstance(parameter, DTensor) else None, parameter.device)
                 by_layout.setdefault(key, []).append(parameter)
             groups += [{**group, "params": parameters} for parameters in by_layout.values()]
         optimizer.param_groups[:] = groups
