@@ -112,14 +112,22 @@ def operations(model: TransformerConfig, length: int, trained: float = 1.0) -> O
     )
 
 
-RECOMPUTED = {"none": 0.0, "selective": 0.5, "full": 1.0}
+RECOMPUTED = {"none": 0.0, "selective": 0.5, "full": 1.0, "offload": 0.0}
 """Share of the layers' forward pass, in time, that `train.activations` does a second time, the fastest first. Selective's is measured on
-a CPU, where attention and passes over memory take about half of it; a GPU was not measured."""
+a CPU, where attention and passes over memory take about half of it; a GPU was not measured, nor what copies to the host take."""
 
 
 def recomputed_share(activations: str) -> float:
     """Share of the forward pass that `train.activations` does a second time."""
     return RECOMPUTED[activations]
+
+
+def slower_modes(activations: str) -> list[str]:
+    """`train.activations` as asked, then those that keep less and take a known time more; offload only where it is asked for."""
+    if activations == "offload":
+        return [activations]
+    modes = [mode for mode in RECOMPUTED if mode != "offload"]
+    return modes[modes.index(activations) :]
 
 
 def state_bytes(parts: Parameters, optimizer: OptimizerConfig) -> float:
@@ -162,12 +170,13 @@ def activation_bytes(model: TransformerConfig, tokens: float, activations: str, 
     """Bytes of all activations of a micro-batch of `tokens` tokens; what enters a layer is kept in fp32 in any case.
 
     A layer that is computed again counts twice, once for the gradients of what it keeps; where all layers are kept, those already done
-    have made room for them. Selective keeps the products of the others beside it. A context group gathers the hidden states that come
-    out, with their gradient.
+    have made room for them. Selective keeps the products of the others beside it; of what offload keeps a layer and its gradients are on
+    the device, with what goes from one layer to the next. A context group gathers the hidden states that come out, with their gradient.
     """
     whole = model.num_layers if activations == "none" else min(2, model.num_layers)
     others = (model.num_layers - 1) * products_bytes(model, half, tensor, context) if activations == "selective" else 0.0
-    layers = whole * kept_bytes(model, half, tensor, context) + others + 4 * model.num_layers * model.hidden_size / (tensor * context)
+    inputs = 1 if activations == "offload" else model.num_layers
+    layers = whole * kept_bytes(model, half, tensor, context) + others + 4 * inputs * model.hidden_size / (tensor * context)
     return tokens * (layers + (8.0 * model.hidden_size if context > 1 else 0.0))
 
 
@@ -245,14 +254,18 @@ class Training:
     optimizer: OptimizerConfig
     activations: str
     half: bool
-    """Products in bf16 or fp16; weights, gradients and optimizer are fp32."""
+    """Products in bf16, fp16 or fp8; weights, gradients and optimizer are fp32."""
+    offload: bool = False
+    """Whether weights, gradients and optimizer of the layers lie in the host's memory."""
 
     def on(self, layout: Layout) -> Training | None:
         """The part of it that one device of a layout has; None where heads, columns, rows or the optimizer cannot be shared so."""
         model = self.model
         if any(size % layout.tensor for size in (model.num_heads, model.num_kv_heads, model.intermediate_size)):
             return None
-        if layout.shard * layout.tensor > 1 and self.optimizer.name not in SLICED:
+        if (layout.shard * layout.tensor > 1 or self.offload) and self.optimizer.name not in SLICED:
+            return None
+        if self.offload and (layout.alike * layout.pipeline > 1 or layout.shard == 1 < layout.devices):
             return None
         each = self.batch.rows * self.batch.accumulation // layout.streams
         if layout.pipeline > min(model.num_layers, each):
@@ -267,7 +280,7 @@ class Memory(Parts):
 
     weights: float
     copies: float
-    """Of the weights in half precision, which autograd keeps; in a sharded run also what is gathered at a time, with its gradient."""
+    """Of the weights in half precision, which autograd keeps; in a sharded run instead what is gathered at a time, with its gradient."""
     gradients: float
     optimizer: float
     activations: float
@@ -294,15 +307,21 @@ def memory(training: Training, layout: Layout = Layout()) -> Memory:
 def _memory(training: Training, layout: Layout, model: TransformerConfig, parts: Parameters, under_way: int = 1) -> Memory:
     """Of a device that has these layers and tables, with so many micro-batches under way.
 
-    It is responsible for 1 / tensor of all matrices and for the norms in whole; of that 1 / shard lies there for good.
+    It is responsible for 1 / tensor of all matrices and for the norms in whole; of that 1 / shard lies there for good, of layers whose
+    slices are on the host nothing.
     """
     tables = (parts.embedding + parts.head) / layout.tensor
-    held = (parts.attention + parts.feed_forward) / layout.tensor + parts.norms + tables
-    kept = held / layout.shard
+    layers = (parts.attention + parts.feed_forward) / layout.tensor + parts.norms
+    held = layers + tables
+    kept = (tables if training.offload else held) / layout.shard
     copies = 2 * held if training.half else 0.0
-    if layout.shard > 1:
-        layer = (held - tables) / model.num_layers
-        copies += 4 * (layer * (min(LAYERS_GATHERED, model.num_layers) + 1) + 2 * tables)
+    if layout.shard > 1 or training.offload:
+        layer, gathered = layers / model.num_layers, min(LAYERS_GATHERED, model.num_layers)
+        if training.half and layout.pipeline == 1:  # gathered in half, with a gradient in half that is summed in fp32; the head's copy
+            copies = layer * (2 * gathered + 2 + 4) + 2 * (parts.head or parts.embedding) / layout.tensor
+        else:
+            copies += 4 * layer * (gathered + 1)
+        copies += 4 * 2 * tables
     tokens = training.batch.rows * training.batch.length
     return Memory(
         weights=4 * kept,

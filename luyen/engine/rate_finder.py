@@ -17,10 +17,11 @@ import torch
 from torch import nn
 
 from luyen.core import distributed, interrupt, progress
+from luyen.core.device import pick_device
 from luyen.core.errors import ConfigError, NonFinite
 from luyen.core.random_state import random_state, restore_random_state
 from luyen.engine import schedule
-from luyen.engine.activations import recomputed
+from luyen.engine.activations import check_offload, recomputed
 from luyen.engine.algorithm import Algorithm, Hooks
 from luyen.engine.config import CheckpointConfig, ScheduleConfig, TrainConfig, WatchConfig
 from luyen.engine.memory import freed_memory_kept
@@ -61,6 +62,7 @@ def find(
         raise ConfigError("steps of the learning-rate test", found=steps, expected="at least 5")
     if distributed.ranks() > 1:
         raise ConfigError("the learning-rate test", found=f"{distributed.ranks()} processes", expected="one")
+    check_offload(config.activations, pick_device(config.device))
     ramp = config.model_copy(
         update={
             "steps": steps,

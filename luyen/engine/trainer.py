@@ -14,7 +14,7 @@ from pathlib import Path
 from luyen.core import distributed, progress
 from luyen.core.device import pick_device
 from luyen.core.errors import Interrupted
-from luyen.engine.activations import recomputed
+from luyen.engine.activations import check_offload, recomputed
 from luyen.engine.algorithm import Algorithm, Batch, Hooks, TrainResult
 from luyen.engine.compiling import compiled, worth
 from luyen.engine.config import TrainConfig
@@ -35,6 +35,7 @@ def fit(algorithm: Algorithm, config: TrainConfig, folder: Path, *, seed: int = 
     """
     hooks, parallel = hooks or Hooks(), config.parallel
     splits_layers = max(parallel.tensor, parallel.context, parallel.pipeline) > 1
+    check_offload(config.activations, pick_device(config.device))
     with (
         distributed.group(config.parallel.timeout_seconds),
         alone(config.parallel.offload),

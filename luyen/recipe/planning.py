@@ -182,7 +182,7 @@ def _training(stage: StagePlan, outlook: Outlook, assumptions: Assumptions) -> T
         return None
     train, length = config.train, row_length(config.batch, model.context_length)
     batch = Batch(config.batch.rows, train.accumulation, length)
-    training = Training(model, batch, train.optimizer, train.activations, train.precision != "fp32")
+    training = Training(model, batch, train.optimizer, train.activations, train.precision != "fp32", train.parallel.offload)
     size = outlook.text(config.data) if isinstance(config, PretrainConfig) else None
     found = TrainingPlan(
         stage=stage.name, verb=stage.verb, training=training, steps=train.steps,
@@ -218,7 +218,7 @@ def _ways(plan: TrainingPlan, name: str, device: Device, assumptions: Assumption
 def candidates(training: Training, devices: int) -> Iterator[tuple[Layout, Training]]:
     """Layouts of so many devices with what each device has, the ones that cost least speed first."""
     layouts = cost.layouts(devices)
-    modes = list(cost.RECOMPUTED)[list(cost.RECOMPUTED).index(training.activations) :]
+    modes = cost.slower_modes(training.activations)
     for kind in ((False, False), (True, False), (False, True)):
         for activations in modes:
             for layout in (layout for layout in layouts if (layout.tensor > 1, layout.pipeline > 1) == kind):

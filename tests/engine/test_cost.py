@@ -1,14 +1,16 @@
 """Counts by hand, against the built model, against what torch keeps, and against the published sizes and rules."""
 
 import itertools
+from dataclasses import replace
 from typing import get_args
 
 import pytest
 import torch
 
 from luyen.core.config import load
-from luyen.engine.config import OptimizerConfig
+from luyen.engine.config import OptimizerConfig, TrainConfig
 from luyen.engine.cost import (
+    RECOMPUTED,
     SLICED,
     STATE_BYTES,
     Batch,
@@ -25,6 +27,7 @@ from luyen.engine.cost import (
     operations,
     parameters,
     products_bytes,
+    slower_modes,
     state_bytes,
 )
 from luyen.engine.optim import build
@@ -236,6 +239,35 @@ def test_a_sharded_run_holds_its_slice_and_what_is_gathered_by_hand() -> None:
     layer, tables = (6_738_415_616 - 2 * 131_072_000) / 32, 2 * 131_072_000
     assert split.weights == split.gradients == 4 * 6_738_415_616 / 8 and split.optimizer == 6_738_415_616
     assert split.copies == pytest.approx(4 * (3 * layer + 2 * tables))
+
+
+def test_in_half_precision_a_sharded_run_gathers_layers_in_half_and_keeps_no_copy_of_them() -> None:
+    whole = run(preset("llama-2-7b", 32_000))
+    split = memory(whole, Layout(shard=8))
+    layer, table = (6_738_415_616 - 2 * 131_072_000) / 32, 131_072_000
+    # Two layers and a gradient in 2 bytes, the gradient's sum in 4; both tables with their gradients in 4, the head's copy in 2.
+    assert split.copies == pytest.approx(layer * (2 * 2 + 2 + 4) + table * (2 * 8 + 2))
+    cut = replace(whole, batch=Batch(2, 4, 1024))
+    with_pipeline, plain = memory(cut, Layout(shard=2, pipeline=2)), memory(replace(cut, half=False), Layout(shard=2, pipeline=2))
+    assert with_pipeline.copies > plain.copies, "a pipeline gathers fp32, beside autocast's copies"
+
+
+def test_slices_on_the_host_leave_the_tables_on_the_device() -> None:
+    whole = replace(run(preset("llama-2-7b", 32_000)), offload=True)
+    host, device, tables = memory(whole, Layout(shard=8)), memory(replace(whole, offload=False), Layout(shard=8)), 2 * 131_072_000
+    assert (host.weights, host.gradients, host.optimizer) == (4 * tables / 8, 4 * tables / 8, 8 * tables / 8)
+    assert (host.copies, host.activations, host.logits) == (device.copies, device.activations, device.logits)
+    assert memory(whole).weights == 4 * tables, "also on one device"
+    assert whole.on(Layout()) and whole.on(Layout(shard=2)) and whole.on(Layout(2, 2))
+    assert not any(whole.on(layout) for layout in (Layout(data=2), Layout(shard=2, tensor=2), Layout(context=2), Layout(pipeline=2)))
+    assert replace(whole, optimizer=optimizer("muon")).on(Layout()) is None
+
+
+def test_activations_on_the_host_leave_a_layer_with_its_gradients() -> None:
+    model = preset("llama-2-7b", 32_000)
+    assert activation_bytes(model, 4096, "offload", half=True) == 4096 * (2 * 172_544 + 4 * 4096)
+    assert slower_modes("selective") == ["selective", "full"] and slower_modes("offload") == ["offload"]
+    assert set(RECOMPUTED) == set(get_args(TrainConfig.model_fields["activations"].annotation))
 
 
 def test_optimizers_of_whole_matrices_are_not_sliced() -> None:

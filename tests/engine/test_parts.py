@@ -13,12 +13,13 @@ from training_toys import toy_algorithm, toy_config
 
 from luyen.core import progress
 from luyen.core.errors import ConfigError
-from luyen.engine import memory
-from luyen.engine.activations import recomputed
+from luyen.engine import memory, rate_finder
+from luyen.engine.activations import HostCopies, recomputed
 from luyen.engine.compiling import compiled
 from luyen.engine.energy import EnergyMeter
 from luyen.engine.logs import LineLog
 from luyen.engine.precision import LossScale, autocast
+from luyen.engine.trainer import fit
 
 CPU = torch.device("cpu")
 
@@ -90,7 +91,7 @@ class Products(TorchDispatchMode):
         return function(*arguments, **(keywords or {}))
 
 
-@pytest.mark.parametrize(("mode", "extra"), [("none", 0), ("selective", 2), ("full", 2)])
+@pytest.mark.parametrize(("mode", "extra"), [("none", 0), ("selective", 2), ("full", 2), ("offload", 0)])
 def test_recomputing_changes_no_bit_and_runs_layers_twice(mode, extra):
     algorithm = toy_algorithm()
     batch = next(algorithm.batches(None))[0]
@@ -127,6 +128,33 @@ def test_selective_multiplies_no_more_matrices_than_nothing_does_and_full_six_mo
                 loss.backward()
         found[mode] = products.count
     assert found["selective"] == found["none"] and found["full"] == found["none"] + 2 * 6
+
+
+def test_what_a_layer_keeps_goes_to_the_host_once_and_its_weights_stay(monkeypatch):
+    algorithm, seen = toy_algorithm(), []
+    plain = HostCopies.pack
+
+    def pack(copies, tensor):
+        packed = plain(copies, tensor)
+        seen.append((copies, tensor, packed))
+        return packed
+
+    monkeypatch.setattr(HostCopies, "pack", pack)
+    with recomputed(algorithm.model, "offload"):
+        algorithm.loss(next(algorithm.batches(None))[0]).total.backward()
+    weights = {weight.untyped_storage().data_ptr() for weight in algorithm.model.model.layers.parameters()}
+    stayed = {tensor.untyped_storage().data_ptr() for _, tensor, packed in seen if packed is tensor}
+    assert stayed == weights
+    copied = [packed[1].untyped_storage().data_ptr() for _, tensor, packed in seen if packed is not tensor]
+    assert len(set(copied)) < len(copied) and not weights & set(copied), "several operators keep the input of the projections"
+    assert len({id(copies) for copies, _, _ in seen}) == 2 and not any(copies.seen for copies, _, _ in seen)
+
+
+@pytest.mark.parametrize("find_rate", [False, True])
+def test_bringing_activations_to_the_host_they_are_on_is_refused(tmp_path, find_rate):
+    start = rate_finder.find if find_rate else lambda algorithm, config: fit(algorithm, config, tmp_path)
+    with pytest.raises(ConfigError, match="offload with device cpu; expected none, selective or full"):
+        start(toy_algorithm(), toy_config(activations="offload"))
 
 
 @pytest.mark.filterwarnings("default")  # torch's compiler warns of itself
