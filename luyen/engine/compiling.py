@@ -30,21 +30,21 @@ WORTH = {"cpu": 2e14, "cuda": 5e16}
 def worth(wanted: Compile, operations: float | None, device: torch.device, splits_layers: bool, activations: str = "none") -> bool:
     """Whether to compile: as `wanted`, or for `auto` by the operations of the whole run, never by a clock.
 
-    A run whose layers are split over processes is not compiled, nor is one that computes activations again: torch runs a compiled layer
-    without the compiler the second time, and what that keeps is not what the first time kept. Raises ConfigError when `always` meets such
-    a run, or when the device has no compiler; `auto` then says so and goes the plain way.
+    A run whose layers are split over processes is not compiled, nor is one with selective activations: compiled code writes a layer's
+    products into buffers of its own (aten.mm.out, all seven), where torch's selective mode finds nothing to keep, so that all would be
+    computed again as `full` does. Raises ConfigError when `always` meets such a run, or when the device has no compiler; `auto` then says
+    so and goes the plain way.
     """
     if wanted == "never" or (wanted == "auto" and (splits_layers or (operations or 0.0) < WORTH.get(device.type, float("inf")))):
         return False
     if splits_layers:
         fix = "Set train.compile=auto, or use data and shard."
         raise ConfigError("train.compile with layers split over processes", found="always", expected="never", fix=fix)
-    if activations != "none":
+    if activations == "selective":
         if wanted == "auto":
             return False
-        raise ConfigError(
-            f"train.compile with train.activations={activations}", found="always", expected="never", fix="Set train.compile=auto."
-        )
+        fix = "Set train.compile=auto, or train.activations to none, full or offload."
+        raise ConfigError("train.compile with train.activations=selective", found="always", expected="never", fix=fix)
     missing = missing_compiler(device)
     if missing and wanted == "always":
         raise ConfigError("train.compile", found=f"always, and {missing}", expected="auto or never", fix="Install one, or set auto.")

@@ -146,8 +146,8 @@ class TrainConfig(Config):
     evaluate_every: int = Field(default=200, ge=0)
     """Steps between two evaluations, besides the ones before the first step and after the last; 0: only those two."""
     activations: Literal["none", "selective", "full", "offload"] = "none"
-    """What of a layer is computed again in the backward pass instead of kept: nothing, all but its matrix products, or all. offload: nothing,
-    and what is kept waits in the host's memory."""
+    """What of a layer is computed again in the backward pass instead of kept: nothing, all but its matrix products, or all; or with offload
+    nothing, while what is kept waits in the host's memory."""
     optimizer: OptimizerConfig = OptimizerConfig()
     """The optimizer."""
     schedule: ScheduleConfig = ScheduleConfig()

@@ -10,7 +10,9 @@ from torch import nn
 
 from luyen.core.errors import ConfigError
 from luyen.engine import compiling
+from luyen.engine.activations import Activations, recomputed
 from luyen.engine.compiling import compiled, worth
+from luyen.engine.precision import autocast
 from luyen.engine.trainer import fit
 from luyen.models.attention import Layout
 from luyen.models.transformer import Transformer
@@ -34,8 +36,9 @@ def test_auto_decides_by_the_work_of_the_whole_run() -> None:
 def test_always_is_refused_where_it_cannot_be(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match="split over processes"):
         worth("always", None, CPU, True)
-    with pytest.raises(ConfigError, match="activations=full"):
-        worth("always", None, CPU, False, "full")
+    with pytest.raises(ConfigError, match="activations=selective"):
+        worth("always", None, CPU, False, "selective")
+    assert worth("always", None, CPU, False, "full") and worth("auto", 1e30, CPU, False, "offload")
     assert not worth("auto", 1e30, CPU, False, "selective")
     with pytest.raises(ConfigError, match="mps"):
         worth("always", None, torch.device("mps"), False)
@@ -77,6 +80,27 @@ def test_compiled_layers_have_the_same_gradients_for_every_layout_with_few_compi
     assert "forward" not in vars(model.model.layers[0])
     graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
     assert graphs <= 8, f"{graphs} graphs: layers or layouts do not share their compilation"
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize("half", [False, True])
+@pytest.mark.parametrize("mode", ["full", "offload"])
+def test_compiled_layers_may_be_computed_again_or_kept_on_the_host(mode: Activations, half: bool) -> None:
+    """Also where lengths come back, so that several compilations of a layer fit: the second time must take the one of the first."""
+    model = toy_model()
+    cases = [Layout.packed(lengths) for lengths in ((5, 9), (14,), (3, 3, 3), (7, 1, 20, 2), (14,), (9, 5), (5, 9))]
+    inputs = [torch.randint(VOCABULARY, (sum(layout.lengths),)) for layout in cases]
+    torch._dynamo.reset()
+    with autocast(CPU, torch.bfloat16 if half else torch.float32):
+        plain = [gradients(model, tokens_T, layout) for tokens_T, layout in zip(inputs, cases, strict=True)]
+        with compiled(model, True), recomputed(model, mode):
+            fast = [gradients(model, tokens_T, layout) for tokens_T, layout in zip(inputs, cases, strict=True)]
+    for (loss, expected), (fast_loss, found) in zip(plain, fast, strict=True):
+        assert fast_loss == pytest.approx(loss, rel=1e-3 if half else 1e-6)
+        for name, gradient in expected.items():
+            limit = (0.05 if half else 1e-4) * float(gradient.abs().max())
+            torch.testing.assert_close(found[name], gradient, rtol=0, atol=limit, msg=name)
 
 
 @pytest.mark.slow
