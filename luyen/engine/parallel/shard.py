@@ -62,12 +62,40 @@ def layers(model: nn.Module) -> list[nn.Module]:
 
 
 def _take_any_type(layer: nn.Module) -> None:
-    """Let a layer whose weights come in half precision compute what it computes with fp32 weights: products in half, the rest in fp32."""
+    """Let a layer whose weights come in half precision compute what it computes with fp32 weights: products in half, the rest in fp32.
+
+    By other classes, as torch's sharding does it, since compiled code is shared by the modules of a class; where a rank has a part of the
+    products that part is wrapped.
+    """
     for module in layer.modules():
-        if isinstance(module, nn.Linear):
+        if isinstance(module, nn.Linear) and "forward" in vars(module):
             module.forward = functools.partial(_product, module, module.forward)  # type: ignore[method-assign]
+        elif isinstance(module, nn.Linear):
+            module.__class__ = _of_any_type(type(module), _Product)
         elif isinstance(module, RMSNorm):
-            module.forward = functools.partial(_norm, module)  # type: ignore[method-assign]
+            module.__class__ = _of_any_type(type(module), _Norm)
+
+
+@functools.cache
+def _of_any_type(kind: type[nn.Module], first: type) -> type[nn.Module]:
+    return type(f"{first.__name__}{kind.__name__}", (first, kind), {})
+
+
+class _Product:
+    """A linear map whose input may be of a wider type than its weight."""
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return _product(self, super().forward, hidden)  # type: ignore[arg-type, misc]
+
+
+class _Norm:
+    """A norm in the type of the hidden states, as a fused one wants its weight."""
+
+    weight: Tensor
+    eps: float
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return rms_norm(hidden, self.weight.to(hidden.dtype), self.eps)
 
 
 def _product(linear: nn.Linear, forward: Callable[[Tensor], Tensor], hidden: Tensor) -> Tensor:
@@ -75,11 +103,6 @@ def _product(linear: nn.Linear, forward: Callable[[Tensor], Tensor], hidden: Ten
     if torch.is_autocast_enabled(hidden.device.type):
         return forward(hidden)
     return forward(hidden.to(linear.weight.dtype)).to(hidden.dtype)
-
-
-def _norm(norm: RMSNorm, hidden: Tensor) -> Tensor:
-    """In the type of the hidden states, as a fused norm wants its weight."""
-    return rms_norm(hidden, norm.weight.to(hidden.dtype), norm.eps)
 
 
 def make_room(model: nn.Module) -> None:
