@@ -137,8 +137,9 @@ class TrainConfig(Config):
     """Updates of the weights."""
     accumulation: int = Field(default=1, ge=1)
     """Micro-batches per update; the gradient is that of one large batch."""
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """Type of the matrix products; weights and optimizer stay fp32. auto: bf16 or fp16 on a GPU, fp32 on a CPU."""
+    precision: Literal["auto", "fp32", "bf16", "fp16", "fp8"] = "auto"
+    """Type of the matrix products; weights and optimizer stay fp32. auto: bf16 or fp16 on a GPU, fp32 on a CPU. fp8: those of the layers'
+    linear maps, all else as bf16; needs the extra fp8 and a GPU that has it."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:N or mps."""
     compile: Literal["auto", "always", "never"] = "auto"

@@ -24,6 +24,8 @@ from luyen.engine import schedule
 from luyen.engine.activations import check_offload, recomputed
 from luyen.engine.algorithm import Algorithm, Hooks
 from luyen.engine.config import CheckpointConfig, ScheduleConfig, TrainConfig, WatchConfig
+from luyen.engine.fp8 import check as check_fp8
+from luyen.engine.fp8 import trained_in_fp8
 from luyen.engine.memory import freed_memory_kept
 from luyen.engine.run import Run
 
@@ -62,7 +64,10 @@ def find(
         raise ConfigError("steps of the learning-rate test", found=steps, expected="at least 5")
     if distributed.ranks() > 1:
         raise ConfigError("the learning-rate test", found=f"{distributed.ranks()} processes", expected="one")
-    check_offload(config.activations, pick_device(config.device))
+    device, fp8 = pick_device(config.device), config.precision == "fp8"
+    check_offload(config.activations, device)
+    if fp8:
+        check_fp8(device, config.parallel.tensor)
     ramp = config.model_copy(
         update={
             "steps": steps,
@@ -72,7 +77,8 @@ def find(
             "watch": WatchConfig(window=0),
         }
     )
-    with _put_back(algorithm.model), freed_memory_kept(), recomputed(algorithm.model, config.activations):
+    model = algorithm.model
+    with _put_back(model), freed_memory_kept(), trained_in_fp8(model, fp8), recomputed(model, config.activations):
         losses = _losses(algorithm, ramp, seed)
     rates = [largest * schedule.factor(ramp.schedule, step, steps) for step in range(len(losses) - 1)]
     return judge(rates, losses[1:], max(1, steps // NEIGHBOURS))

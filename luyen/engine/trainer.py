@@ -18,6 +18,8 @@ from luyen.engine.activations import check_offload, recomputed
 from luyen.engine.algorithm import Algorithm, Batch, Hooks, TrainResult
 from luyen.engine.compiling import compiled, worth
 from luyen.engine.config import TrainConfig
+from luyen.engine.fp8 import check as check_fp8
+from luyen.engine.fp8 import trained_in_fp8
 from luyen.engine.memory import freed_memory_kept
 from luyen.engine.parallel.mesh import alone
 from luyen.engine.run import Run
@@ -35,13 +37,17 @@ def fit(algorithm: Algorithm, config: TrainConfig, folder: Path, *, seed: int = 
     """
     hooks, parallel = hooks or Hooks(), config.parallel
     splits_layers = max(parallel.tensor, parallel.context, parallel.pipeline) > 1
-    check_offload(config.activations, pick_device(config.device))
+    device, fp8 = pick_device(config.device), config.precision == "fp8"
+    check_offload(config.activations, device)
+    if fp8:
+        check_fp8(device, parallel.tensor)
     with (
         distributed.group(config.parallel.timeout_seconds),
         alone(config.parallel.offload),
         distributed.own_folder(folder) as own,
         freed_memory_kept(),
-        compiled(algorithm.model, worth(config.compile, hooks.operations, pick_device(config.device), splits_layers, config.activations)),
+        trained_in_fp8(algorithm.model, fp8),
+        compiled(algorithm.model, worth(config.compile, hooks.operations, device, splits_layers, config.activations)),
         recomputed(algorithm.model, config.activations),
         contextlib.closing(Run(algorithm, config, own, seed, hooks)) as run,
         progress.task("training", config.steps, "steps") as task,

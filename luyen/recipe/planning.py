@@ -192,7 +192,7 @@ def _training(stage: StagePlan, outlook: Outlook, assumptions: Assumptions) -> T
     ways: list[Way] = []
     refused: dict[str, str] = {}
     for name, device in assumptions.devices.items():
-        if train.precision == "bf16" and not device.bf16:
+        if train.precision in ("bf16", "fp8") and not device.bf16:
             refused[name] = "has no bf16"
             continue
         of_device, least = _ways(found, name, device, assumptions)
