@@ -25,8 +25,8 @@ def freed_memory_kept() -> Iterator[None]:
     A training step on a CPU frees and asks for the same large blocks again and again. By default glibc hands each back at once, and
     every page of it must be mapped and cleared anew. Does nothing where the C library is not glibc.
     """
-    library = ctypes.CDLL(None) if sys.platform == "linux" else None
-    if library is None or not hasattr(library, "mallopt") or not hasattr(library, "malloc_trim"):
+    library = _glibc()
+    if library is None:
         yield
         return
     library.mallopt(M_MMAP_MAX, NO_BLOCKS)
@@ -38,6 +38,23 @@ def freed_memory_kept() -> Iterator[None]:
         library.mallopt(M_MMAP_THRESHOLD, USUAL_MMAP)
         library.mallopt(M_TRIM_THRESHOLD, USUAL_TRIM)
         library.malloc_trim(0)
+
+
+def give_back() -> None:
+    """Give the system the pages of freed memory, also of pieces that lie between others in use. Does nothing where there is no glibc.
+
+    Torch asks for aligned memory, and glibc does not put an aligned block into a gap that is just as large as the block. So blocks that are
+    made and freed one after another, with something small that stays after each, take new memory every time.
+    """
+    library = _glibc()
+    if library is not None:
+        library.malloc_trim(0)
+
+
+def _glibc() -> ctypes.CDLL | None:
+    """The C library of this process, where it is glibc."""
+    library = ctypes.CDLL(None) if sys.platform == "linux" else None
+    return library if library is not None and hasattr(library, "mallopt") and hasattr(library, "malloc_trim") else None
 
 
 def peak_bytes(device: torch.device) -> int:

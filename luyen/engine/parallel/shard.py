@@ -21,6 +21,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Shard
 
+from luyen.engine.memory import give_back
 from luyen.engine.parallel.mesh import Shape
 from luyen.models.functions import rms_norm
 from luyen.models.transformer import RMSNorm
@@ -107,12 +108,13 @@ def _product(linear: nn.Linear, forward: Callable[[Tensor], Tensor], hidden: Ten
 
 def make_room(model: nn.Module) -> None:
     """Gather every unit once and drop it. torch keeps the tensors that it gathers into, and evaluations run in inference mode: tensors
-    that are made there can never be trained on.
+    that are made there can never be trained on. After each unit its memory goes back, so that on a CPU all units do not take it together.
     """
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.unshard()
             module.reshard()
+            give_back()
 
 
 def settle(model: nn.Module) -> None:
