@@ -164,7 +164,7 @@ class TrainConfig(Config):
     @classmethod
     def _check_activations(cls, value: object) -> object:
         if isinstance(value, str) and value in RENAMED_ACTIVATIONS:
-            raise ValueError(f"activations={value} has another name now; write activations={RENAMED_ACTIVATIONS[value]}, which does the same")
+            raise ValueError(f"{RENAMED_ACTIVATIONS[value]}, the name that {value} has now")
         return value
 
     @model_validator(mode="after")

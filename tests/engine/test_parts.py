@@ -191,7 +191,7 @@ def test_recomputing_leaves_and_calls_the_forward_that_another_transform_put(mod
 
 @pytest.mark.parametrize(("old", "new"), [("keep", "none"), ("recompute", "full")])
 def test_the_earlier_names_are_refused_with_the_new_ones(old, new):
-    with pytest.raises(ConfigError, match=f"activations={old} has another name now; write activations={new}, which does the same"):
+    with pytest.raises(ConfigError, match=f"activations; found '{old}'; expected {new}, the name that {old} has now"):
         toy_config(activations=old)
 
 
