@@ -10,7 +10,7 @@ import contextlib
 import math
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -47,6 +47,10 @@ class RateCurve:
     """Where the averaged loss falls fastest; None when it never fell."""
     lowest: float
     """Where the averaged loss is lowest: the largest rate worth a try."""
+    averaged: tuple[float, ...] = ()
+    """The losses, each averaged with its neighbours."""
+    broken: float | None = None
+    """The rate whose update made the loss BROKEN times its lowest, or not finite; None when none did."""
 
 
 def find(
@@ -79,13 +83,15 @@ def find(
     )
     model = algorithm.model
     with _put_back(model), freed_memory_kept(), trained_in_fp8(model, fp8), recomputed(model, config.activations):
-        losses = _losses(algorithm, ramp, seed)
-    rates = [largest * schedule.factor(ramp.schedule, step, steps) for step in range(len(losses) - 1)]
-    return judge(rates, losses[1:], max(1, steps // NEIGHBOURS))
+        losses, broke = _losses(algorithm, ramp, seed)
+    rates = [largest * schedule.factor(ramp.schedule, step, steps) for step in range(len(losses))]
+    whole = [loss for loss in losses[1:] if math.isfinite(loss)]
+    curve = judge(rates[: len(whole)], whole, max(1, steps // NEIGHBOURS))
+    return replace(curve, broken=rates[len(losses) - 2] if broke else None)
 
 
-def _losses(algorithm: Algorithm, ramp: TrainConfig, seed: int) -> list[float]:
-    """The loss before every update of the ramp, until it breaks."""
+def _losses(algorithm: Algorithm, ramp: TrainConfig, seed: int) -> tuple[list[float], bool]:
+    """The loss before every update of the ramp until it breaks, and whether it did; one that is not finite comes last."""
     losses: list[float] = []
     with (
         tempfile.TemporaryDirectory(prefix="luyen-rates-") as scratch,
@@ -93,18 +99,20 @@ def _losses(algorithm: Algorithm, ramp: TrainConfig, seed: int) -> list[float]:
         progress.task("trying learning rates", ramp.steps, "steps") as task,
     ):
         stream = algorithm.batches(None)
-        while len(losses) < ramp.steps and (not losses or losses[-1] <= BROKEN * min(losses)):
+        while len(losses) < ramp.steps:
             try:
                 run.update(stream)
             except NonFinite:
                 if not losses:
                     raise
-                break
+                return [*losses, math.nan], True
             losses.append(run.done.loss)
+            if losses[-1] > BROKEN * min(losses):
+                return losses, True
             task.advance()
             task.note(run.note())
             interrupt.check()
-    return losses
+    return losses, False
 
 
 def judge(rates: Sequence[float], losses: Sequence[float], width: int) -> RateCurve:
@@ -114,7 +122,8 @@ def judge(rates: Sequence[float], losses: Sequence[float], width: int) -> RateCu
     slopes = [(smooth[place + 1] - smooth[place]) / math.log(rates[place + 1] / rates[place]) for place in range(lowest)]
     steepest = min(range(len(slopes)), key=slopes.__getitem__) if slopes else 0
     falls = bool(slopes) and slopes[steepest] < 0
-    return RateCurve(tuple(rates), tuple(losses), rates[steepest] if falls else None, rates[lowest] if smooth else 0.0)
+    best = rates[lowest] if smooth else 0.0
+    return RateCurve(tuple(rates), tuple(losses), rates[steepest] if falls else None, best, tuple(smooth))
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -76,10 +76,29 @@ def test_a_loss_that_is_not_finite_ends_it_and_a_first_one_is_told():
 
     algorithm.loss = loss
     before = everything(algorithm)
-    assert len(rate_finder.find(algorithm, toy_config(), steps=10).rates) == 5
+    curve = rate_finder.find(algorithm, toy_config(), steps=10)
+    assert len(curve.rates) == len(curve.losses) == 5
+    assert curve.broken == pytest.approx(1e-6 * 10 ** (6 * 5 / 9)), "the sixth update, after which the seventh loss was not finite"
     with pytest.raises(NonFinite):
         rate_finder.find(algorithm, toy_config(), steps=10)
     assert_same(before, everything(algorithm))
+
+
+def test_the_rate_that_broke_the_loss_is_named_and_none_where_it_held():
+    algorithm = toy_algorithm()
+    plain, calls = algorithm.loss, []
+
+    def loss(batch):
+        calls.append(1)
+        found = plain(batch)
+        return Loss(found.total * (10.0 if len(calls) == 8 else 1.0), found.count)
+
+    algorithm.loss = loss
+    curve = rate_finder.find(algorithm, toy_config(), largest=1e-3, steps=10)
+    assert len(curve.losses) == 7 and curve.broken == curve.rates[-1] == pytest.approx(1e-6 * 1000 ** (6 / 9))
+    calls.extend([1] * 10)
+    held = rate_finder.find(algorithm, toy_config(), largest=1e-3, steps=10)
+    assert held.broken is None and len(held.averaged) == len(held.losses) == 9
 
 
 def test_a_signal_stops_it_and_the_weights_are_back():
