@@ -22,6 +22,8 @@ from luyen.objectives.loss import Loss
 class Pretrain:
     """Every token of every document is predicted from the ones before it."""
 
+    batches_ahead = True
+
     def __init__(self, model: Transformer, stream: PackedStream) -> None:
         self.model, self.stream = model, stream
 
@@ -41,4 +43,7 @@ def next_token_loss(model: Transformer, batch: Batch, each_T: Tensor | None = No
     """
     layout = Layout.packed(batch.lengths, batch.tokens_T.device)
     hidden_TD = model(batch.tokens_T[None], layout)[0]
-    return Loss(linear_cross_entropy(hidden_TD, model.head_weight, batch.targets_T, each_N=each_T), batch.num_targets)
+    total = linear_cross_entropy(
+        hidden_TD, model.head_weight, batch.targets_T, each_N=each_T, positions_K=batch.trained_positions_K
+    )  # fmt: skip
+    return Loss(total, batch.num_targets)

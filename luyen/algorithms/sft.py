@@ -13,10 +13,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from luyen.algorithms.pretrain import next_token_loss
+from luyen.core.device import to_device
 from luyen.data.loader import Batch, PackedStream
 from luyen.models.transformer import Transformer
 from luyen.objectives.loss import Loss
@@ -24,6 +26,8 @@ from luyen.objectives.loss import Loss
 
 class SFT:
     """The model learns to write the assistant's turns and to end them."""
+
+    batches_ahead = True
 
     def __init__(self, model: Transformer, stream: PackedStream, sources: Sequence[str] = ()) -> None:
         """`sources`: beginnings of sample ids, up to the colon, whose losses are logged apart; the data of a mixture."""
@@ -44,7 +48,7 @@ class SFT:
     def _by_source(self, batch: Batch, each_T: Tensor) -> dict[str, tuple[Tensor, float]]:
         """Name -> (sum, count) of every source that has targets in the batch; nothing is read back from the device."""
         places = [self.sources.index(identifier.partition(":")[0]) for identifier in batch.sample_ids]
-        place_T = torch.tensor(places).repeat_interleave(torch.tensor(batch.lengths)).to(each_T.device, non_blocking=True)
+        place_T = to_device(torch.from_numpy(np.repeat(places, batch.lengths)), each_T.device)
         found = {}
         for place, name in enumerate(self.sources):
             count = sum(trained for own, trained in zip(places, batch.trained, strict=True) if own == place)

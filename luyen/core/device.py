@@ -1,4 +1,4 @@
-"""Which device and number format to compute in, and how fast the device is."""
+"""Which device and number format to compute in, and how tensors get there, and how fast it is."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import torch
 from luyen.core.errors import ConfigError
 
 Precision = Literal["auto", "fp32", "bf16", "fp16", "fp8"]
+PINS = ("cuda",)
+"""Types of devices that read the host's pinned memory by themselves."""
 
 
 def pick_device(name: str = "auto") -> torch.device:
@@ -34,6 +36,18 @@ def pick_dtype(precision: Precision, device: torch.device) -> torch.dtype:
         return torch.float32
     # fp8 is of some products alone (engine/fp8.py); the type of all else is bf16.
     return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp8": torch.bfloat16}[precision]
+
+
+def to_device(tensor: torch.Tensor, device: torch.device | str | None) -> torch.Tensor:
+    """The tensor on `device` (None: where it is), without waiting for what a GPU was told to do before.
+
+    Such a copy must start from pinned memory: from any other the host waits until the device has done everything that it was given.
+    """
+    if device is None:
+        return tensor
+    if tensor.device.type == "cpu" and torch.device(device).type in PINS:
+        return tensor.pin_memory().to(device, non_blocking=True)  # torch keeps the pinned memory until the copy is done
+    return tensor.to(device)
 
 
 def matmul_rate(device: torch.device, dtype: torch.dtype, size: int | None = None, rounds: int = 5) -> float:

@@ -7,6 +7,7 @@ rows of the next. So the state is a position in that sequence, and 8 batches of 
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from luyen.core.device import to_device
 from luyen.core.errors import DataError
 from luyen.data.packing import best_fit
 from luyen.data.samples import NOT_TRAINED, Sample
@@ -28,7 +30,7 @@ WINDOW = 4096
 
 @dataclass(frozen=True)
 class Batch:
-    """Packed samples, flat: T = sum(lengths) tokens without padding; sample k takes the next lengths[k] positions."""
+    """Packed samples, flat: T = sum(lengths) tokens without padding; sample k takes the next lengths[k] positions; K are trained on."""
 
     tokens_T: torch.Tensor
     """int64."""
@@ -40,14 +42,28 @@ class Batch:
     """Positions that are trained on."""
     trained: tuple[int, ...] = ()
     """The same for each sample."""
+    trained_positions_K: torch.Tensor | None = None
+    """int64, growing: which positions have a target, known where the batch is made, so that nobody must ask a GPU. None: not known."""
+
+    def __post_init__(self) -> None:
+        if self.trained_positions_K is not None and len(self.trained_positions_K) != self.num_targets:
+            raise ValueError(f"{len(self.trained_positions_K)} trained positions for {self.num_targets} targets")
 
     def to(self, device: torch.device | str) -> Batch:
-        """The same batch with its tensors on `device`."""
-        tokens, targets = self.tokens_T.to(device, non_blocking=True), self.targets_T.to(device, non_blocking=True)
-        return Batch(tokens, targets, self.lengths, self.sample_ids, self.num_targets, self.trained)
+        """The same batch with its tensors on `device`; the host waits for no GPU."""
+        positions = self.trained_positions_K
+        return dataclasses.replace(
+            self,
+            tokens_T=to_device(self.tokens_T, device),
+            targets_T=to_device(self.targets_T, device),
+            trained_positions_K=None if positions is None else to_device(positions, device),
+        )
 
     def share(self, part: int, parts: int) -> Batch:
-        """Part `part` of `parts` pieces: whole samples in their order, about equally many tokens in each, at least one sample."""
+        """Part `part` of `parts` pieces: whole samples in their order, about equally many tokens in each, at least one sample.
+
+        The batch is on the host.
+        """
         if parts == 1:
             return self
         samples = len(self.lengths)
@@ -62,10 +78,11 @@ class Batch:
         first, last = [*cuts, samples][part : part + 2]
         tokens = slice(int(ends[first - 1]) if first else 0, int(ends[last - 1]))
         targets = self.targets_T[tokens]
-        trained = int((targets != NOT_TRAINED).sum())
+        positions = _trained_positions(targets.numpy())
         return Batch(
-            self.tokens_T[tokens], targets, self.lengths[first:last], self.sample_ids[first:last], trained, self.trained[first:last]
-        )
+            self.tokens_T[tokens], targets, self.lengths[first:last], self.sample_ids[first:last], len(positions),
+            self.trained[first:last], positions,
+        )  # fmt: skip
 
 
 def collate(samples: Sequence[Sample]) -> Batch:
@@ -79,7 +96,12 @@ def collate(samples: Sequence[Sample]) -> Batch:
         sample_ids=tuple(sample.id for sample in samples),
         num_targets=sum(sample.num_targets for sample in samples),
         trained=tuple(sample.num_targets for sample in samples),
+        trained_positions_K=_trained_positions(targets),
     )
+
+
+def _trained_positions(targets: NDArray[np.int64]) -> torch.Tensor:
+    return torch.from_numpy(np.flatnonzero(targets != NOT_TRAINED))
 
 
 class PackedStream:

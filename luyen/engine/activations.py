@@ -22,6 +22,7 @@ from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_conte
 
 from luyen.core.errors import ConfigError
 from luyen.engine.layers import wrapped
+from luyen.models import varlen
 
 Activations = Literal["none", "selective", "full", "offload"]
 
@@ -33,7 +34,8 @@ KEPT = (
     torch.ops.aten._scaled_dot_product_efficient_attention.default,
     torch.ops.aten._scaled_dot_product_cudnn_attention.default,
 )
-"""Operators whose outputs `selective` keeps. Products in batches are not among them: only attention in blocks makes some."""
+"""Operators whose outputs `selective` keeps, with the one of models/varlen.py where there is one. Products in batches are not among them:
+only attention in blocks makes some."""
 
 
 def check_offload(mode: Activations, device: torch.device) -> None:
@@ -56,7 +58,9 @@ def recomputed(module: nn.Module, mode: Activations) -> Iterator[None]:
         with wrapped(module, lambda forward: functools.partial(_offload, forward), "train.activations", found=mode, expected="none"):
             yield
         return
-    contexts = {"context_fn": functools.partial(create_selective_checkpoint_contexts, list(KEPT))} if mode == "selective" else {}
+    contexts = {}
+    if mode == "selective":
+        contexts["context_fn"] = functools.partial(create_selective_checkpoint_contexts, [*KEPT, *varlen.operators()])
 
     def wrap(forward: Callable[..., Any]) -> Callable[..., Any]:
         return functools.partial(_recompute, forward, contexts)

@@ -37,6 +37,13 @@ class Algorithm(Protocol):
     def model(self) -> nn.Module:
         """What is trained."""
 
+    @property
+    def batches_ahead(self) -> bool:
+        """Whether the batches depend on the data and their state alone: not on the weights, nor on any global random numbers.
+
+        The next step's are then made while the device works on this one's; a rollout, which asks the model, must wait for the update.
+        """
+
     def batches(self, state: dict[str, Any] | None) -> Iterator[tuple[Any, dict[str, Any]]]:
         """Endless (batch, state); `batches(state)` continues right after the batch that was yielded with `state`."""
 

@@ -22,6 +22,7 @@ from luyen.core.random_state import random_state, restore_random_state, seed_eve
 from luyen.core.seed import derive
 from luyen.core.storage import storage_errors
 from luyen.engine import checkpoint, memory, noise_scale, optim, schedule, stops
+from luyen.engine.ahead import Feed, Step, Stream
 from luyen.engine.algorithm import Algorithm, Batch, Hooks, TrainResult
 from luyen.engine.average import Averaging
 from luyen.engine.config import RENAMED_ACTIVATIONS, TrainConfig
@@ -36,9 +37,6 @@ from luyen.engine.saving import Saver
 from luyen.engine.timing import OperationCount
 from luyen.engine.watch import Watch
 from luyen.objectives.loss import Loss
-
-NAMED_SAMPLES = 16
-"""Sample ids in an error message; the log's row has all."""
 
 
 @dataclass
@@ -74,6 +72,7 @@ class Run:
         self.model = self.parallel.place(algorithm.model)
         self.optimizers = self.parallel.optimizers(optim.build(self.model, config.optimizer))
         self.averaging = Averaging(self.model, self.optimizers, config, folder / "checkpoints")
+        self.feed = Feed(config.accumulation, self.parallel.share, self.device, algorithm.batches_ahead)
         self.scale = LossScale.for_dtype(self.dtype)
         self.checkpoints = folder / "checkpoints"
         split, silence = self.parallel.shape.splits_weights, config.parallel.timeout_seconds
@@ -139,7 +138,7 @@ class Run:
                 flat[key] = value
         return {key: value for key, value in flat.items() if key != "device" and not key.startswith(("checkpoint.", "watch.", "parallel."))}
 
-    def update(self, stream: Iterator[tuple[Any, dict[str, Any]]]) -> None:
+    def update(self, stream: Stream) -> None:
         """One step: forward and backward of every micro-batch, one update of the weights, one row of the log.
 
         Raises NonFinite before the update when the loss or the gradient is not finite; weights and optimizer are unchanged then.
@@ -147,10 +146,9 @@ class Run:
         self.watch.begin(self.done.step + 1)
         part = self.watch.clock.part
         with part("data"):
-            pulled = [next(stream) for _ in range(self.config.accumulation)]
-        batches = [batch for batch, _ in pulled]
-        noise = noise_scale.Meter(sum(batch.num_targets for batch in batches))
-        loss, norm, metrics = self._backward(batches, noise)
+            step = self.feed.next(stream)
+        noise = noise_scale.Meter(step.targets)
+        loss, norm, metrics = self._backward(step, noise, stream)
         used_scale = self.scale.scale
         with part("update"):
             self._clip(norm)
@@ -166,32 +164,32 @@ class Run:
         elif math.isfinite(loss) and self.scale.overflowed():
             row |= {"learning_rate": 0.0, "gradient_norm": None, "loss_scale": self.scale.scale}  # skipped, as fp16 demands
         else:
-            self._stop_not_finite(row, norm, batches)
+            self._stop_not_finite(row, norm, step)
         self.model.zero_grad(set_to_none=True)
-        self.step_tokens = sum(batch.tokens_T.numel() for batch in batches)
+        self.step_tokens = step.tokens
         self.done.step += 1
         self.done.tokens += self.step_tokens
-        self.done.targets += sum(batch.num_targets for batch in batches)
-        self.done.loss, self.done.stream = loss, pulled[-1][1]
+        self.done.targets += step.targets
+        self.done.loss, self.done.stream = loss, step.state
         row |= {"tokens": self.done.tokens, "targets": self.done.targets, **metrics, **self.watch.judge(row)}
         self.metrics.append(row)
-        self.step_seconds = self.watch.end(row, self.step_tokens, batches)
+        self.step_seconds = self.watch.end(row, self.step_tokens, step.batches)
         self.energy.sample()
         self.ended = self._reason()
 
-    def _backward(self, batches: list[Batch], noise: noise_scale.Meter) -> tuple[float, float, dict[str, float]]:
+    def _backward(self, step: Step, noise: noise_scale.Meter, stream: Stream) -> tuple[float, float, dict[str, float]]:
         """Add up the gradient of all micro-batches over their common count.
 
         Returns the mean loss, the norm of the whole gradient without the loss scale, and the other means. They come from the device
-        in one read, before which all of the step but the update has been given to it.
+        in one read, before which all of the step but the update has been given to it, and the next step's batches have been made.
         """
         count = noise.targets
         if not count:
-            raise DataError(f"step {self.done.step + 1} trains on nothing", found=f"no targets in {_names(batches)}")
+            raise DataError(f"step {self.done.step + 1} trains on nothing", found=f"no targets in {step.told}")
         totals: list[Tensor] = []
         sums: dict[str, tuple[Tensor | float, float]] = {}
         part = self.watch.clock.part
-        for loss in self._losses(self.parallel.share(batches), self.scale.scale / count, noise):
+        for loss in self._losses(step.own, self.scale.scale / count, noise):
             totals.append(loss.total.detach())
             for name, (total, items) in loss.metrics.items():
                 before = sums.get(name, (0.0, 0.0))
@@ -200,6 +198,9 @@ class Run:
             self.parallel.add_up(self.model)
         with part("update"):
             norm = self.parallel.norm(self.model)
+        if not self._last(step):
+            with part("data"):
+                self.feed.prepare(stream)
         with part("wait"):
             figures = [norm, noise.norm, *totals, *(total for total, _ in sums.values())]
             scaled_norm, noise.norm, *values = to_host(figures)
@@ -207,6 +208,11 @@ class Run:
             whole, means = self.parallel.totals(sum(values[: len(totals)], 0.0), own)
         others = {name: part_sum / items for name, (part_sum, items) in means.items() if items}
         return whole / count, scaled_norm / self.scale.scale, others
+
+    def _last(self, step: Step) -> bool:
+        """Whether it is known already that this step ends the run."""
+        done = self.done
+        return bool(stops.reason(self.config, step=done.step + 1, tokens=done.tokens + step.tokens, seconds=0.0, stale=done.stale))
 
     def _losses(self, batches: Sequence[Batch], factor: float, noise: noise_scale.Meter) -> Iterator[Loss]:
         """The loss of every micro-batch after its backward pass; in a pipeline after all of them, on ranks that have the last stage."""
@@ -236,19 +242,18 @@ class Run:
         if factor != 1.0 and math.isfinite(norm):
             torch._foreach_mul_([local(gradient) for gradient in gradients], factor)
 
-    def _stop_not_finite(self, row: dict[str, Any], norm: float, batches: list[Batch]) -> None:
+    def _stop_not_finite(self, row: dict[str, Any], norm: float, step: Step) -> None:
         what = f"loss is {row['loss']}"
         if math.isfinite(row["loss"]):
             bad = [name for name, p in self.model.named_parameters() if p.grad is not None and not bool(local(p.grad).isfinite().all())]
             what = f"gradient of {', '.join(bad[:3]) or 'all parameters together'} is not finite"
         self.model.zero_grad(set_to_none=True)
-        samples = [identifier for batch in batches for identifier in batch.sample_ids]
-        self.metrics.append({"step": row["step"], "loss": str(row["loss"]), "gradient_norm": str(norm), "sample_ids": samples})
+        self.metrics.append({"step": row["step"], "loss": str(row["loss"]), "gradient_norm": str(norm), "sample_ids": step.sample_ids})
         self.metrics.sync()
         self.saver.wait()
         kept = f"the checkpoint of step {self.saved[0]} is intact" if self.saved[0] >= 0 else "nothing was saved yet"
         raise NonFinite(
-            f"step {row['step']}: the {what}; samples {_names(batches)}. Nothing was updated and {kept}. "
+            f"step {row['step']}: the {what}; samples {step.told}. Nothing was updated and {kept}. "
             "Look at these samples, or lower train.optimizer.learning_rate"
         )
 
@@ -379,9 +384,3 @@ class Run:
         finally:
             for log in (self.metrics, self.samples, self.watch):
                 log.close()
-
-
-def _names(batches: list[Batch]) -> str:
-    names = [identifier for batch in batches for identifier in batch.sample_ids]
-    more = f" and {len(names) - NAMED_SAMPLES} more" if len(names) > NAMED_SAMPLES else ""
-    return ", ".join(names[:NAMED_SAMPLES]) + more

@@ -5,7 +5,7 @@
 Query head h reads key-value head h // (H / K) (grouped-query attention, Ainslie et al., 2023, arXiv:2305.13245).
 
 Shapes: B rows, T tokens, H query heads, K key-value heads, E head size;
-        S sequences of a group, L tokens of its longest, P = sum of S * L over the groups.
+        S sequences of a group, L tokens of its longest, P = sum of S * L over the groups; Z = all sequences + 1.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from luyen.core.device import to_device
+from luyen.models import varlen
 from luyen.models.block_attention import block_attention, fits
 from luyen.models.functions import pad, unpad
 
@@ -49,21 +51,30 @@ class Group:
 
 
 @dataclass(frozen=True)
-class Layout:
-    """Where the independent sequences lie in a flat run of tokens, and how attention groups them.
+class Grids:
+    """How attention by plain products groups the sequences of a layout.
 
     Sequences of similar length form a grid padded on the right. With a causal mask no real query sees padding, so
     nothing needs masking and the result is that of each sequence alone.
     """
 
-    lengths: tuple[int, ...]
     groups: tuple[Group, ...]
-    positions_T: Tensor
-    """Position of each token in its own sequence, int64."""
     gather_P: Tensor | None
     """Flat token that stands at each place of the padded grids; None when the flat tokens already are one grid."""
     scatter_T: Tensor | None
     """Place of each flat token in the padded grids."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the independent sequences lie in a flat run of tokens.
+
+    Everything is worked out on the host from the lengths, what only some ways of attention need when it is first asked for.
+    """
+
+    lengths: tuple[int, ...]
+    positions_T: Tensor
+    """Position of each token in its own sequence, int64."""
 
     @staticmethod
     def packed(lengths: Sequence[int], device: torch.device | str | None = None) -> Layout:
@@ -73,11 +84,32 @@ class Layout:
             raise ValueError(f"lengths must be positive, found {list(lengths)}")
         starts = numpy.cumsum(sizes) - sizes
         positions = numpy.arange(int(sizes.sum())) - numpy.repeat(starts, sizes)
-        positions_T = torch.from_numpy(positions).to(device)
+        return Layout(tuple(sizes.tolist()), to_device(torch.from_numpy(positions), device))
+
+    @cached_property
+    def last_S(self) -> Tensor:
+        """Flat index of the last token of each sequence, int64."""
+        return self._placed(numpy.cumsum(self.lengths, dtype=numpy.int64) - 1)
+
+    @cached_property
+    def bounds_Z(self) -> Tensor:
+        """Flat index of the first token of each sequence and the end of the last, int32."""
+        return self._placed(numpy.cumsum((0, *self.lengths), dtype=numpy.int32))
+
+    @cached_property
+    def longest(self) -> int:
+        """Tokens of the longest sequence."""
+        return max(self.lengths)
+
+    @cached_property
+    def grids(self) -> Grids:
+        """The groups of least total cost."""
+        sizes = numpy.asarray(self.lengths, dtype=numpy.int64)
         if (sizes == sizes[0]).all():
-            return Layout(tuple(sizes.tolist()), (Group(sizes.size, int(sizes[0])),), positions_T, None, None)
+            return Grids((Group(sizes.size, int(sizes[0])),), None, None)
+        starts = numpy.cumsum(sizes) - sizes
         order = numpy.argsort(sizes, kind="stable")
-        groups, gathers, scatter, offset = [], [], numpy.empty_like(positions), 0
+        groups, gathers, scatter, offset = [], [], numpy.empty(int(sizes.sum()), dtype=numpy.int64), 0
         for members in _similar(sizes, order):
             length = int(sizes[members[-1]])
             column = numpy.arange(length)
@@ -88,13 +120,10 @@ class Layout:
             groups.append(Group(len(members), length))
             gathers.append(grid.reshape(-1))
             offset += grid.size
-        gather_P = torch.from_numpy(numpy.concatenate(gathers)).to(device)
-        return Layout(tuple(sizes.tolist()), tuple(groups), positions_T, gather_P, torch.from_numpy(scatter).to(device))
+        return Grids(tuple(groups), self._placed(numpy.concatenate(gathers)), self._placed(scatter))
 
-    @cached_property
-    def last_S(self) -> Tensor:
-        """Flat index of the last token of each sequence, int64."""
-        return torch.tensor(self.lengths, device=self.positions_T.device).cumsum(0) - 1
+    def _placed(self, numbers: numpy.ndarray[Any, Any]) -> Tensor:
+        return to_device(torch.from_numpy(numbers), self.positions_T.device)
 
 
 def _similar(sizes: numpy.ndarray[Any, Any], order: numpy.ndarray[Any, Any]) -> list[numpy.ndarray[Any, Any]]:
@@ -131,16 +160,19 @@ def causal_attention(query_BTHE: Tensor, key_BTKE: Tensor, value_BTKE: Tensor) -
 
 def packed_attention(query_THE: Tensor, key_TKE: Tensor, value_TKE: Tensor, layout: Layout) -> Tensor:
     """Each sequence of the layout attends to itself alone. Returns (T, H, E)."""
-    if layout.gather_P is None or layout.scatter_T is None:
-        grid = (layout.groups[0].rows, layout.groups[0].length)
+    if varlen.takes(query_THE):
+        return varlen.varlen_attention(query_THE, key_TKE, value_TKE, layout.bounds_Z, layout.longest)
+    grids = layout.grids
+    if grids.gather_P is None or grids.scatter_T is None:
+        grid = (grids.groups[0].rows, grids.groups[0].length)
         return causal_attention(*(_grid(tensor, *grid) for tensor in (query_THE, key_TKE, value_TKE))).flatten(0, 1)
-    sizes = [group.rows * group.length for group in layout.groups]
-    parts = [pad(tensor, layout.gather_P, layout.scatter_T).split_with_sizes(sizes) for tensor in (query_THE, key_TKE, value_TKE)]
+    sizes = [group.rows * group.length for group in grids.groups]
+    parts = [pad(tensor, grids.gather_P, grids.scatter_T).split_with_sizes(sizes) for tensor in (query_THE, key_TKE, value_TKE)]
     attended_groups = [
         causal_attention(*(_grid(part[index], group.rows, group.length) for part in parts)).flatten(0, 1)
-        for index, group in enumerate(layout.groups)
+        for index, group in enumerate(grids.groups)
     ]
-    return unpad(torch.cat(attended_groups), layout.scatter_T)
+    return unpad(torch.cat(attended_groups), grids.scatter_T)
 
 
 def _grid(states: Tensor, rows: int, length: int) -> Tensor:

@@ -11,6 +11,7 @@ Shapes: N positions, K positions that have a target, D hidden size, V vocabulary
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from typing import Any
@@ -25,7 +26,10 @@ CHUNK_LOGITS = 1 << 23
 """Logits held at a time when no chunk size is given: 32 MiB in fp32."""
 SMALLEST_LOG = -80.0
 """Below this the logarithm of a probability is taken from the scores: fp32 has no normal number under exp(-87)."""
-Way = Callable[[Tensor, Tensor, Tensor, int | None, Tensor | None], Tensor]
+Way = Callable[[Tensor, Tensor, Tensor, int | None, Tensor | None, Tensor | None], Tensor]
+"""`linear_cross_entropy` itself, or what takes its place."""
+OfTargets = Callable[[Tensor, Tensor, Tensor, int | None, Tensor | None], Tensor]
+"""The same where every position has a target."""
 _other_way: ContextVar[Way | None] = ContextVar("other_way", default=None)
 
 
@@ -43,32 +47,61 @@ def computed_by(way: Way | None) -> Iterator[None]:
 
 
 def linear_cross_entropy(
-    hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, chunk_size: int | None = None, each_N: Tensor | None = None
+    hidden_ND: Tensor,
+    weight_VD: Tensor,
+    targets_N: Tensor,
+    chunk_size: int | None = None,
+    each_N: Tensor | None = None,
+    positions_K: Tensor | None = None,
 ) -> Tensor:
     """Sum over positions of the negative log-likelihood (nats) of the target under softmax(hidden @ weight.T); a scalar.
 
     Positions whose target is -100 cost nothing: they are left out before the head. `chunk_size` is the number of positions whose
     logits exist at once. Gradients flow to `hidden_ND` and `weight_VD`; there is no second derivative. Logits are made in the
     autocast type where autocast is on; the loss is fp32, or fp64 for fp64 inputs. `each_N`, where it is given, receives the loss of every
-    position that has a target, without gradient; the others stay as they are.
+    position that has a target, without gradient; the others stay as they are. `positions_K` are the positions that have a target, in
+    order: who knows them spares the look for them, for which the host must wait until a GPU has come that far.
     """
-    if (way := _other_way.get()) is not None:
-        return way(hidden_ND, weight_VD, targets_N, chunk_size, each_N)
-    kept_N = targets_N != IGNORED
-    positions_K: Tensor | None = None
-    if not bool(kept_N.all()):
-        positions_K = kept_N.nonzero().squeeze(1)
-        hidden_ND, targets_N = hidden_ND.index_select(0, positions_K), targets_N.index_select(0, positions_K)
-    each_K = None if each_N is None else each_N.new_empty(targets_N.shape)
-    device = hidden_ND.device.type
+    way = _other_way.get() or functools.partial(at_targets, whole_cross_entropy)
+    return way(hidden_ND, weight_VD, targets_N, chunk_size, each_N, positions_K)
+
+
+def at_targets(
+    loss: OfTargets,
+    hidden_ND: Tensor,
+    weight_VD: Tensor,
+    targets_N: Tensor,
+    chunk_size: int | None,
+    each_N: Tensor | None,
+    positions_K: Tensor | None,
+) -> Tensor:
+    """`loss` of the positions that have a target, and of no others; the arguments are those of `linear_cross_entropy`."""
+    if positions_K is None:
+        positions_K = target_positions(targets_N)
+    if positions_K.shape == targets_N.shape:
+        return loss(hidden_ND, weight_VD, targets_N, chunk_size, each_N)
+    hidden_KD, targets_K = hidden_ND.index_select(0, positions_K), targets_N.index_select(0, positions_K)
+    each_K = None if each_N is None else each_N.new_empty(targets_K.shape)
+    total = loss(hidden_KD, weight_VD, targets_K, chunk_size, each_K)
+    if each_N is not None and each_K is not None:
+        each_N[positions_K] = each_K
+    return total
+
+
+def target_positions(targets_N: Tensor) -> Tensor:
+    """The positions that have a target, (K,). How many there are the host must ask a GPU, and wait."""
+    return (targets_N != IGNORED).nonzero().squeeze(1)
+
+
+def whole_cross_entropy(hidden_KD: Tensor, weight_VD: Tensor, targets_K: Tensor, chunk_size: int | None, each_K: Tensor | None) -> Tensor:
+    """`linear_cross_entropy` in this process alone, where every position has a target."""
+    device = hidden_KD.device.type
     if torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
-        hidden_ND, weight_VD = hidden_ND.to(dtype), weight_VD.to(dtype)
+        hidden_KD, weight_VD = hidden_KD.to(dtype), weight_VD.to(dtype)
     size = chunk_size or max(64, CHUNK_LOGITS // weight_VD.shape[0])
     with torch.autocast(device, enabled=False):
-        total: Tensor = _LinearCrossEntropy.apply(hidden_ND, weight_VD, targets_N, size, torch.is_grad_enabled(), each_K)  # type: ignore[no-untyped-call]
-    if each_N is not None and each_K is not None:
-        each_N[positions_K if positions_K is not None else slice(None)] = each_K
+        total: Tensor = _LinearCrossEntropy.apply(hidden_KD, weight_VD, targets_K, size, torch.is_grad_enabled(), each_K)  # type: ignore[no-untyped-call]
     return total
 
 

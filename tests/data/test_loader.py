@@ -1,5 +1,6 @@
 """The stream: complete epochs, exact resume at every position, and the same samples however rows are grouped."""
 
+import dataclasses
 import itertools
 import json
 from collections import Counter
@@ -9,7 +10,9 @@ import pytest
 import torch
 
 from luyen.core.errors import DataError
+from luyen.core.random_state import random_state
 from luyen.data.loader import Batch, PackedStream
+from luyen.data.mixture import Mixture
 from luyen.data.samples import NOT_TRAINED, Sample
 
 
@@ -62,6 +65,28 @@ def test_a_batch_is_the_samples_themselves_flat_and_without_padding() -> None:
             assert targets.tolist() == samples[name].targets.tolist()
         assert batch.num_targets == int((batch.targets_T != NOT_TRAINED).sum())
         assert key(batch.to("cpu")) == key(batch)
+        assert torch.equal(batch.trained_positions_K, (batch.targets_T != NOT_TRAINED).nonzero().flatten())
+        assert torch.equal(batch.to("cpu").trained_positions_K, batch.trained_positions_K)
+
+
+def test_trained_positions_that_are_not_all_of_them_are_refused() -> None:
+    batch = next(PackedStream(make_samples(30), capacity=64, rows=3, seed=0).batches())[0]
+    with pytest.raises(ValueError, match="1 trained positions for"):
+        dataclasses.replace(batch, trained_positions_K=torch.tensor([0]))
+
+
+def test_a_stream_leaves_the_random_numbers_alone() -> None:
+    """So its batches may be made before their step."""
+    samples = make_samples(40)
+    mixture = Mixture({"a": samples[:30], "b": samples[30:]}, {"a": 1.0, "b": 2.0}, seed=0)
+    for stream in (
+        PackedStream(samples, capacity=48, rows=3, seed=1),
+        PackedStream(mixture.samples, capacity=48, rows=3, seed=1, order=mixture.order),
+    ):
+        before = random_state()
+        assert take(stream, 25)[-1][1]["epoch"] >= 2
+        after = random_state()
+        assert before.keys() == after.keys() and all(torch.equal(after[name], state) for name, state in before.items())
 
 
 def test_resume_at_every_position_equals_the_uninterrupted_stream() -> None:

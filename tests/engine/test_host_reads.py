@@ -1,11 +1,15 @@
-"""A step's figures come to the host in one read."""
+"""A step's figures come to the host in one read, and nothing else makes the host wait."""
 
 import contextlib
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 from torch.overrides import TorchFunctionMode
+from torch.utils import backend_registration
 from torch.utils._python_dispatch import TorchDispatchMode
 from training_toys import toy_algorithm, toy_config
 
@@ -50,10 +54,28 @@ def test_a_step_reads_its_figures_once(tmp_path, optimizer):
         run.update(stream)
         with Reads() as reads, Scalars() as scalars:
             run.update(stream)
-    loss = ["__bool__", "__bool__"]  # the loss asks whether all targets are trained, and on a CPU whether any probability is tiny
+    loss = ["__bool__"]  # on a CPU alone the loss asks whether any probability is tiny
     assert reads.names == loss * config.accumulation + ["tolist"] and scalars.count == len(loss) * config.accumulation
     row = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[1])
     assert row["loss"] > 0 and row["gradient_norm"] > 0 and "noise_scale" in row
+
+
+@pytest.mark.skipif(not hasattr(backend_registration, "_setup_privateuseone_for_python_backend"), reason="this torch has no such device")
+def test_on_an_accelerator_the_host_waits_for_a_step_once():
+    """Every other look at a number of a device's tensor is an error there, and every copy to it is one that nobody waits for."""
+    cases = [
+        {"kernel": True, "known": True, "activations": "selective", "config": {"accumulation": 2}},
+        {"kernel": False, "known": True, "activations": "none", "config": {"accumulation": 2, "optimizer": {"name": "muon"}}},
+        {"kernel": False, "known": False, "activations": "none", "config": {"accumulation": 1}},
+    ]
+    command = [sys.executable, str(Path(__file__).with_name("accelerator_driver.py")), json.dumps(cases)]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=200)
+    assert ended.returncode == 0, ended.stderr
+    # For every micro-batch: tokens, targets, trained positions, positions in the sequence, sources; bounds, or both ways into the groups.
+    kernel, groups, unknown = json.loads(ended.stdout)
+    assert kernel == {"reads": 1, "in": 2 * 6, "blocking": 0, "out": 0}
+    assert groups == {"reads": 1, "in": 2 * 7, "blocking": 0, "out": 0}
+    assert unknown == {"error": "aten.nonzero.default"}
 
 
 def test_the_counters_see_reads():

@@ -76,13 +76,14 @@ def test_no_token_sees_a_later_one_or_another_sequence() -> None:
 
 def test_layout_groups_by_length() -> None:
     layout = Layout.packed([500] * 4 + [8] * 300 + [480])
-    assert [(group.rows, group.length) for group in layout.groups] == [(300, 8), (5, 500)]
-    assert Layout.packed([4, 4]).gather_P is None
+    assert [(group.rows, group.length) for group in layout.grids.groups] == [(300, 8), (5, 500)]
+    assert Layout.packed([4, 4]).grids.gather_P is None
     layout = Layout.packed([3, 1, 2])
     assert layout.positions_T.tolist() == [0, 1, 2, 0, 0, 1]
     assert layout.last_S.tolist() == [2, 3, 5]
-    assert layout.gather_P is not None and layout.scatter_T is not None
-    assert layout.gather_P[layout.scatter_T].tolist() == list(range(6))
+    assert layout.bounds_Z.tolist() == [0, 3, 4, 6] and layout.bounds_Z.dtype == torch.int32 and layout.longest == 3
+    assert layout.grids.gather_P is not None and layout.grids.scatter_T is not None
+    assert layout.grids.gather_P[layout.grids.scatter_T].tolist() == list(range(6))
     for wrong in ([], [3, 0]):
         with pytest.raises(ValueError, match="positive"):
             Layout.packed(wrong)

@@ -74,6 +74,36 @@ def test_frozen_head_and_no_gradient_mode():
         assert torch.equal(linear_cross_entropy(hidden_ND, weight_VD, targets_N), expected)
 
 
+@pytest.mark.parametrize("every", [False, True])
+def test_who_knows_the_positions_gets_the_same_bits_and_no_look_for_them(every):
+    hidden_ND, weight_VD, targets_N = case()
+    targets_N = targets_N.clamp(min=0) if every else targets_N
+    positions_K = torch.arange(len(targets_N))[targets_N != -100]
+    found = []
+    for known in (None, positions_K):
+        each_N = torch.full(targets_N.shape, -7.0)
+        with Calls() as calls:
+            total = linear_cross_entropy(hidden_ND, weight_VD, targets_N, 10, each_N, known)
+        found.append([total, each_N, *gradients(total, hidden_ND, weight_VD)])
+        # The one look at a number that stays is a CPU's, once a chunk: whether any probability is too small for its logarithm.
+        assert calls.names.count("aten::_local_scalar_dense") == -(-len(positions_K) // 10)
+        assert calls.names.count("aten::nonzero") == (known is None)
+        assert calls.names.count("aten::index_select") == 2 * (not every)
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+
+
+class Calls(TorchDispatchMode):
+    """Names of all operators that are called."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.names.append(function.name().partition(".")[0])
+        return function(*args, **(kwargs or {}))
+
+
 class Largest(TorchDispatchMode):
     """Records the most elements that any operation puts out."""
 

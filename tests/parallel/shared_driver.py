@@ -26,7 +26,7 @@ from luyen.engine.parallel.tensor import split, summed  # noqa: E402
 from luyen.engine.parallel.tensors import whole  # noqa: E402
 from luyen.engine.parallel.vocabulary import SharedLoss  # noqa: E402
 from luyen.models.attention import Layout  # noqa: E402
-from luyen.objectives.language_model import computed_by, linear_cross_entropy  # noqa: E402
+from luyen.objectives.language_model import computed_by, linear_cross_entropy, target_positions  # noqa: E402
 
 ODD = {"vocab_size": 49, "num_heads": 4, "num_kv_heads": 2, "hidden_size": 24}
 PASSES = {
@@ -36,13 +36,17 @@ PASSES = {
 
 
 def forward(model: Any, shape: tuple[int, int], lengths: list[int] | None) -> dict[str, Tensor]:
-    """Everything that an algorithm may make of hidden states, with the gradients that it leaves in the model."""
+    """Everything that an algorithm may make of hidden states, with the gradients that it leaves in the model.
+
+    Which positions have a target is known for packed sequences, as in a batch of training, and found for others.
+    """
     tokens_BT = torch.arange(shape[0] * shape[1]).view(shape) * 7 % 49
     hidden_BTD = model(tokens_BT, None if lengths is None else Layout.packed(lengths))
     targets_N = ((tokens_BT + 5) % 49).flatten()
     targets_N[::4] = -100
     each_N = torch.full(targets_N.shape, 7.0, dtype=torch.float64)
-    loss = linear_cross_entropy(hidden_BTD.flatten(0, 1), model.head_weight, targets_N, 5, each_N)
+    positions_K = None if lengths is None else target_positions(targets_N)
+    loss = linear_cross_entropy(hidden_BTD.flatten(0, 1), model.head_weight, targets_N, 5, each_N, positions_K)
     logits_BTV = model.logits(hidden_BTD)
     (loss + (logits_BTV.square() * 0.1).sum() + hidden_BTD.pow(3).sum()).backward()
     with torch.no_grad():
@@ -97,7 +101,7 @@ def head(dtype: torch.dtype) -> dict[str, float]:
             inputs[1] = (distribute_tensor(inputs[1], mesh, [Shard(0)]) if parts else inputs[1]).requires_grad_()
             with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
                 way = SharedLoss(mesh.get_group(), None) if parts else linear_cross_entropy
-                loss = way(inputs[0], inputs[1], targets_N, chunk)
+                loss = way(inputs[0], inputs[1], targets_N, chunk, None, target_positions(targets_N) if chunk else None)
             (loss * 0.5).backward()
             results.append({"loss": loss} | {f"gradient {number}": whole(tensor.grad) for number, tensor in enumerate(inputs)})
         found[f"chunks of {chunk}"] = compare(results[1], results[0])

@@ -34,6 +34,8 @@ def test_the_pieces_of_a_batch_are_its_samples_in_order(lengths, data):
     assert torch.equal(torch.cat([piece.targets_T for piece in pieces]), whole.targets_T)
     assert sum(piece.num_targets for piece in pieces) == whole.num_targets
     assert [piece.tokens_T.numel() for piece in pieces] == [sum(piece.lengths) for piece in pieces]
+    if parts > 1:  # one piece is the batch itself, which does not know them here
+        assert all(torch.equal(piece.trained_positions_K, (piece.targets_T != -100).nonzero().flatten()) for piece in pieces)
 
 
 def test_pieces_hold_about_equally_many_tokens():

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils._python_dispatch import _disable_current_modes
 
+from luyen.core.device import to_device
 from luyen.core.errors import ConfigError
 from luyen.engine.parallel.sequence import gather, gather_equal, lengthen, scale_gradient
 from luyen.models.attention import Cache, Layout, packed_attention
@@ -87,15 +88,15 @@ class Share:
         ranges = [pieces(total, ranks, rank) for rank in range(ranks)]
         self.longest = max(sum(map(len, both)) for both in ranges)
         flat = [torch.cat([torch.arange(piece.start, piece.stop) for piece in both]) for both in ranges]
-        self.own_O = flat[group.rank()].to(device)
+        self.own_O = to_device(flat[group.rank()], device)
         place_T = torch.empty(total, dtype=torch.int64)
         for rank, tokens in enumerate(flat):
             place_T[tokens] = rank * self.longest + torch.arange(len(tokens))
-        self.place_T = place_T.to(device)
+        self.place_T = to_device(place_T, device)
         """Where each flat token stands in the ranks' tokens one after another, each lengthened to `longest`."""
         starts = torch.tensor(lengths).cumsum(0) - torch.tensor(lengths)
         positions_T = torch.arange(total) - starts.repeat_interleave(torch.tensor(lengths))
-        self.positions_1O = positions_T[flat[group.rank()]][None].to(device)
+        self.positions_1O = to_device(positions_T[flat[group.rank()]][None], device)
         self.work = list(work(lengths, ranges[group.rank()]))
         self.layouts = [Layout.packed(item.lengths, device) if item.lengths else None for item in self.work]
 

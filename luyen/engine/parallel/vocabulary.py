@@ -26,7 +26,7 @@ from torch.autograd.function import once_differentiable
 from torch.distributed.tensor import DTensor
 
 from luyen.engine.parallel.sequence import add, add_gradients, added, piece_length
-from luyen.objectives.language_model import CHUNK_LOGITS, IGNORED, computed_by, linear_cross_entropy
+from luyen.objectives.language_model import CHUNK_LOGITS, at_targets, target_positions, whole_cross_entropy
 
 
 class SharedLoss:
@@ -37,33 +37,32 @@ class SharedLoss:
         self.tensor, self.context = tensor, context
 
     def __call__(
-        self, hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, chunk_size: int | None = None, each_N: Tensor | None = None
+        self,
+        hidden_ND: Tensor,
+        weight_VD: Tensor,
+        targets_N: Tensor,
+        chunk_size: int | None = None,
+        each_N: Tensor | None = None,
+        positions_K: Tensor | None = None,
     ) -> Tensor:
         """As `linear_cross_entropy`; a head that is not split (another model's) is computed in whole. All ranks of the groups call this."""
-        with computed_by(None):
-            if self.context is None or not torch.is_grad_enabled():
-                return self._of(hidden_ND, weight_VD, targets_N, chunk_size, each_N)
-            positions_K = (targets_N != IGNORED).nonzero().squeeze(1)
-            own_K = positions_K[dealt(len(positions_K), self.context)]
-            own_each_K = None if each_N is None else each_N.new_zeros(own_K.shape)
-            hidden_KD = add_gradients(hidden_ND, self.context).index_select(0, own_K)
-            total = self._of(hidden_KD, weight_VD, targets_N[own_K], chunk_size, own_each_K)
-            if each_N is not None and own_each_K is not None:
-                each_N[positions_K] = added(torch.zeros_like(each_N).index_copy_(0, own_K, own_each_K), self.context)[positions_K]
-            return add(total, self.context)
+        if self.context is None or not torch.is_grad_enabled():
+            return at_targets(self._of, hidden_ND, weight_VD, targets_N, chunk_size, each_N, positions_K)
+        if positions_K is None:
+            positions_K = target_positions(targets_N)
+        own_K = positions_K[dealt(len(positions_K), self.context)]
+        own_each_K = None if each_N is None else each_N.new_zeros(own_K.shape)
+        hidden_KD = add_gradients(hidden_ND, self.context).index_select(0, own_K)
+        total = self._of(hidden_KD, weight_VD, targets_N[own_K], chunk_size, own_each_K)
+        if each_N is not None and own_each_K is not None:
+            each_N[positions_K] = added(torch.zeros_like(each_N).index_copy_(0, own_K, own_each_K), self.context)[positions_K]
+        return add(total, self.context)
 
-    def _of(self, hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, chunk_size: int | None, each_N: Tensor | None) -> Tensor:
-        """The loss of these positions."""
+    def _of(self, hidden_KD: Tensor, weight_VD: Tensor, targets_K: Tensor, chunk_size: int | None, each_K: Tensor | None) -> Tensor:
+        """The loss of these positions, which all have a target."""
         if self.tensor is None or not isinstance(weight_VD, DTensor):
-            return linear_cross_entropy(hidden_ND, weight_VD, targets_N, chunk_size, each_N)
-        kept_N = targets_N != IGNORED
-        positions_K = kept_N.nonzero().squeeze(1)
-        hidden_KD, targets_K = hidden_ND.index_select(0, positions_K), targets_N.index_select(0, positions_K)
-        each_K = None if each_N is None else each_N.new_empty(targets_K.shape)
-        total = vocabulary_cross_entropy(hidden_KD, weight_VD, targets_K, self.tensor, chunk_size, each_K)
-        if each_N is not None and each_K is not None:
-            each_N[positions_K] = each_K
-        return total
+            return whole_cross_entropy(hidden_KD, weight_VD, targets_K, chunk_size, each_K)
+        return vocabulary_cross_entropy(hidden_KD, weight_VD, targets_K, self.tensor, chunk_size, each_K)
 
 
 def dealt(count: int, group: dist.ProcessGroup) -> slice:
