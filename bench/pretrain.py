@@ -1,10 +1,11 @@
 """Pretraining tokens/s against transformers' LlamaForCausalLM: plain loop, `Trainer` and, if asked, torch.compile.
 
-    python bench/pretrain.py [--sizes 15m,60m] [--rounds 5] [--steps 3] [--compile]
+    python bench/pretrain.py [--sizes 15m,60m] [--rounds 5] [--steps 3] [--compile] [--precision bf16]
 
-With --compile both also as compiled: transformers' whole model, and the layers of ours as `train.compile=always` does.
+With --compile both also as compiled: transformers' whole model, and the layers of ours as `train.compile=always` does. With
+--precision bf16 all make their products in bf16 by autocast, which pays on a CPU with units for it (AMX).
 
-Same weights, same rows of 512 random tokens (8 rows for 15m, 4 for 60m, vocabulary 8192), fp32, fused AdamW, clip 1.0, 2 threads. In every
+Same weights, same rows of 512 random tokens (8 rows for 15m, 4 for 60m, vocabulary 8192), fused AdamW, clip 1.0, 2 threads. In every
 round each variant runs `steps` timed steps after one that is not timed, in turn, with the matrix-product rate of the moment beside it;
 reported are medians over the rounds and the median of the rounds' ratios. Prints one JSON line.
 
@@ -52,10 +53,10 @@ CPU = torch.device("cpu")
 
 
 class Peer:
-    """One variant of one size: `steps(n)` returns the seconds of n steps."""
+    """One variant of one size: `steps(n)` returns the seconds of n steps. `kept` is held as long as the variant is."""
 
-    def __init__(self, name: str, steps: Callable[[int], float]) -> None:
-        self.name, self.steps = name, steps
+    def __init__(self, name: str, steps: Callable[[int], float], kept: object = None) -> None:
+        self.name, self.steps, self.kept = name, steps, kept
 
 
 def data(rows: int) -> np.ndarray[Any, Any]:
@@ -64,15 +65,20 @@ def data(rows: int) -> np.ndarray[Any, Any]:
 
 
 def luyen(
-    model: Transformer, ids: np.ndarray[Any, Any], rows: int, folder: Path, activations: str = KEPT, compile_layers: bool = False
-) -> Peer:
+    model: Transformer, ids: np.ndarray[Any, Any], rows: int, folder: Path, activations: str = KEPT, compile_layers: bool = False,
+    precision: str = "fp32",
+) -> Peer:  # fmt: skip
     """Our loop: Run.update is what `fit` calls for each step, in the same surroundings."""
     samples = [Sample(str(row), ids[row, :-1].astype(np.int32), ids[row, 1:].astype(np.int32)) for row in range(len(ids))]
     algorithm = Pretrain(model, PackedStream(samples, capacity=LENGTH, rows=rows, seed=0))
-    values = {"steps": 100_000, "device": "cpu", "schedule": {"name": "constant", "warmup_steps": 0}, "optimizer": {"learning_rate": RATE}}
+    values = {
+        "steps": 100_000, "device": "cpu", "precision": precision, "schedule": {"name": "constant", "warmup_steps": 0},
+        "optimizer": {"learning_rate": RATE},
+    }  # fmt: skip
     run = Run(algorithm, load(TrainConfig, values), folder, 0, Hooks())
     stream = algorithm.batches(None)
-    contextlib.ExitStack().enter_context(compiled(model, compile_layers))  # for good: leaving and entering it would compile anew
+    kept = contextlib.ExitStack()  # leaving and entering it would compile anew
+    kept.enter_context(compiled(model, compile_layers))
 
     def steps(count: int) -> float:
         with freed_memory_kept(), recomputed(model, activations):  # type: ignore[arg-type]
@@ -82,10 +88,10 @@ def luyen(
                 run.update(stream)
             return time.perf_counter() - started
 
-    return Peer("luyen_compiled" if compile_layers else "luyen", steps)
+    return Peer("luyen_compiled" if compile_layers else "luyen", steps, kept)
 
 
-def plain_loop(model: LlamaForCausalLM, ids: np.ndarray[Any, Any], rows: int, compiled: bool) -> Peer:
+def plain_loop(model: LlamaForCausalLM, ids: np.ndarray[Any, Any], rows: int, compiled: bool, precision: str = "fp32") -> Peer:
     """A loop as in a tutorial: forward with labels, backward, clip, fused AdamW."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1, fused=True)
     forward = torch.compile(model) if compiled else model
@@ -97,7 +103,9 @@ def plain_loop(model: LlamaForCausalLM, ids: np.ndarray[Any, Any], rows: int, co
             if index == 1:
                 started = time.perf_counter()
             tokens = torch.from_numpy(next(batches)[:, :-1].copy())
-            forward(input_ids=tokens, labels=tokens, use_cache=False).loss.backward()
+            with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+                loss = forward(input_ids=tokens, labels=tokens, use_cache=False).loss
+            loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
@@ -117,7 +125,7 @@ class Clock(TrainerCallback):
         self.ends.append(time.perf_counter())
 
 
-def trainer(model: LlamaForCausalLM, ids: np.ndarray[Any, Any], rows: int, folder: Path) -> Peer:
+def trainer(model: LlamaForCausalLM, ids: np.ndarray[Any, Any], rows: int, folder: Path, precision: str = "fp32") -> Peer:
     """transformers' Trainer on the same rows. A call of train() starts anew; its first step is not timed."""
     dataset = [{"input_ids": torch.from_numpy(row[:-1]), "labels": torch.from_numpy(row[:-1])} for row in ids] * 8
 
@@ -127,6 +135,7 @@ def trainer(model: LlamaForCausalLM, ids: np.ndarray[Any, Any], rows: int, folde
             output_dir=str(folder), per_device_train_batch_size=rows, max_steps=count + 1, learning_rate=RATE, weight_decay=0.1,
             adam_beta2=0.95, max_grad_norm=1.0, optim="adamw_torch_fused", lr_scheduler_type="constant", save_strategy="no",
             logging_strategy="no", report_to=[], disable_tqdm=True, use_cpu=True, dataloader_num_workers=0, seed=0,
+            bf16=precision == "bf16",
         )  # fmt: skip
         Trainer(model=model, args=settings, train_dataset=dataset, callbacks=[clock]).train()
         return clock.ends[-1] - clock.ends[0]
@@ -158,7 +167,7 @@ def alone(name: str, size: str, scratch: Path, activations: str = KEPT) -> Peer:
     return plain_loop(theirs, ids, rows, name == "transformers_compiled")
 
 
-def peers(size: str, scratch: Path, with_compiled: bool) -> list[Peer]:
+def peers(size: str, scratch: Path, with_compiled: bool, precision: str) -> list[Peer]:
     """Every variant with its own copy of the same weights, after checking that they compute the same loss."""
     torch.manual_seed(0)
     model = Transformer(preset(f"llama-{size}", VOCABULARY))
@@ -174,16 +183,20 @@ def peers(size: str, scratch: Path, with_compiled: bool) -> list[Peer]:
         tokens = torch.from_numpy(ids[:2, :-1].copy())
         torch.testing.assert_close(model.logits(model(tokens)), theirs()(tokens).logits, rtol=1e-4, atol=1e-4)
     run_folder = scratch / f"run-{size}"
-    found = [luyen(model, ids, rows, run_folder), plain_loop(theirs(), ids, rows, False), trainer(theirs(), ids, rows, scratch / "trainer")]
+    found = [
+        luyen(model, ids, rows, run_folder, precision=precision),
+        plain_loop(theirs(), ids, rows, False, precision),
+        trainer(theirs(), ids, rows, scratch / "trainer", precision),
+    ]
     if not with_compiled:
         return found
-    again = hf.load(folder)
-    return [*found, luyen(again, ids, rows, scratch / f"run-{size}-compiled", compile_layers=True), plain_loop(theirs(), ids, rows, True)]
+    ours = luyen(hf.load(folder), ids, rows, scratch / f"run-{size}-compiled", compile_layers=True, precision=precision)
+    return [*found, ours, plain_loop(theirs(), ids, rows, True, precision)]
 
 
 def measure(size: str, arguments: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     """Interleaved rounds of one size."""
-    variants = peers(size, scratch, arguments.compile)
+    variants = peers(size, scratch, arguments.compile, arguments.precision)
     tokens = arguments.steps * ROWS[size] * LENGTH
     speeds: dict[str, list[float]] = {variant.name: [] for variant in variants}
     rates: dict[str, list[float]] = {variant.name: [] for variant in variants}
@@ -211,11 +224,18 @@ def main() -> None:
     parser.add_argument("--sizes", default="15m,60m", help="15m, 60m or both")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=3, help="timed steps a round")
-    parser.add_argument("--compile", action="store_true", help="also transformers with torch.compile (a minute to start)")
+    parser.add_argument("--compile", action="store_true", help="both also with torch.compile (a minute to start)")
+    parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16"], help="type of the products")
     arguments = parser.parse_args()
     torch.set_num_threads(2)
     transformers.logging.set_verbosity_error()
-    report: dict[str, Any] = {"bench": "pretrain", "threads": 2, "rounds": arguments.rounds, "steps": arguments.steps}
+    report: dict[str, Any] = {
+        "bench": "pretrain",
+        "precision": arguments.precision,
+        "threads": 2,
+        "rounds": arguments.rounds,
+        "steps": arguments.steps,
+    }
     with tempfile.TemporaryDirectory() as scratch:
         for size in arguments.sizes.split(","):
             report[size] = measure(size, arguments, Path(scratch))

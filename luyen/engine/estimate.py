@@ -3,12 +3,13 @@
 Work is counted in two units, because a machine is fast at one and slow at the other: operations of matrix products, and bytes that
 everything else moves (norms, rotations, activations, residual sums). Both speeds are measured now, under the threads that training uses.
 
-    seconds = operations / (operations per second) + bytes / (bytes per second)
+    seconds = (operations / (operations per second) + bytes / (bytes per second)) * pace
 
 A token costs 6 operations for every weight that multiplies (2 forward, 4 backward) and 6 L H E T for causal attention (Chowdhery et
 al., 2022, arXiv:2204.02311, appendix B, halved since half of the square is masked). Muon adds its Newton-Schulz iterations to every
-update; AdamW's update, under a hundredth of a step, is left out. Where a part of the work runs below the speed of a large product,
-its share is a constant here, each measured on two cores of an AMD EPYC (Milan), fp32, torch 2.13. No GPU was measured: expect less there.
+update, and every update moves the optimizer's bytes. Where a part of the work runs below the speed of a large product, its share is a
+constant here, each measured on two cores of an AMD EPYC (Milan), fp32, torch 2.13; what another machine makes of them is the pace, which
+pace.py measures. No GPU was measured.
 """
 
 from __future__ import annotations
@@ -36,6 +37,8 @@ UPDATE_SHARE = 0.88
 """The same for Muon's iterations (0.87 to 0.89)."""
 DECODING_SHARE = 0.15
 """The same for answers written 64 at a time (two million parameters; one thread writes them, so half of 0.31 of one thread's rate)."""
+UPDATE_BYTES = 40.0
+"""Bytes that norm, clipping and AdamW move for each weight and update: ten numbers of weight, gradient and moments."""
 MOVED_BYTES = 2000.0
 """Bytes that a layer moves for each token and unit of width, forward and backward (2,200 at width 192, 1,900 to 2,100 at 384)."""
 FORWARD = 1 / 3
@@ -56,6 +59,8 @@ class Speed:
     """Of a large matrix product."""
     bytes: float
     """Read and written by an operation on long vectors."""
+    pace: float = 1.0
+    """Seconds of this model's training for each second that is counted (pace.py)."""
 
 
 def measure_speed(device: torch.device, dtype: torch.dtype) -> Speed:
@@ -94,13 +99,20 @@ class Work:
 
     def seconds(self, speed: Speed) -> float:
         """Time on a machine of this speed."""
-        return self.operations / speed.operations + self.bytes / speed.bytes
+        return (self.operations / speed.operations + self.bytes / speed.bytes) * speed.pace
 
 
 @dataclass(frozen=True)
 class Estimate:
     """What a training run is expected to take."""
 
+    model: TransformerConfig
+    rows: int
+    """Of a micro-batch."""
+    length: int
+    """Tokens of a row."""
+    trained: float
+    """Share of them that have a target."""
     parameters: int
     tokens: int
     work: Work
@@ -125,12 +137,13 @@ def update_work(model: TransformerConfig, optimizer: str) -> Work:
 
     Muon, five times for each A x B matrix (A the shorter side): X X' (2 A A B), its square (2 A A A), their product with X (2 A A B).
     """
+    update = Work(0.0, UPDATE_BYTES * count_parameters(model))
     if optimizer != "muon":
-        return Work()
+        return update
     width, query, key = model.hidden_size, model.num_heads * model.head_dim, model.num_kv_heads * model.head_dim
     shapes = [(query, width)] * 2 + [(key, width)] * 2 + [(model.intermediate_size, width)] * 3
     products = sum(4 * min(shape) ** 2 * max(shape) + 2 * min(shape) ** 3 for shape in shapes)
-    return Work(NEWTON_SCHULZ_STEPS * model.num_layers * products / UPDATE_SHARE)
+    return update + Work(NEWTON_SCHULZ_STEPS * model.num_layers * products / UPDATE_SHARE)
 
 
 def writing_work(model: TransformerConfig, tokens: float) -> Work:
@@ -148,7 +161,7 @@ def estimate_training(model: TransformerConfig, train: TrainConfig, rows: int, l
     again = cost.recomputed_share(train.activations)
     work = token_work(model, length, trained) * (tokens * (1 + FORWARD * again))
     work = work + update_work(model, train.optimizer.name) * train.steps
-    return Estimate(parameters, tokens, work, _peak_bytes(model, train, parameters, rows * length))
+    return Estimate(model, rows, length, trained, parameters, tokens, work, _peak_bytes(model, train, parameters, rows * length))
 
 
 def evaluations(train: TrainConfig) -> int:

@@ -6,7 +6,8 @@
 A block of N queries sees the keys up to its own end only, so about half of the square is never computed, and the mask is a triangle
 of N x N. The gradient is the one of FlashAttention (Dao et al., 2022, arXiv:2205.14135, section 3.1 and appendix B.2), but P is kept
 instead of computed again: on a CPU its exponentials cost more than reading it back. All products are batched ones of a library that
-runs at the speed of large products, where torch's own CPU kernel reaches a third of that (docs/4-engine.md has the figures).
+runs at the speed of large products, where torch's own CPU kernel reaches a third of that (docs/4-engine.md has the figures). Where the CPU
+has units for bf16 products the same way serves bf16: scores, P and their gradients are then bf16 between products, as under autocast.
 
 Shapes: B rows, T tokens, K key-value heads, G query heads of each, E head size, N queries of a block,
         M keys that a block sees, X = B K products at a time, Q = T G rows of all, R = N G rows of a block.
@@ -22,6 +23,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from luyen.core.device import multiplies_fast
+
 BLOCK = 64
 """Queries of a block: smaller ones make many small products, larger ones compute more of what the mask hides."""
 MOST_KEPT = 1 << 25
@@ -29,21 +32,28 @@ MOST_KEPT = 1 << 25
 
 
 def fits(query_BTHE: Tensor) -> bool:
-    """Whether this way is the better one: training in fp32 or fp64 on a CPU, with rows of a length whose probabilities can be kept."""
+    """Whether this way is the better one: training on a CPU in a type that it multiplies fast, and few enough probabilities."""
     rows, tokens, heads, _ = query_BTHE.shape
     return (
         torch.is_grad_enabled()
         and query_BTHE.device.type == "cpu"
-        and query_BTHE.dtype in (torch.float32, torch.float64)
-        and not torch.is_autocast_enabled("cpu")
+        and multiplies_fast(_product_dtype(query_BTHE))
         and rows * heads * tokens * (tokens + BLOCK) // 2 <= MOST_KEPT
     )
 
 
 def block_attention(query_BTHE: Tensor, key_BTKE: Tensor, value_BTKE: Tensor) -> Tensor:
     """Each row attends to its own earlier tokens; query head h reads key-value head h // G. Returns (B, T, H, E)."""
-    output: Tensor = _BlockAttention.apply(query_BTHE, key_BTKE, value_BTKE)  # type: ignore[no-untyped-call]
+    dtype = _product_dtype(query_BTHE)
+    with torch.autocast("cpu", enabled=False):
+        states = (tensor.to(dtype) for tensor in (query_BTHE, key_BTKE, value_BTKE))
+        output: Tensor = _BlockAttention.apply(*states)  # type: ignore[no-untyped-call]
     return output
+
+
+def _product_dtype(states: Tensor) -> torch.dtype:
+    """The type that products of these are made in here: autocast's where it is on."""
+    return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") and states.dtype != torch.float64 else states.dtype
 
 
 class _BlockAttention(torch.autograd.Function):

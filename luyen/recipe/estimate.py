@@ -33,6 +33,7 @@ from luyen.engine.estimate import (
     token_work,
     writing_work,
 )  # fmt: skip
+from luyen.engine.pace import measure_pace
 from luyen.models import hf
 from luyen.models.config import TransformerConfig
 from luyen.models.presets import count_parameters
@@ -91,10 +92,12 @@ class Prediction:
         return {"seconds": None if self.seconds is None else round(self.seconds, 3), "bytes": self.bytes, "counted": self.told}
 
 
-def training_rate(train: TrainConfig) -> Speed:
-    """What the device does in a second in the type and with the threads that `train` will use, measured now."""
+def training_rate(train: TrainConfig, estimate: Estimate) -> Speed:
+    """What the device does in a second in the type and with the threads that `train` will use, at the pace of its model; measured now."""
     device = pick_device(train.device)
-    return measure_speed(device, pick_dtype(train.precision, device))
+    dtype = pick_dtype(train.precision, device)
+    speed = measure_speed(device, dtype)
+    return replace(speed, pace=measure_pace(estimate, speed, device, dtype))
 
 
 def of_stage(train: TrainConfig, batch: BatchSection, model: TransformerConfig, trained: float = 1.0) -> Estimate:
@@ -257,7 +260,7 @@ class Outlook:
         work = estimate.work + once * evaluations(config.train)
         told = f"{estimate.parameters / 1e6:.1f} million parameters, at most {estimate.tokens:,} tokens"
         memory = estimate.bytes + (0 if counts_gpu(config.train) else self._memory())
-        return Prediction(work.seconds(training_rate(config.train)), memory, told)
+        return Prediction(work.seconds(training_rate(config.train, estimate)), memory, told)
 
     def _evaluate(self, config: EvaluateConfig) -> Prediction:
         models = [self.model(name) for name in config.models.values()]

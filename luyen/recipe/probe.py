@@ -70,7 +70,7 @@ def probe(config: PretrainConfig | SFTConfig, model: TransformerConfig, predicte
     step = median(times[WARM:] or times)
     alone = of_stage(config.train, config.batch, model, trained)
     expected = alone.bytes + (0 if counts_gpu(config.train) else LIBRARIES_BYTES + FIRST_STEP_BYTES)
-    rest = max(0.0, predicted - alone.seconds(training_rate(config.train)))
+    rest = max(0.0, predicted - alone.seconds(training_rate(config.train, alone)))
     return Probe(steps, step, result.peak_bytes, expected, step * config.train.steps + rest)
 
 

@@ -51,7 +51,7 @@ def test_inputs_that_do_not_lie_in_one_piece() -> None:
 
 
 def test_where_another_way_is_better(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without gradients, in half precision, under autocast and for rows whose probabilities are too many, torch's kernel does it."""
+    """Without gradients, in a type that this CPU multiplies slowly, and for too many probabilities, torch's kernel does it."""
     inputs = states(1, 70, 4, 2, 8)
     asked: list[int] = []
     plain = functional.scaled_dot_product_attention
@@ -61,6 +61,7 @@ def test_where_another_way_is_better(monkeypatch: pytest.MonkeyPatch) -> None:
         return plain(*arguments, **keywords)  # type: ignore[arg-type]
 
     monkeypatch.setattr(attention.functional, "scaled_dot_product_attention", counted)
+    monkeypatch.setattr(block_attention, "multiplies_fast", lambda dtype: dtype == torch.float32)
     expected = causal_attention(*inputs)
     assert not asked
     with torch.no_grad():
@@ -71,3 +72,23 @@ def test_where_another_way_is_better(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(block_attention, "MOST_KEPT", 4 * 70 * 67 - 1)
     causal_attention(*inputs)
     assert len(asked) == 4
+
+
+@pytest.mark.parametrize("by_autocast", [False, True])
+def test_where_bf16_is_fast_blocks_are_as_near_as_torchs_kernel(monkeypatch: pytest.MonkeyPatch, by_autocast: bool) -> None:
+    """Scores are rounded between products here and P in both: errors against fp64 are within twice those of torch's own kernel."""
+    exact = states(2, 130, 6, 2, 16, torch.float64)
+    slope = torch.randn(2, 130, 6, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    wanted = [causal_attention(*exact), *torch.autograd.grad(causal_attention(*exact), exact, slope)]
+
+    def errors(fast: bool) -> list[float]:
+        monkeypatch.setattr(block_attention, "multiplies_fast", lambda dtype: fast)
+        inputs = [part.detach().to(torch.float32 if by_autocast else torch.bfloat16).requires_grad_() for part in exact]
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=by_autocast):
+            attended = causal_attention(*inputs)
+        found = [attended, *torch.autograd.grad(attended, inputs, slope.to(torch.bfloat16))]
+        assert attended.dtype == torch.bfloat16 and all(one.dtype == part.dtype for one, part in zip(found[1:], inputs, strict=True))
+        return [float((one.detach() - other.detach()).norm() / other.detach().norm()) for one, other in zip(found, wanted, strict=True)]
+
+    ours, theirs = errors(True), errors(False)
+    assert all(mine < 2 * other and mine < 0.01 for mine, other in zip(ours, theirs, strict=True)), (ours, theirs)

@@ -29,6 +29,7 @@ from luyen.recipe.probe import random_samples  # noqa: E402
 def machine(monkeypatch: pytest.MonkeyPatch) -> None:
     """Not this machine's speed."""
     monkeypatch.setattr(estimate, "measure_speed", lambda device, dtype: Speed(2e11, 4e10))
+    monkeypatch.setattr(estimate, "measure_pace", lambda *_: 1.0)
     monkeypatch.setattr(estimate, "pace", lambda: 1.0)
 
 
