@@ -21,8 +21,8 @@ from torch import nn
 from luyen.models.config import TransformerConfig
 
 PARTS = ("data", "forward", "backward", "update", "communication", "wait", "other")
-"""Of a step, in seconds: getting batches; the loss; its gradient; clipping and optimizer; exchange between processes (0 in one); waiting
-for the device until the loss can be read; everything else. They add up to the step."""
+"""Of a step, in seconds: getting batches, also the next step's; the loss; its gradient; clipping and optimizer; exchange between processes
+(0 in one); waiting for the device until the loss can be read; everything else. They add up to the step."""
 
 
 class Clock:
