@@ -65,14 +65,14 @@ class Copies(TorchDispatchMode):
 
 
 def prepare() -> list[int]:
-    """Put stand-ins where only a real device could answer. Returns the list of what is read: how many figures each time."""
+    """Put stand-ins where only a real device could answer. Returns a list that grows: how many reads each call of `to_host` would make."""
     module = _DummyBackendModule()
     module.get_amp_supported_dtype = lambda: [torch.bfloat16, torch.float16]
     _setup_privateuseone_for_python_backend(STANDIN, backend_module=module)
     reads: list[int] = []
 
     def to_host(figures: list[Any]) -> list[float]:
-        reads.append(len(figures))
+        reads.append(len({(figure.dtype, figure.device) for figure in figures if isinstance(figure, torch.Tensor)}))
         return [1.0] * len(figures)
 
     run.to_host = to_host
@@ -90,10 +90,8 @@ def case(reads: list[int], kernel: bool, known: bool, activations: Any, config: 
     varlen.takes = lambda _query: kernel and varlen.kernel() is not None
     settings = toy_config(**{**config, "device": f"{STANDIN}:0"})
     with FakeTensorMode(allow_non_fake_inputs=True), tempfile.TemporaryDirectory() as folder:
-        torch.set_default_dtype(torch.bfloat16 if kernel else torch.float32)  # torch has no autocast for such a device
         with torch.device(STANDIN):
             model = toy_model()
-        torch.set_default_dtype(torch.float32)
         model.to = lambda _device: model  # it is there; fake weights cannot be moved in place
         samples = toy_samples()
         algorithm = SFT(model, PackedStream(samples, capacity=32, rows=2, seed=0), [sample.id for sample in samples])
@@ -111,7 +109,7 @@ def case(reads: list[int], kernel: bool, known: bool, activations: Any, config: 
             with copies:
                 training.update(stream)
         assert {parameter.device.type for parameter in model.parameters()} == {STANDIN}
-    return {"reads": len(reads) - before, "in": copies.incoming, "blocking": copies.blocking, "out": copies.outgoing}
+    return {"reads": sum(reads[before:]), "in": copies.incoming, "blocking": copies.blocking, "out": copies.outgoing}
 
 
 if __name__ == "__main__":
