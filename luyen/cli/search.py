@@ -10,6 +10,7 @@ import click
 
 from luyen.cli.arguments import KEY, one_word, plain_command, runs_folder, warn, working
 from luyen.cli.plan_text import duration
+from luyen.cli.search_rates import find_rate
 from luyen.cli.unfinished import told_on_stop
 from luyen.core import progress
 from luyen.core.errors import Interrupted, LuyenError, UserError
@@ -25,7 +26,13 @@ otherwise. a,b,c is a choice. Other settings are fixed, as for luyen run. The st
 stage in FOLDER/trials, the first with the recipe's own settings if they are in the ranges; the same command again continues a
 stopped search, more --trials a finished one. The result is FOLDER/search.json and FOLDER/search.html.
 
-The best settings are printed last, to be pasted behind `luyen run RECIPE`."""
+The best settings are printed last, to be pasted behind `luyen run RECIPE`.
+
+With --rate-finder the learning rate alone is looked for, by one training of --steps updates in which it rises from LOW to HIGH:
+
+  luyen search quickstart --rate-finder --stage base
+
+The result is FOLDER/rates.json and FOLDER/rates.html. It begins anew each time, and needs no optuna."""
 
 
 def command(name: str) -> click.Command:
@@ -33,29 +40,52 @@ def command(name: str) -> click.Command:
     params: list[click.Parameter] = [
         click.Argument(["words"], nargs=-1, required=True, metavar="RECIPE STAGE.KEY=RANGE..."),
         click.Option(["--stage"], metavar="NAME", help="The stage whose keys are searched. Default: the one of the ranges and choices."),
+        click.Option(["--rate-finder"], is_flag=True, help="No trials: one short training with a rising learning rate, and which to take."),
+        click.Option(["--steps"], type=click.IntRange(min=5), default=100, show_default=True, help="Steps of --rate-finder."),
         click.Option(["--trials"], type=click.IntRange(min=1), default=20, show_default=True, help="Trials in all."),
         click.Option(["--pruner"], type=click.Choice(["median", "asha", "none"]), default="median", show_default=True,
                      help="What ends a trial early."),
         click.Option(["--metric"], default="heldout_bits_per_byte", show_default=True, help="Figure of the stage to look at."),
         click.Option(["--maximize"], is_flag=True, help="More of the metric is better; else less is."),
         click.Option(["--budget"], metavar="NAME", help="Size from the recipe's table."),
-        click.Option(["--out"], metavar="FOLDER", help="Search folder. Default: runs/NAME-search."),
+        click.Option(["--out"], metavar="FOLDER", help="Search folder. Default: runs/NAME-search or runs/NAME-rates."),
         click.Option(["--dry-run"], is_flag=True, help="Check everything, print the estimate, do nothing."),
     ]  # fmt: skip
     return plain_command(name, _search, HELP, params)
 
 
 def _search(words: tuple[str, ...], stage: str | None, budget: str | None, out: str | None, dry_run: bool, **options: Any) -> None:
-    """Check the words, say what it takes, search, show what came of it."""
-    from luyen.recipe.search import Goal, at_work, search
+    """Check the words, say what it takes, and search, or find the learning rate."""
+    _check_options("trials pruner metric maximize" if options["rate_finder"] else "steps", options["rate_finder"])
+    recipe = find_recipe(one_word([word for word in words if not KEY.match(word)], "recipe"))
+    settings = [word for word in words if KEY.match(word)]
+    if options["rate_finder"]:
+        from luyen.recipe.rates import rate_space
+
+        find_rate(rate_space(recipe, settings, budget, stage), options["steps"], out, dry_run)
+    else:
+        _trials(read_space(recipe, settings, budget, stage), out, dry_run, options)
+
+
+def _check_options(others: str, rate_finder: bool) -> None:
+    """Refuse options that would not be read."""
+    given = click.get_current_context().get_parameter_source
+    for name in others.split():
+        if given(name) == click.core.ParameterSource.COMMANDLINE:
+            fix = "Leave one of the two out." if rate_finder else "Add --rate-finder, or set the stage's train.steps."
+            raise UserError(f"--{name} {'with' if rate_finder else 'without'} --rate-finder", found="nothing that reads it", fix=fix)
+
+
+def _trials(space: Space, out: str | None, dry_run: bool, options: Mapping[str, Any]) -> None:
+    """Say what the search takes, search, show what came of it. optuna is asked for last: a wrong word is told without it."""
+    from luyen.recipe.search import Goal, at_work, search, training
     from luyen.recipe.search_study import library
 
+    made = space.plan({item.key: item.ends[0] for item in space.dimensions})
+    training(made, space.stage)
     library()
-    recipe = find_recipe(one_word([word for word in words if not KEY.match(word)], "recipe"))
-    space = read_space(recipe, [word for word in words if KEY.match(word)], budget, stage)
     goal = Goal(options["trials"], options["pruner"], options["metric"], "maximize" if options["maximize"] else "minimize")
     with working():
-        made = space.plan({item.key: item.ends[0] for item in space.dimensions})
         folder = Path(out) if out else runs_folder() / f"{made.name}-search"
         foretell(space, goal.trials, folder)
         if dry_run:

@@ -60,7 +60,7 @@ def run(
         for item in plan.stages:
             interrupt.check()
             facts = {"estimate": dict(estimates[item.name])} if estimates and item.name in estimates else {}
-            stage = Stage(item.name, folder / item.name, _seed(item, plan), facts=facts, measured=(measured or {}).get(item.name))
+            stage = Stage(item.name, folder / item.name, stage_seed(item, plan), facts=facts, measured=(measured or {}).get(item.name))
             fingerprints[item.name] = _run_stage(item, stage, fingerprints)
 
 
@@ -77,7 +77,7 @@ def standing(plan: Plan, folder: Path) -> tuple[dict[str, Path], dict[str, int]]
     for item in plan.stages:
         if any(name not in fingerprints for name in item.inputs):
             continue
-        wanted = _wanted(item, _seed(item, plan), fingerprint_inputs(item.config, fingerprints))
+        wanted = _wanted(item, stage_seed(item, plan), fingerprint_inputs(item.config, fingerprints))
         path = attempts.holding(folder / item.name, wanted)
         if path is not None:
             done[item.name] = path
@@ -87,7 +87,8 @@ def standing(plan: Plan, folder: Path) -> tuple[dict[str, Path], dict[str, int]]
     return done, steps
 
 
-def _seed(item: StagePlan, plan: Plan) -> int:
+def stage_seed(item: StagePlan, plan: Plan) -> int:
+    """The seed of a stage's work: from its own key `seed`, or the recipe's, and its name."""
     return derive(plan.seed if getattr(item.config, "seed", None) is None else item.config.seed, item.name)  # type: ignore[attr-defined]
 
 
@@ -141,7 +142,7 @@ def _take_part(plan: Plan, folder: Path) -> None:
         earlier: dict[str, Path] = {}
         for item in plan.stages:
             if _trains(item) and distributed.told_by_main():
-                stage = Stage(item.name, Path(scratch) / item.name, _seed(item, plan), dict(earlier))
+                stage = Stage(item.name, Path(scratch) / item.name, stage_seed(item, plan), dict(earlier))
                 stage.folder.mkdir()
                 load_verb(item.verb).run(item.config, stage)
             earlier[item.name] = folder / item.name

@@ -18,7 +18,7 @@ import torch
 
 from luyen.core import distributed, interrupt, manifest, progress, storage
 from luyen.core.config import dump, input_fields
-from luyen.core.errors import LuyenError, NonFinite, UserError
+from luyen.core.errors import LuyenError, NonFinite, UserError, nearest
 from luyen.recipe.environment import code_version
 from luyen.recipe.graph import Plan, StagePlan
 from luyen.recipe.inputs import check_inputs, fingerprint_inputs
@@ -122,7 +122,10 @@ def _stage(plan: Plan, stage: str) -> StagePlan:
 
 
 def training(plan: Plan, stage: str) -> Any:
-    """The training section of the searched stage. Raises UserError where it has none."""
+    """The training section of the searched stage. Raises UserError where it has none, and where there is no such stage."""
+    names = [item.name for item in plan.stages]
+    if stage not in names:
+        raise UserError(f"no stage {stage!r} in recipe {plan.name}", fix=nearest(stage, names))
     config: Any = _stage(plan, stage).config
     if not hasattr(config, "train"):
         raise UserError(f"stage {stage} does not train", expected="keys of a stage that does", fix="See luyen search --help.")

@@ -29,6 +29,8 @@ class Stage:
     """Other top-level facts of the manifest: tokens, joules; peak_bytes where it is a GPU's, in place of the process'."""
     measured: Callable[[int, Mapping[str, float]], None] | None = None
     """Told every evaluation of a training stage, see Hooks."""
+    instead: Callable[[Any, Any], None] | None = None
+    """Takes the algorithm and the training config of a training stage in place of the loop; ends the stage by raising."""
 
     def path(self, value: str) -> Path:
         """The folder of the stage named `value`, else `value` as a path that must exist."""

@@ -34,10 +34,18 @@ def write(folder: Path) -> Path:
 
 def render(found: Mapping[str, Any]) -> str:
     """The page's HTML."""
+    best, name = found["best"], f"{found['recipe']}, {found['stage']}"
+    headline = "No trial is complete"
+    if best:
+        headline = f"{found['metric']} {best['value']:.4f} in trial {best['number'] + 1} of {len(found['trials'])}"
+    return page("search", name, headline, [_best(found), _course(found), _coordinates(found), _importance(found), _trials(found)])
+
+
+def page(kind: str, name: str, headline: str, sections: Sequence[Section]) -> str:
+    """A page that stands alone: what it is of, its result in a line, its sections."""
     style = Markup((TEMPLATES / "report.css").read_text(encoding="utf-8"))  # noqa: S704 (a file of this package)
-    sections = [_best(found), _course(found), _coordinates(found), _importance(found), _trials(found)]
-    page = environment().get_template("search.html.jinja").render(found=found, style=style, sections=sections)
-    return UNSAFE.sub("\ufffd", page)
+    template = environment().get_template("search.html.jinja")
+    return UNSAFE.sub("\ufffd", template.render(kind=kind, name=name, headline=headline, style=style, sections=sections))
 
 
 def _complete(found: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -37,6 +37,23 @@ def test_without_optuna_the_remedy_is_said(tmp_path: Path, monkeypatch: pytest.M
     assert isinstance(found.exception, UserError) and "pip install 'luyen[search]'" in str(found.exception)
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["base.train.optimizer.learning_rat=1e-4..1e-2"], "learning_rate"),
+        (["base.batch.rows=8..2"], "LOW < HIGH"),
+        (["base.batch.rows=0..2"], "batch.rows"),
+        (["corpus.heldout_fraction=0.1..0.2"], "does not train"),
+        (["--rate-finder", "--stage", "bse"], "Did you mean 'base'"),
+    ],
+)
+def test_a_wrong_word_is_told_also_without_optuna(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], said: str) -> None:
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    found = call(str(write_recipe(tmp_path)), *words)
+    assert isinstance(found.exception, UserError) and said in str(found.exception)
+    assert isinstance(call("quikstart", *WORDS).exception, ConfigError)
+
+
 def test_a_metric_that_no_evaluation_has_ends_the_search(tmp_path: Path) -> None:
     found = call(str(write_recipe(tmp_path)), *WORDS, "--metric", "beauty", "--out", str(tmp_path / "out"))
     assert isinstance(found.exception, UserError) and "heldout_bits_per_byte" in str(found.exception)
