@@ -17,10 +17,12 @@ from luyen.cli.import_ import ImportConfig
 from luyen.cli.inspect import InspectConfig
 from luyen.cli.main import COMMANDS
 from luyen.core.config import Config, describe, load, parse_overrides, parse_yaml
-from luyen.core.errors import ConfigError
+from luyen.core.errors import ConfigError, UserError
 from luyen.core.records import Document
 from luyen.data.formats import read
 from luyen.recipe.graph import find_recipe, plan
+from luyen.recipe.rates import rate_space
+from luyen.recipe.search_space import read_space
 from luyen.recipe.table import VERBS, load_config_class
 from luyen.tasks.entries import read_entries
 from luyen.tasks.template import Template
@@ -183,12 +185,13 @@ def check_settings(config_class: type[Config], words: list[str], where: str) -> 
 
 
 def check_command(name: str, words: list[str], where: str) -> None:
-    plain, settings, budget = [], [], None
+    plain, settings, budget, stage = [], [], None, None
     rest = iter(words)
     for word in rest:
         if word in OPTIONS_WITH_VALUE:
             value = next(rest)
             budget = value if word == "--budget" else budget
+            stage = value if word == "--stage" else stage
         elif word.startswith("--"):
             assert word in FLAGS, f"{where}: no option {word}"
         else:
@@ -200,6 +203,8 @@ def check_command(name: str, words: list[str], where: str) -> None:
         check_settings(load_config_class(plain[0]), settings, where)
     elif name in ("run", "plan") and plain and plain[0] not in PLACES and not plain[0].endswith(".yaml"):
         plan(find_recipe(plain[0]), parse_overrides(settings), budget)
+    elif name == "search" and plain and plain[0] not in PLACES:
+        (rate_space if "--rate-finder" in words else read_space)(find_recipe(plain[0]), settings, budget, stage)
     elif name in ("inspect", "chat", "import", "export"):
         sections = {"inspect": InspectConfig, "chat": ChatConfig, "import": ImportConfig, "export": ExportConfig}
         check_settings(sections[name], settings, where)
@@ -215,6 +220,24 @@ def test_command_lines_are_right(page: Path) -> None:
             continue
         assert words[0] in COMMANDS, f"{where}: no such command"
         check_command(words[0], [word for word in words[1:] if word not in ("key=value", "...")], where)
+
+
+@pytest.mark.parametrize(
+    ("name", "words", "said"),
+    [
+        ("run", ["quickstart", "base.train.stepz=3"], "stepz"),
+        ("run", ["quickstart", "--budgt", "5m"], "no option --budgt"),
+        ("pretrain", ["data=a", "tokenizer=b", "batch.row=3"], "no setting batch.row"),
+        ("pretrain", ["data=a", "tokenizer=b", "batch.rows=x"], "batch.rows"),
+        ("search", ["quickstart", "base.batch.row=1..4"], "batch.row"),
+        ("search", ["quickstart", "--rate-finder", "--stage", "bass"], "bass"),
+    ],
+)
+def test_a_wrong_command_line_would_be_seen(name: str, words: list[str], said: str) -> None:
+    with pytest.raises((AssertionError, UserError), match=said):
+        check_command(name, words, "page")
+    assert sum(len(commands(page)) for page in PAGES) > 60, "there are command lines to look at"
+    assert sum(len(fences(page, "yaml")) for page in PAGES) >= 2, "and blocks"
 
 
 @every_page

@@ -267,7 +267,7 @@ class _Writer:
         if line.isascii():
             self.indent = _INDENTS[min(self.depth, DEEPEST)]
         else:
-            line = self._structure(line)
+            line = self._structure(line.replace(CODE_END, ""))  # one that ends no code
         if "\t\t" in line:
             cells = [cell for cell in line.split("\t\t") if cell.strip()]
             line = cells[0] if len(cells) == 1 else " | ".join(cell.strip() for cell in cells)

@@ -229,6 +229,8 @@ def test_a_manifest_two_folders_up_is_not_asked(tmp_path: Path) -> None:
     manifest.seal(folder, "test")
     (folder / "sub" / "deep" / "c").write_text("d")
     manifest.verify_listed(folder / "sub" / "deep" / "c")
+    with pytest.raises(DamagedFile, match=r"deep/c: does not have"):
+        manifest.verify_listed(folder / "sub" / "deep")  # one folder nearer it is asked, and the damage is there to be seen
 
 
 def test_a_folder_in_a_new_folder(tmp_path: Path) -> None:

@@ -149,6 +149,16 @@ def test_hostile_attributes_cost_linear_time(before: str, piece: str, after: str
     assert time.process_time() - started < 4
 
 
-def test_damaged_html_does_not_raise() -> None:
-    for body in (b"", b"\x00\xff\xfe<", b"<html><pre>", b"<dl><dd></dl></dd></pre>" * 3, "<p>\ud800".encode("utf-8", "surrogatepass")):
-        extract(body)
+def test_damaged_html_gives_the_text_that_is_in_it_and_none_of_our_marks() -> None:
+    lost = "<p>\ud800kept".encode("utf-8", "surrogatepass")
+    for body, text in (
+        (b"", ""),
+        (b"\x00\xff\xfe<", "\xff\xfe<"),
+        (b"<html><pre>", "```\n```"),
+        (b"<dl><dd>kept</dl></dd></pre>" * 2, "kept\nkept"),
+        (b"kept</pre></pre> and <pre>code</pre> more</pre>", "kept and\n```\ncode\n```\nmore"),
+        (b"<li>kept</dt></dl></h3><dt><li></li>more</ul>", "kept\nmore"),
+        (lost, "\xed \u20ackept"),
+    ):
+        lines = [line.strip(" -") for line in extract(body).text.split("\n") if line.strip(" -")]
+        assert "\n".join(lines) == text, body

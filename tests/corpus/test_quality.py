@@ -167,5 +167,9 @@ def test_table_is_in_order_and_sourced() -> None:
 
 def test_empty_and_one_word_texts_have_measures() -> None:
     for text in ("", "x", "...", "\n\n"):
-        for rule in RULES:
-            rule.measure(Words(text, "en"))
+        measured = {rule.name: rule.measure(Words(text, "en")) for rule in RULES}
+        assert all(0 <= value <= 3 for value in measured.values()), measured
+        assert (measured["min_words"], measured["words_with_letter"]) == ((1, 1.0) if text == "x" else (0, 0.0))
+        dropped = judge(Words(text, "en"), thresholds("web"))
+        assert dropped is not None and dropped[0] == "min_words", "nothing so short is kept"
+    assert not any(rule.measure(Words("", "en")) for rule in RULES)

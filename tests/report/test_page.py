@@ -235,7 +235,11 @@ def test_values_of_any_type_anywhere_never_crash_it(tmp_path: Path, finished_run
     for path in sorted(run.rglob("*.jsonl")):
         rows = [scramble(json.loads(line), noise) for line in path.read_text().splitlines()[:60]]
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    read(run)
+    source, shown = read(run)
+    assert source.rstrip().endswith("</html>") and [tag for tag, _ in shown.elements].count("h1") == 1
+    sections = [attributes["id"] for tag, attributes in shown.elements if tag == "section"]
+    assert sections and len(sections) == len(set(sections)), "what can be told is still told, each once"
+    assert not any(tag in ("script", "iframe", "object") for tag, _ in shown.elements)
 
 
 def _with_pages(tmp_path: Path, exact: float) -> Path:
