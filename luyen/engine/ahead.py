@@ -72,7 +72,10 @@ class Feed:
         return made
 
     def prepare(self, stream: Stream) -> None:
-        """Make what `next` will return, if that may be; an error waits for it, since it is not one of the step under way."""
+        """Make what `next` will return, if that may be, and send it off: 24 bytes a token wait on the device then.
+
+        An error waits as well, since it is not one of the step under way.
+        """
         if not self.ahead:
             return
         try:

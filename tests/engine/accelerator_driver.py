@@ -78,14 +78,14 @@ def prepare() -> list[int]:
     run.to_host = to_host
     run.EnergyMeter = lambda _device: SimpleNamespace(sample=lambda: None)
     memory.peak_bytes = lambda _device: 0
-    device.PINS = (STANDIN,)
     varlen.operators = lambda: (torch.ops.torch_attn._varlen_attn.default,) if varlen.kernel() else ()
     return reads
 
 
-def case(reads: list[int], kernel: bool, known: bool, activations: Any, config: dict[str, Any]) -> dict[str, Any]:
+def case(reads: list[int], kernel: bool, known: bool, pins: bool, activations: Any, config: dict[str, Any]) -> dict[str, Any]:
     """Three steps; the last one is looked at, which is a step like most: one behind it and one before it. Or the error that ended them."""
     copies = Copies()
+    device.PINS = (STANDIN,) if pins else ()
     torch.Tensor.pin_memory = lambda tensor: copies.pin(tensor)  # fake tensors have none
     varlen.takes = lambda _query: kernel and varlen.kernel() is not None
     settings = toy_config(**{**config, "device": f"{STANDIN}:0"})

@@ -63,18 +63,21 @@ def test_a_step_reads_its_figures_once(tmp_path, optimizer):
 @pytest.mark.skipif(not hasattr(backend_registration, "_setup_privateuseone_for_python_backend"), reason="this torch has no such device")
 def test_on_an_accelerator_the_host_waits_for_a_step_once():
     """Every other look at a number of a device's tensor is an error there, and every copy to it is one that nobody waits for."""
+    usual = {"kernel": False, "known": True, "pins": True, "activations": "none", "config": {"accumulation": 2}}
     cases = [
-        {"kernel": True, "known": True, "activations": "selective", "config": {"accumulation": 2}},
-        {"kernel": False, "known": True, "activations": "none", "config": {"accumulation": 2, "optimizer": {"name": "muon"}}},
-        {"kernel": False, "known": False, "activations": "none", "config": {"accumulation": 1}},
+        {**usual, "kernel": True, "activations": "selective"},
+        {**usual, "config": {"accumulation": 2, "optimizer": {"name": "muon"}}},
+        {**usual, "pins": False},
+        {**usual, "known": False},
     ]
     command = [sys.executable, str(Path(__file__).with_name("accelerator_driver.py")), json.dumps(cases)]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=200)
     assert ended.returncode == 0, ended.stderr
     # For every micro-batch: tokens, targets, trained positions, positions in the sequence, sources; bounds, or both ways into the groups.
-    kernel, groups, unknown = json.loads(ended.stdout)
+    kernel, groups, unpinned, unknown = json.loads(ended.stdout)
     assert kernel == {"reads": 1, "in": 2 * 6, "blocking": 0, "out": 0}
     assert groups == {"reads": 1, "in": 2 * 7, "blocking": 0, "out": 0}
+    assert unpinned == {**groups, "blocking": groups["in"]}
     assert unknown == {"error": "aten.nonzero.default"}
 
 
