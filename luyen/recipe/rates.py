@@ -125,7 +125,10 @@ def result(space: Space, base: Plan, steps: int, curve: RateCurve) -> dict[str, 
 
 def verdict(curve: RateCurve, taken: float | None, smallest: float, largest: float) -> str:
     """Which rate to take, and where the loss diverged, in a sentence."""
-    diverged = f"diverges at {curve.broken:.2g}" if curve.broken is not None else f"does not diverge up to {largest:g}"
+    if curve.broken is not None:
+        diverged = f"diverges at {curve.broken:.2g}"
+    else:
+        diverged = f"does not diverge up to {largest:g} ({curve.averaged[-1]:.3g} there, {min(curve.averaged):.3g} at its lowest)"
     if taken is None:
         return f"No learning rate from {smallest:g} to {largest:g} made the loss fall, and it {diverged}."
     return f"Take learning rate {taken:g}, where the loss falls fastest: it is lowest at {curve.lowest:.2g} and {diverged}."

@@ -76,7 +76,7 @@ def test_a_planted_divergence_is_found(toy: tuple[Path, Path], monkeypatch: pyte
     assert told["broken"] == pytest.approx(1e-4 * 100 ** (6 / 9)) and len(told["losses"]) == 6
     assert f"diverges at {told['broken']:.2g}." in found.output
     calls.extend([1] * 8)
-    assert "does not diverge up to 0.01." in call(str(recipe), f"{KEY}=1e-4..1e-2", "--steps", "10", "--out", str(out)).output
+    assert "does not diverge up to 0.01 (" in call(str(recipe), f"{KEY}=1e-4..1e-2", "--steps", "10", "--out", str(out)).output
 
 
 def test_where_no_rate_helps_it_says_so_and_pastes_nothing(toy: tuple[Path, Path]) -> None:
