@@ -22,7 +22,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-VARIANTS = ("luyen", "transformers_loop", "transformers_trainer", "transformers_compiled")
+VARIANTS = ("luyen", "transformers_loop", "transformers_trainer", "transformers_compiled", "luyen_compiled")
 
 
 def high_water() -> int:
@@ -33,7 +33,7 @@ def high_water() -> int:
     raise RuntimeError("this needs Linux")
 
 
-def child(name: str, size: str, steps: int, activations: str) -> None:
+def child(name: str, size: str, steps: int, activations: str, precision: str) -> None:
     """One variant, alone in this process; prints its figures as JSON."""
     import pretrain
     import torch
@@ -43,7 +43,7 @@ def child(name: str, size: str, steps: int, activations: str) -> None:
     transformers.logging.set_verbosity_error()
     libraries = high_water()
     with tempfile.TemporaryDirectory() as scratch:
-        variant = pretrain.alone(name, size, Path(scratch), activations or pretrain.KEPT)
+        variant = pretrain.alone(name, size, Path(scratch), activations or pretrain.KEPT, precision)
         variant.steps(steps - 1)  # it takes one step before those it is asked for
     print(json.dumps({"bytes": high_water(), "libraries": libraries}))
 
@@ -53,7 +53,7 @@ def start(name: str, size: str, arguments: argparse.Namespace) -> dict[str, floa
     with tempfile.TemporaryDirectory() as cache:
         started = time.perf_counter()
         command = [sys.executable, __file__, "--child", name, "--sizes", size, "--steps", str(arguments.steps)]
-        command += ["--activations", arguments.activations]
+        command += ["--activations", arguments.activations, "--precision", arguments.precision]
         environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": cache}
         done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
         seconds = time.perf_counter() - started
@@ -93,15 +93,16 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--variants", default=",".join(VARIANTS[:3]), help=f"of {', '.join(VARIANTS)}")
     parser.add_argument("--activations", default="", help="of ours: what is computed again in the backward pass")
+    parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16"], help="type of the products")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
-        child(arguments.child, arguments.sizes, arguments.steps, arguments.activations)
+        child(arguments.child, arguments.sizes, arguments.steps, arguments.activations, arguments.precision)
         return
     report: dict[str, Any] = {"bench": "fresh", "threads": 2, "rounds": arguments.rounds, "steps": arguments.steps}
     for size in arguments.sizes.split(","):
         report[size] = measure(size, arguments)
-    print(json.dumps({**report, "activations": arguments.activations}))
+    print(json.dumps({**report, "activations": arguments.activations, "precision": arguments.precision}))
 
 
 if __name__ == "__main__":

@@ -150,21 +150,21 @@ def cycle(ids: np.ndarray[Any, Any], rows: int) -> Iterator[np.ndarray[Any, Any]
             yield ids[start : start + rows]
 
 
-def alone(name: str, size: str, scratch: Path, activations: str = KEPT) -> Peer:
+def alone(name: str, size: str, scratch: Path, activations: str = KEPT, precision: str = "fp32") -> Peer:
     """One variant by name, with weights that every process draws alike."""
     torch.manual_seed(0)
     model = Transformer(preset(f"llama-{size}", VOCABULARY))
     rows, ids = ROWS[size], data(ROWS[size])
-    if name == "luyen":
-        return luyen(model, ids, rows, scratch / "run", activations)
+    if name.startswith("luyen"):
+        return luyen(model, ids, rows, scratch / "run", activations, name == "luyen_compiled", precision)
     folder = scratch / f"model-{size}"
     folder.mkdir()
     hf.save(model, folder)
     del model
     theirs = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32).train()
     if name == "transformers_trainer":
-        return trainer(theirs, ids, rows, scratch / "trainer")
-    return plain_loop(theirs, ids, rows, name == "transformers_compiled")
+        return trainer(theirs, ids, rows, scratch / "trainer", precision)
+    return plain_loop(theirs, ids, rows, name == "transformers_compiled", precision)
 
 
 def peers(size: str, scratch: Path, with_compiled: bool, precision: str) -> list[Peer]:
