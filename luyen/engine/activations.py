@@ -2,40 +2,29 @@
 
 Chen et al., 2016, arXiv:1604.06174; which part is worth keeping: Korthikanti et al., 2022, arXiv:2205.05198, section 5. The layers are the
 entries of the module's lists (`nn.ModuleList`). `offload` keeps everything and brings it to the host's memory until then (Rhu et al., 2016,
-arXiv:1602.08124). Of a layer that is computed again, `full` keeps what enters it; `selective` keeps also what its projections and
-fused attention gave, so norms, rotations, the gated product and residual sums are computed again and hardly any product is. Attention in
-blocks (models/block_attention.py) is computed again: its probabilities are the largest thing that a layer keeps, and they are written over
-in place, so they could not be kept as a product's output. Parameter names do not change.
+arXiv:1602.08124). `full` keeps what enters a layer and computes all the rest again; `selective` leaves the layer as it is but for what
+costs little: norms and the gated product, which say themselves how they are made (models/cheap.py). Parameter names do not change.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
+import weakref
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
-from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
+from torch.utils.checkpoint import checkpoint
 
 from luyen.core.errors import ConfigError
 from luyen.engine.layers import wrapped
-from luyen.models import varlen
+from luyen.models.cheap import Remake, told_to
 
 Activations = Literal["none", "selective", "full", "offload"]
-
-KEPT = (
-    torch.ops.aten.mm.default,
-    torch.ops.aten.addmm.default,
-    torch.ops.aten._scaled_dot_product_flash_attention.default,
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
-    torch.ops.aten._scaled_dot_product_efficient_attention.default,
-    torch.ops.aten._scaled_dot_product_cudnn_attention.default,
-)
-"""Operators whose outputs `selective` keeps, with the one of models/varlen.py where there is one. Products in batches are not among them:
-only attention in blocks makes some."""
 
 
 def check_offload(mode: Activations, device: torch.device) -> None:
@@ -47,32 +36,92 @@ def check_offload(mode: Activations, device: torch.device) -> None:
 
 @contextlib.contextmanager
 def recomputed(module: nn.Module, mode: Activations) -> Iterator[None]:
-    """Within the block every layer of `module` is computed again in the backward pass, in whole or but for its products.
+    """Within the block every layer of `module` is computed again in the backward pass, in whole or where that costs little.
 
     Or what it keeps is brought to the host. Raises ConfigError when the module has no list of layers.
     """
     if mode == "none":
         yield
         return
-    if mode == "offload":
-        with wrapped(module, lambda forward: functools.partial(_offload, forward), "train.activations", found=mode, expected="none"):
-            yield
-        return
-    contexts = {}
-    if mode == "selective":
-        contexts["context_fn"] = functools.partial(create_selective_checkpoint_contexts, [*KEPT, *varlen.operators()])
-
-    def wrap(forward: Callable[..., Any]) -> Callable[..., Any]:
-        return functools.partial(_recompute, forward, contexts)
-
-    with wrapped(module, wrap, "train.activations", found=mode, expected="none"):
+    way = {"full": _recompute, "selective": _remake, "offload": _offload}[mode]
+    with wrapped(module, lambda forward: functools.partial(way, forward), "train.activations", found=mode, expected="none"):
         yield
 
 
-def _recompute(forward: Callable[..., Any], contexts: dict[str, Any], *arguments: Any, **keywords: Any) -> Any:
+def _recompute(forward: Callable[..., Any], *arguments: Any, **keywords: Any) -> Any:
     if not torch.is_grad_enabled():
         return forward(*arguments, **keywords)
-    return checkpoint(forward, *arguments, use_reentrant=False, **contexts, **keywords)
+    return checkpoint(forward, *arguments, use_reentrant=False, **keywords)
+
+
+def _remake(forward: Callable[..., Any], *arguments: Any, **keywords: Any) -> Any:
+    if not torch.is_grad_enabled():
+        return forward(*arguments, **keywords)
+    outputs = CheapOutputs()
+    with told_to(outputs.add), saved_tensors_hooks(outputs.pack, CheapOutputs.unpack):
+        return forward(*arguments, **keywords)
+
+
+@dataclass
+class _Way:
+    """How one output is made, and the output while the backward pass reads it."""
+
+    remake: Remake
+    autocast: torch.autocast
+    """As it was when the output was made; the backward pass has none."""
+    readers: int = 0
+    made: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class _View:
+    """What was to be kept, as a view of an output that can be made again."""
+
+    way: _Way
+    size: torch.Size
+    stride: tuple[int, ...]
+    offset: int
+
+
+class CheapOutputs:
+    """What one pass of a layer need not keep: outputs that are made again when the backward pass first reads them, once for all readers."""
+
+    def __init__(self) -> None:
+        self._known: dict[int, tuple[weakref.ref[Tensor], int, _Way]] = {}
+        """By the place in memory: the output, its version and its way. Once the output is gone the place may be another's."""
+
+    def add(self, output: Tensor, remake: Remake) -> None:
+        """Remember how an output is made. One of a special kind (DTensor) or that does not lie in one piece is kept as usual."""
+        if type(output) is Tensor and output.is_contiguous():
+            device = output.device.type
+            autocast = torch.autocast(device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device))
+            place = output.untyped_storage().data_ptr()
+            self._known[place] = (weakref.ref(output), output._version, _Way(remake, autocast))
+
+    def pack(self, tensor: Tensor) -> Tensor | _View:
+        """The way to a known output that nobody has written to since, any other tensor as it is."""
+        if type(tensor) is not Tensor:
+            return tensor
+        output, version, way = self._known.get(tensor.untyped_storage().data_ptr(), (lambda: None, 0, None))
+        if way is None or output() is None or tensor._version != version:
+            return tensor
+        way.readers += 1
+        return _View(way, tensor.size(), tensor.stride(), tensor.storage_offset())
+
+    @staticmethod
+    def unpack(packed: Tensor | _View) -> Tensor:
+        """The tensor that was packed, to the bit."""
+        if isinstance(packed, Tensor):
+            return packed
+        way = packed.way
+        if way.made is None:
+            with torch.no_grad(), way.autocast:
+                way.made = way.remake()
+        made = way.made
+        way.readers -= 1
+        if way.readers <= 0:
+            way.made = None
+        return made.as_strided(packed.size, packed.stride, packed.offset)
 
 
 def _offload(forward: Callable[..., Any], *arguments: Any, **keywords: Any) -> Any:

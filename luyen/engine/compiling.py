@@ -30,10 +30,9 @@ WORTH = {"cpu": 2e14, "cuda": 5e16}
 def worth(wanted: Compile, operations: float | None, device: torch.device, splits_layers: bool, activations: str = "none") -> bool:
     """Whether to compile: as `wanted`, or for `auto` by the operations of the whole run, never by a clock.
 
-    A run whose layers are split over processes is not compiled, nor is one with selective activations: compiled code writes a layer's
-    products into buffers of its own (aten.mm.out, all seven), where torch's selective mode finds nothing to keep, so that all would be
-    computed again as `full` does. Raises ConfigError when `always` meets such a run, or when the device has no compiler; `auto` then says
-    so and goes the plain way.
+    A run whose layers are split over processes is not compiled, nor is one with selective activations: the compiler decides by itself what
+    its code keeps, and the cheap outputs would be kept again. Raises ConfigError when `always` meets such a run, or when the device has no
+    compiler; `auto` then says so and goes the plain way.
     """
     if wanted == "never" or (wanted == "auto" and (splits_layers or (operations or 0.0) < WORTH.get(device.type, float("inf")))):
         return False

@@ -112,9 +112,9 @@ def operations(model: TransformerConfig, length: int, trained: float = 1.0) -> O
     )
 
 
-RECOMPUTED = {"none": 0.0, "selective": 0.5, "full": 1.0, "offload": 0.0}
+RECOMPUTED = {"none": 0.0, "selective": 0.1, "full": 1.0, "offload": 0.0}
 """Share of the layers' forward pass, in time, that `train.activations` does a second time, the fastest first. Selective's is measured on
-a CPU, where attention and passes over memory take about half of it; a GPU was not measured, nor what copies to the host take."""
+a CPU (3 % of a step); a GPU was not measured, nor what copies to the host take."""
 
 
 def recomputed_share(activations: str) -> float:
@@ -143,40 +143,36 @@ def state_bytes(parts: Parameters, optimizer: OptimizerConfig) -> float:
 def kept_bytes(model: TransformerConfig, half: bool, tensor: int = 1, context: int = 1) -> float:
     """Bytes that one layer keeps of one token for its backward pass, on each of `tensor` x `context` devices that share it.
 
-    Under autocast: the residual twice in fp32, the input of each of the five products that read it, queries, keys, values, what attention
-    gives, gate, up and their product. In fp32 one input serves several products. All is shared but the inputs of products, which a tensor
-    group gathers, and keys and values, which a context group gathers.
+    The residual twice in fp32, what both norms make of it, queries, keys, values, what attention gives, gate, up and their product. All is
+    shared but what the norms give, which a tensor group gathers, and keys and values, which a context group gathers.
     """
     width, head = model.hidden_size, model.head_dim
     if half:
         shared = 8.0 * width + 4.0 * head * (model.num_heads + model.num_kv_heads) + 6.0 * model.intermediate_size
-        inputs, gathered = 10.0 * width, 4.0 * head * model.num_kv_heads
+        inputs, gathered = 4.0 * width, 4.0 * head * model.num_kv_heads
     else:
         shared = 16.0 * width + 8.0 * head * (model.num_heads + 2 * model.num_kv_heads) + 12.0 * model.intermediate_size
         inputs, gathered = 8.0 * width, 8.0 * head * model.num_kv_heads
     return (inputs + shared / tensor) / context + (gathered / tensor if context > 1 else 0.0)
 
 
-def products_bytes(model: TransformerConfig, half: bool, tensor: int = 1, context: int = 1) -> float:
-    """Bytes of what the matrix products and fused attention of one layer give for one token, on each of `tensor` x `context` devices.
-
-    The outputs of both last products, attention's and the feed-forward's, are sums still to be added up by a tensor group: whole on each.
-    """
-    shared = 2 * model.head_dim * (model.num_heads + model.num_kv_heads) + 2 * model.intermediate_size
-    return (2.0 if half else 4.0) * (shared / tensor + 2 * model.hidden_size) / context
+def cheap_bytes(model: TransformerConfig, half: bool, tensor: int = 1, context: int = 1) -> float:
+    """Those of them that `selective` makes again: what both norms give, and the gated product, which a tensor group shares."""
+    return (2.0 if half else 4.0) * (2 * model.hidden_size + model.intermediate_size / tensor) / context
 
 
 def activation_bytes(model: TransformerConfig, tokens: float, activations: str, half: bool, tensor: int = 1, context: int = 1) -> float:
     """Bytes of all activations of a micro-batch of `tokens` tokens; what enters a layer is kept in fp32 in any case.
 
     A layer that is computed again counts twice, once for the gradients of what it keeps; where all layers are kept, those already done
-    have made room for them. Selective keeps the products of the others beside it; of what offload keeps a layer and its gradients are on
-    the device, with what goes from one layer to the next. A context group gathers the hidden states that come out, with their gradient.
+    have made room for them. Selective makes the cheap part of one layer at a time again; of what offload keeps a layer and its gradients
+    are on the device, with what goes from one layer to the next. A context group gathers the hidden states that come out, with their
+    gradient.
     """
-    whole = model.num_layers if activations == "none" else min(2, model.num_layers)
-    others = (model.num_layers - 1) * products_bytes(model, half, tensor, context) if activations == "selective" else 0.0
+    whole = model.num_layers if activations in ("none", "selective") else min(2, model.num_layers)
+    spared = (model.num_layers - 1) * cheap_bytes(model, half, tensor, context) if activations == "selective" else 0.0
     inputs = 1 if activations == "offload" else model.num_layers
-    layers = whole * kept_bytes(model, half, tensor, context) + others + 4 * inputs * model.hidden_size / (tensor * context)
+    layers = whole * kept_bytes(model, half, tensor, context) - spared + 4 * inputs * model.hidden_size / (tensor * context)
     return tokens * (layers + (8.0 * model.hidden_size if context > 1 else 0.0))
 
 

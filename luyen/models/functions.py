@@ -7,11 +7,14 @@ instead: the compiler fuses them with their neighbours and derives the gradient.
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+from luyen.models.cheap import cheap
 
 
 class RMSNormFunction(torch.autograd.Function):
@@ -108,17 +111,35 @@ class UnpadFunction(torch.autograd.Function):
 
 
 def rms_norm(hidden: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """RMSNorm over the last dimension. Off the CPU and below fp32 torch's own kernel is the better one."""
-    if torch.compiler.is_compiling() or hidden.device.type != "cpu" or hidden.dtype != torch.float32 or weight.dtype != torch.float32:
-        return functional.rms_norm(hidden, weight.shape, weight, eps)
-    output: Tensor = RMSNormFunction.apply(hidden, weight, eps)  # type: ignore[no-untyped-call]
-    return output
+    """RMSNorm over the last dimension, in the autocast type where that is on: all who read it would turn it into that, each for itself."""
+    if torch.compiler.is_compiling():
+        return _read_as(functional.rms_norm(hidden, weight.shape, weight, eps))
+    return cheap(_rms_norm(hidden, weight, eps), functools.partial(_rms_norm, hidden.detach(), weight.detach(), eps))
+
+
+def _rms_norm(hidden: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """Off the CPU and below fp32 torch's own kernel is the better one."""
+    if hidden.device.type != "cpu" or hidden.dtype != torch.float32 or weight.dtype != torch.float32:
+        return _read_as(functional.rms_norm(hidden, weight.shape, weight, eps))
+    return _read_as(RMSNormFunction.apply(hidden, weight, eps))  # type: ignore[no-untyped-call]
+
+
+def _read_as(states: Tensor) -> Tensor:
+    """fp32 in the autocast type, where that is on."""
+    device = states.device.type
+    if states.dtype != torch.float32 or not torch.is_autocast_enabled(device):
+        return states
+    return states.to(torch.get_autocast_dtype(device))
 
 
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:
     """silu(gate) * up."""
     if torch.compiler.is_compiling():
         return functional.silu(gate) * up
+    return cheap(_swiglu(gate, up), functools.partial(_swiglu, gate.detach(), up.detach()))
+
+
+def _swiglu(gate: Tensor, up: Tensor) -> Tensor:
     output: Tensor = SwiGLUFunction.apply(gate, up)  # type: ignore[no-untyped-call]
     return output
 

@@ -67,13 +67,6 @@ def kernel() -> Callable[..., Any] | None:
     return varlen_attn if inspect.signature(varlen_attn).parameters.keys() >= NEEDED else None
 
 
-def operators() -> tuple[Any, ...]:
-    """The kernel as the operator that a recomputing backward pass may keep the output of; () without a GPU for it."""
-    if not torch.cuda.is_available() or kernel() is None:
-        return ()
-    return (torch.ops.torch_attn._varlen_attn.default,)
-
-
 @functools.cache
 def _has_units(device: torch.device) -> bool:
     """Whether torch was built with the kernel and this GPU runs it."""

@@ -20,13 +20,13 @@ from luyen.engine.cost import (
     adapter_parameters,
     bubble,
     cache_bytes,
+    cheap_bytes,
     device_operations,
     kept_bytes,
     layouts,
     memory,
     operations,
     parameters,
-    products_bytes,
     slower_modes,
     state_bytes,
 )
@@ -112,14 +112,14 @@ def test_adamw_takes_the_16_bytes_of_the_zero_paper() -> None:
 
 def test_activations_of_a_7b_by_hand() -> None:
     model = preset("llama-2-7b", 32_000)
-    layer = 18 * 4096 + 4 * 128 * 64 + 6 * 11008
-    assert kept_bytes(model, half=True) == layer == 172_544
+    layer = 12 * 4096 + 4 * 128 * 64 + 6 * 11008
+    assert kept_bytes(model, half=True) == layer == 147_968
     assert activation_bytes(model, 4096, "none", half=True) == 4096 * 32 * (layer + 4 * 4096)
     assert activation_bytes(model, 4096, "full", half=True) == 4096 * (2 * layer + 32 * 4 * 4096)
-    products = 2 * (3 * 4096 + 4096 + 4096 + 2 * 11008 + 4096)  # queries, keys, values; attention; its projection; gate, up; down
-    assert activation_bytes(model, 4096, "selective", half=True) == 4096 * (2 * layer + 31 * products + 32 * 4 * 4096)
-    split = (products - 2 * 2 * 4096) / 2 + 2 * 2 * 4096  # the sums of both last products are whole on each device
-    assert products_bytes(model, True, tensor=2) == split and products_bytes(model, True, 2, 4) == split / 4
+    cheap = 2 * (2 * 4096 + 11008)  # what both norms give, the gated product
+    assert activation_bytes(model, 4096, "selective", half=True) == 4096 * (32 * (layer + 4 * 4096) - 31 * cheap)
+    split = 2 * (2 * 4096 + 11008 / 2)  # what the norms give is whole on each device
+    assert cheap_bytes(model, True, tensor=2) == split and cheap_bytes(model, True, 2, 4) == split / 4
 
 
 def test_what_torch_keeps_of_a_layer_is_what_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -270,7 +270,7 @@ def test_slices_on_the_host_leave_the_tables_on_the_device() -> None:
 
 def test_activations_on_the_host_leave_a_layer_with_its_gradients() -> None:
     model = preset("llama-2-7b", 32_000)
-    assert activation_bytes(model, 4096, "offload", half=True) == 4096 * (2 * 172_544 + 4 * 4096)
+    assert activation_bytes(model, 4096, "offload", half=True) == 4096 * (2 * 147_968 + 4 * 4096)
     assert slower_modes("selective") == ["selective", "full"] and slower_modes("offload") == ["offload"]
     assert set(RECOMPUTED) == set(get_args(TrainConfig.model_fields["activations"].annotation))
 
@@ -291,7 +291,7 @@ def test_a_pipeline_shares_layers_and_waits() -> None:
     mine, counted = memory(part, layout), parameters(whole.model)
     table = 32_000 * 4096
     assert mine.weights == 4 * ((counted.attention + counted.feed_forward + counted.norms - 4096) / 4 + 4096 + table)
-    layers = 4096 * 8 * (172_544 + 4 * 4096)
+    layers = 4096 * 8 * (147_968 + 4 * 4096)
     received = 4 * 4 * 4096 * 4096
     assert (mine.activations, mine.logits) == (4 * layers + received, 0)  # the first stage has four under way, the last one the loss
     kept = operations(whole.model, 1024)

@@ -58,8 +58,9 @@ def test_the_hours_of_a_way_by_hand() -> None:
         assert way.kwh == pytest.approx(hours * 0.4 * 1.1) and way.grams == pytest.approx(way.kwh * 385)
         assert way.money == pytest.approx(2 * hours) and way.kilograms == pytest.approx(way.kwh * 0.385)
     assert all(way.money is None for way in item.ways if way.device != "a100")
-    again = [way for way in item.ways if way.device == "t4"]
-    assert again[0].part.activations == "selective" and again[0].device_hours > item.operations / (65e12 * 0.4) / 3600
+    again = {way.part.activations: way for way in item.ways if way.device == "a100-40"}
+    plain, some, all_of_it = (again[mode].device_hours for mode in ("none", "selective", "full"))
+    assert plain == pytest.approx(item.operations / (312e12 * 0.4) / 3600) and plain < some < all_of_it
 
 
 def test_every_way_fits_and_keeps_the_global_batch() -> None:
