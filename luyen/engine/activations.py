@@ -3,7 +3,8 @@
 Chen et al., 2016, arXiv:1604.06174; which part is worth keeping: Korthikanti et al., 2022, arXiv:2205.05198, section 5. The layers are the
 entries of the module's lists (`nn.ModuleList`). `offload` keeps everything and brings it to the host's memory until then (Rhu et al., 2016,
 arXiv:1602.08124). `full` keeps what enters a layer and computes all the rest again; `selective` leaves the layer as it is but for what
-costs little: norms and the gated product, which say themselves how they are made (models/cheap.py). Parameter names do not change.
+costs little beside its memory: norms, the gated product and the probabilities of attention in blocks, which say themselves how they are
+made (models/cheap.py). Parameter names do not change.
 """
 
 from __future__ import annotations

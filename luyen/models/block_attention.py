@@ -5,9 +5,10 @@
 
 A block of N queries sees the keys up to its own end only, so about half of the square is never computed, and the mask is a triangle
 of N x N. The gradient is the one of FlashAttention (Dao et al., 2022, arXiv:2205.14135, section 3.1 and appendix B.2), but P is kept
-instead of computed again: on a CPU its exponentials cost more than reading it back. All products are batched ones of a library that
-runs at the speed of large products, where torch's own CPU kernel reaches a third of that (docs/4-engine.md has the figures). Where the CPU
-has units for bf16 products the same way serves bf16: scores, P and their gradients are then bf16 between products, as under autocast.
+instead of computed again: on a CPU its exponentials cost more than reading it back (who listens to models/cheap.py may decide otherwise).
+All products are batched ones of a library that runs at the speed of large products, where torch's own CPU kernel reaches a third of that
+(docs/4-engine.md has the figures). Where the CPU has units for bf16 products the same way serves bf16: scores, P and their gradients are
+then bf16 between products, as under autocast.
 
 Shapes: B rows, T tokens, K key-value heads, G query heads of each, E head size, N queries of a block,
         M keys that a block sees, X = B K products at a time, Q = T G rows of all, R = N G rows of a block.
@@ -15,6 +16,7 @@ Shapes: B rows, T tokens, K key-value heads, G query heads of each, E head size,
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -24,6 +26,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from luyen.core.device import multiplies_fast
+from luyen.models.cheap import cheap
 
 BLOCK = 64
 """Queries of a block: smaller ones make many small products, larger ones compute more of what the mask hides."""
@@ -71,10 +74,8 @@ class _BlockAttention(torch.autograd.Function):
         later = _later(group, query_XQE)
         kept = []
         for block in _blocks(tokens):
-            rows = slice(block.start * group, block.stop * group)
-            probability_XRM = torch.bmm(query_XQE[:, rows], key_XTE[:, : block.stop].mT)
-            probability_XRM[:, :, block.start :] += later[: rows.stop - rows.start, : block.stop - block.start]
-            torch.softmax(probability_XRM, -1, out=probability_XRM)
+            probability_XRM = _probabilities(query_XQE, key_XTE, block, later)
+            cheap(probability_XRM, functools.partial(_probabilities, query_XQE, key_XTE, block, later))
             _put(output_BTHE[:, block], torch.bmm(probability_XRM, value_XTE[:, : block.stop]), kv_heads)
             kept.append(probability_XRM)
         ctx.save_for_backward(query_XQE, key_XTE, value_XTE, *kept)
@@ -113,6 +114,15 @@ class _BlockAttention(torch.autograd.Function):
             key_slope_XTE.view(batch, kv_heads, tokens, size).transpose(1, 2),
             value_slope_XTE.view(batch, kv_heads, tokens, size).transpose(1, 2),
         )
+
+
+def _probabilities(query_XQE: Tensor, key_XTE: Tensor, block: slice, later: Tensor) -> Tensor:
+    """P of one block, (X, R, M); `later` is the mask of a whole one."""
+    group = query_XQE.shape[1] // key_XTE.shape[1]
+    rows = slice(block.start * group, block.stop * group)
+    probability_XRM = torch.bmm(query_XQE[:, rows], key_XTE[:, : block.stop].mT)
+    probability_XRM[:, :, block.start :] += later[: rows.stop - rows.start, : block.stop - block.start]
+    return torch.softmax(probability_XRM, -1, out=probability_XRM)
 
 
 def _blocks(tokens: int) -> Iterator[slice]:

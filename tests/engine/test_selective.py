@@ -8,7 +8,7 @@ from torch.nn import functional
 from training_toys import toy_algorithm
 
 from luyen.engine.activations import CheapOutputs, recomputed
-from luyen.models import functions
+from luyen.models import attention, block_attention, functions
 from luyen.models.cheap import cheap, told_to
 
 
@@ -36,6 +36,7 @@ def test_gradients_are_the_same_to_the_bit(half):
 def test_norms_and_the_gated_product_of_a_layer_are_not_kept_and_made_once(half, monkeypatch):
     algorithm = toy_algorithm()
     batch, packed, made = next(algorithm.batches(None))[0], [], []
+    monkeypatch.setattr(attention, "fits", lambda _: False)
     plain = CheapOutputs.pack
     monkeypatch.setattr(CheapOutputs, "pack", lambda outputs, tensor: packed.append(plain(outputs, tensor)) or packed[-1])
     norm, product = functions._rms_norm, functions._swiglu
@@ -51,6 +52,21 @@ def test_norms_and_the_gated_product_of_a_layer_are_not_kept_and_made_once(half,
     loss.backward()
     assert len(made) - forward == 3 * layers, "each once, though three products read a norm"
     assert all(view.way.made is None for view in views), "nothing stays"
+
+
+def test_probabilities_of_attention_in_blocks_are_made_again(monkeypatch):
+    inputs = [torch.randn(2, 130, heads, 8, requires_grad=True) for heads in (4, 2, 2)]
+    slope, made, plain = torch.randn(2, 130, 4, 8), [], block_attention._probabilities
+    expected = torch.autograd.grad(attention.causal_attention(*inputs), inputs, slope)
+    monkeypatch.setattr(block_attention, "_probabilities", lambda *values: made.append(1) or plain(*values))
+    outputs, held = CheapOutputs(), []
+    with told_to(outputs.add), saved_tensors_hooks(lambda one: held.append(outputs.pack(one)) or held[-1], CheapOutputs.unpack):
+        attended = attention.causal_attention(*inputs)
+    blocks = -(-130 // block_attention.BLOCK)
+    assert sum(not isinstance(one, Tensor) for one in held) == len(made) == blocks
+    for mine, wanted in zip(torch.autograd.grad(attended, inputs, slope), expected, strict=True):
+        assert torch.equal(mine, wanted)
+    assert len(made) == 2 * blocks
 
 
 def kept(forward):
