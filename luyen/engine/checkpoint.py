@@ -30,10 +30,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from luyen.core import distributed, manifest, progress, random_state, storage
+from luyen.core import distributed, manifest, progress, storage
 from luyen.core.errors import DamagedFile, ModelError, StorageError
 from luyen.engine.meeting import Meeting
 from luyen.engine.parallel.tensors import local, part_like, whole_on_main
+from luyen.engine.randomness import restore_own, states_of_all
 from luyen.engine.sharded import Shards, Share, share_out
 from luyen.engine.sharded import write as write_share
 from luyen.engine.states import NUMBER, frozen_fingerprint, model_tensors, optimizer_tensors
@@ -112,8 +113,7 @@ def capture(
         groups = {group: share.pieces for group, share in shares.items()}
     else:
         groups = {name: whole_on_main(tensors) for name, tensors in groups.items()}
-    if distributed.is_main():
-        groups["random"] = random_state.random_state()
+    groups["random"] = states_of_all()
     return Snapshot(next(_numbers), groups, shares, {**state, "format": FORMAT}, dict(timing))
 
 
@@ -253,7 +253,7 @@ def restore(checkpoint: Checkpoint, model: nn.Module, optimizers: Iterable[Optim
             optimizer.state[parameter] = {
                 key.removesuffix(NUMBER): tensor.item() if key.endswith(NUMBER) else tensor for key, tensor in own.items()
             }
-    random_state.restore_random_state(dict(distributed.from_main(_load(folder / "random.safetensors"))))
+    restore_own(dict(distributed.from_main(_load(folder / "random.safetensors"))))
 
 
 def _whole_states(folder: Path, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:

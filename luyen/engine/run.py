@@ -121,12 +121,18 @@ class Run:
                 f"{found.folder.parent} holds checkpoints of another config: {key}", found=f"{before.get(key)} there",
                 expected=f"{now.get(key)}", fix="Put the config back, or start anew in another folder.",
             )  # fmt: skip
-        for what, number in {"threads": torch.get_num_threads(), "processes": distributed.ranks()}.items():
-            if (earlier := found.state.get(what, 1)) != number:
-                progress.say(
-                    f"the checkpoint was made with {earlier} {what}, now there are {number}: "
-                    "sums are rounded differently, so the result will differ in the last bits"
-                )
+        around = self._surroundings()
+        changed = [f"{what} {found.state[what]} (now {here})" for what, here in around.items() if found.state.get(what, here) != here]
+        if changed:
+            told = "sums are rounded differently, so the result will differ in the last bits"
+            progress.say(f"the checkpoint was made with {', '.join(changed)}: {told}")
+
+    def _surroundings(self) -> dict[str, Any]:
+        """What may change between the parts of a run and changes the order of sums."""
+        return {
+            "threads": torch.get_num_threads(), "processes": distributed.ranks(), "layout": self.parallel.shape.told,
+            "device": self.device.type, "torch": torch.__version__,
+        }  # fmt: skip
 
     def _identity(self, config: TrainConfig) -> dict[str, Any]:
         """What must be the same in all parts of a run; where it runs, how often it saves, what is watched and when it ends may change."""
@@ -332,9 +338,7 @@ class Run:
                 "logs": {"metrics": self.metrics.length, "samples": self.samples.length},
                 "scale": dataclasses.asdict(self.scale),
                 "config": self._identity(self.config),
-                "threads": torch.get_num_threads(),
-                "processes": distributed.ranks(),
-                "torch": torch.__version__,
+                **self._surroundings(),
                 **({} if self.frozen is None else {"frozen": self.frozen}),
             }
             seconds, joules = self._spent()

@@ -40,6 +40,7 @@ def fits(query_BTHE: Tensor) -> bool:
     return (
         torch.is_grad_enabled()
         and query_BTHE.device.type == "cpu"
+        and tokens > 0
         and multiplies_fast(_product_dtype(query_BTHE))
         and rows * heads * tokens * (tokens + BLOCK) // 2 <= MOST_KEPT
     )

@@ -187,7 +187,7 @@ def test_another_config_or_thread_count_is_noticed(tmp_path, capsys):
         fit(toy_algorithm(), toy_config(), tmp_path)
     finally:
         torch.set_num_threads(threads)
-    assert f"made with {threads} threads, now there are {threads + 1}" in capsys.readouterr().out
+    assert f"made with threads {threads} (now {threads + 1})" in capsys.readouterr().out
 
 
 def test_a_step_without_targets_is_an_error(tmp_path):

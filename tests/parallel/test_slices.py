@@ -71,7 +71,7 @@ def test_layers_are_gathered_in_the_runs_type_and_no_copy_of_them_is_kept(on_cpu
         with keep, autocast(CPU, dtype):
             hidden = model(torch.arange(12)[None])
         held = [tensor for tensor in saved if tensor.shape in sizes or tensor.shape[::-1] in sizes]
-        assert set(kinds) == {dtype} and model.head_weight.dtype == torch.float32 and hidden.dtype == torch.float32
+        assert set(kinds) == {dtype} and model.head_weight.dtype == torch.float32 and hidden.dtype == dtype
         assert held and all(not tensor.untyped_storage().size() for tensor in held), "what is kept of a weight is what was dropped"
         hidden.sum().backward()
         gradients = [weight.grad for weight in model.parameters() if weight.grad is not None]
