@@ -34,10 +34,14 @@ in the text for later."""
 # `[^<>]*` and not `[^>]*`, so that a page of unclosed "<td" costs linear time. Where what follows may begin many times inside one tag,
 # repeats are bounded.
 # Spelt out instead of IGNORECASE, so that the search can jump from "<" to "<".
-# The commonest tags that matter come first and without groups, which costs a third.
+# The commonest tags that matter come first and without groups, which costs a third; a cell matters by its attributes, the ends of items,
+# cells and headings never do.
+_BOTH_ENDS = (
+    r"[dD][lLdD]|[tT](?:[aA][bB][lL][eE]|[iI][tT][lL][eE]|[eE][xX][tT][aA][rR][eE][aA])|[uU][lL]|[pP][rR][eE]"
+    r"|[sS](?:[cC][rR][iI][pP][tT]|[tT][yY][lL][eE])"
+)
 _TAG = re.compile(
-    r"</?d[dlt]>|<(?:(!--)|(/?)([dD][lLtTdD]|[hH][1-6]|[tT](?:[dDhH]|[aA][bB][lL][eE]|[iI][tT][lL][eE]|[eE][xX][tT][aA][rR][eE][aA])"
-    r"|[uU][lL]|[lL][iI]|[pP][rR][eE]|[sS](?:[cC][rR][iI][pP][tT]|[tT][yY][lL][eE]))\b([^<>]*)>)"
+    rf"<d[dlt]>|</d[dl]>|<(?:(!--)|(/)({_BOTH_ENDS})\b[^<>]*>|({_BOTH_ENDS}|[lL][iI]|[hH][1-6]|[dD][tT]|[tT][dDhH](?=[\s/]))\b([^<>]*)>)"
 )
 _TITLE_CLASS = re.compile(r"class\s{0,9}=\s{0,9}[\"']?(?:[^\"'>]{0,500}[\s\"'-])?title(?:[\s\"']|$)", re.IGNORECASE)
 _LANGUAGE = re.compile(r"(?:language-|lang-|highlight-source-|brush:\s*)([A-Za-z0-9+#]{1,20})")
@@ -49,6 +53,8 @@ _CHARSET = re.compile(r"charset\s*=\s*[\"']?([\w.:-]{1,40})", re.IGNORECASE)
 # resiliparse drops a text node of one three-byte character as if it were an icon, so the Vietnamese word "ở" between two links and
 # our own marks would go; a second character saves them.
 _LONE_LETTER = re.compile("(>\\s{0,20}[\u1ea0-\u1ef9])(?=\\s{0,20}<)")
+_MARKS, _LONE_LETTERS = "\ue000".encode()[:2], ("\u1ea0".encode()[:2], "\u1ef9".encode()[:2])
+"""How the UTF-8 of any of our marks begins, and of the letters that may stand alone."""
 _BULLET = re.compile(rf"^(\s*)(?:• ?|\d+\. ?{ITEM})")
 # resiliparse takes every <ul> outside an <article> for navigation. One without attributes that does not begin with a link is text: it goes
 # through as an ordered list.
@@ -110,12 +116,15 @@ def extract(body: bytes, content_type: str = "text/html") -> Extracted:
 
 def extract_html(html: str, charset_name: str = "utf-8") -> Extracted:
     """The main text of an HTML string."""
-    plain = html.isascii()
-    html = html if plain else _ANY_MARK.sub("", html)
+    coded = b"" if html.isascii() else html.encode("utf-8", "surrogatepass")  # searching bytes is many times faster
+    if _MARKS in coded:
+        html = _ANY_MARK.sub("", html)
     if "file:" in html:
         html = _without_file_links(html)
     html = _without_links_beside_titles(html)
-    html = html if plain else _LONE_LETTER.sub(rf"\1{FILL}", html).replace("\xa0", SPACE + FILL)
+    if any(letters in coded for letters in _LONE_LETTERS):
+        html = _LONE_LETTER.sub(rf"\1{FILL}", html)
+    html = html.replace("\xa0", SPACE + FILL) if coded else html
     html = html.replace("&nbsp;", SPACE + FILL)
     tree = HTMLTree.parse(_Marker().mark(html))
     skip = [selector for selector, sign in _SKIP.items() if sign in html]
@@ -156,9 +165,8 @@ def _without_links_beside_titles(html: str) -> str:
 _SIMPLE: dict[str, str] = {
     "<dt>": "<dt>" + TERM + FILL, "<dd>": "<dd>" + BODY + FILL, "</dd>": BODY_END + FILL + "</dd>",
     "<dl>": LIST + FILL + "<dl>", "</dl>": "</dl>" + LIST_END + FILL,
-    **{tag: tag for tag in ("</dt>", "<td>", "</td>", "<th>", "</th>", "</li>", *(f"</h{level}>" for level in range(1, 7)))},
 }  # fmt: skip
-"""What a tag without attributes becomes where that depends on nothing else: most of a page's tags."""
+"""What a tag without attributes becomes where that depends on nothing else: most of such a page's tags."""
 
 
 class _Marker:
@@ -180,14 +188,14 @@ class _Marker:
             return whole
         if not self.skipping and (simple := _SIMPLE.get(whole)) is not None:
             return simple
-        if self.skipping and not match[1] and not match[3]:
+        if self.skipping and whole in _SIMPLE:
             return whole
         if match[1]:
             if not self.skipping:
                 end = match.string.find("-->", match.end())
                 self.comment_end = end if end >= 0 else len(match.string)
             return whole
-        tag, closing = match[3].lower(), match[2] == "/"
+        tag, closing = (match[3] or match[4]).lower(), match[2] == "/"
         if self.skipping:
             if closing and tag == self.skipping:
                 self.skipping = ""
@@ -198,7 +206,7 @@ class _Marker:
         return self._closing(tag, whole) if closing else self._opening(tag, match)
 
     def _opening(self, tag: str, match: re.Match[str]) -> str:
-        whole, attributes = match[0], match[4]
+        whole, attributes = match[0], match[5]
         if tag[0] == "h" and tag[1:].isdigit():
             return whole + _HEADING[int(tag[1:])] + FILL
         match tag:
