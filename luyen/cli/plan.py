@@ -46,7 +46,7 @@ def command(name: str) -> click.Command:
         click.Option(["--most"], type=click.IntRange(min=1), help=f"Devices at most. Default: {MOST}, with --devices {MOST_NAMED}."),
         click.Option(["--price"], metavar="PRICE", help="Of an hour of one device: 2.5, or h100=2.5,a100=1.2."),
         click.Option(["--mfu"], type=float, default=0.4, show_default=True, help="Share of a device's peak that is reached."),
-        click.Option(["--carbon"], metavar="GRAMS", help="CO2 of a kWh in grams, or a country such as FRA (needs luyen[carbon])."),
+        click.Option(["--carbon"], metavar="GRAMS", help="CO2 of a kWh in grams, or a country such as FRA (needs the extra carbon)."),
         click.Option(["--pue"], type=float, default=1.0, show_default=True, help="Energy of the data centre for one kWh of its computers."),
         click.Option(["--vocabulary"], type=click.IntRange(min=1), help="Tokens of a tokenizer that is not here."),
         click.Option(["--probe"], is_flag=True, help="Measure 20 steps of each training stage on this machine, on random tokens."),

@@ -70,11 +70,18 @@ def _run_plan(made: Plan, folder: Path, dry_run: bool) -> None:
 
 
 def foretell(made: Plan, folder: Path) -> dict[str, Any]:
-    """Say what the stages that are not up to date will take, and return it for their manifests."""
+    """Say what the stages that are not up to date will take, and return it for their manifests.
+
+    Raises ConfigError for one that this machine cannot train, before any of them is begun.
+    """
+    from luyen.engine.trainer import check
     from luyen.recipe.estimate import lines, predict
     from luyen.recipe.run import standing
 
     done, steps = standing(made, folder)
+    for stage in made.stages:
+        if stage.name not in done and hasattr(stage.config, "train"):
+            check(stage.config.train)
     expected = predict(made, done, steps)
     for line in lines(expected, tuple(done)):
         progress.say(line)

@@ -4,7 +4,7 @@
 
 Watts are the most that a device may take, so the figure is an upper bound for the devices and leaves out the rest of their computer;
 PUE (power usage effectiveness) is what a data centre takes for each kWh of its computers. The intensity of the grid is the user's, or
-the yearly mean of a country that codecarbon's table holds (Our World in Data; installed with luyen[carbon]; nothing is fetched).
+the yearly mean of a country that codecarbon's table holds (Our World in Data; installed with the extra `carbon`; nothing is fetched).
 """
 
 from __future__ import annotations
@@ -56,7 +56,8 @@ def _of_country(code: str) -> float:
     package = importlib.util.find_spec("codecarbon")
     if package is None or package.origin is None:
         raise ConfigError(
-            f"--carbon {code} needs codecarbon's table of countries", fix="pip install 'luyen[carbon]', or give grams a kWh, such as 400."
+            f"--carbon {code} needs codecarbon's table of countries",
+            fix="pip install '.[carbon]' in luyen's folder, or give grams a kWh, such as 400.",
         )
     countries = json.loads((Path(package.origin).parent / TABLE).read_text(encoding="utf-8"))
     if code not in countries or not isinstance(countries[code].get("carbon_intensity"), int | float):

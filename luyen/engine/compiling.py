@@ -38,12 +38,12 @@ def worth(wanted: Compile, operations: float | None, device: torch.device, split
         return False
     if splits_layers:
         fix = "Set train.compile=auto, or use data and shard."
-        raise ConfigError("train.compile with layers split over processes", found="always", expected="never", fix=fix)
+        raise ConfigError("train.compile with layers split over processes", found="always", expected="auto or never", fix=fix)
     if activations == "selective":
         if wanted == "auto":
             return False
-        fix = "Set train.compile=auto, or train.activations to none, full or offload."
-        raise ConfigError("train.compile with train.activations=selective", found="always", expected="never", fix=fix)
+        fix = "Set train.compile=auto, or train.activations to none or full."
+        raise ConfigError("train.compile with train.activations=selective", found="always", expected="auto or never", fix=fix)
     missing = missing_compiler(device)
     if missing and wanted == "always":
         raise ConfigError("train.compile", found=f"always, and {missing}", expected="auto or never", fix="Install one, or set auto.")

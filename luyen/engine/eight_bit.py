@@ -37,7 +37,9 @@ def _library() -> Any:
             return importlib.import_module("bitsandbytes")
     except ImportError as error:
         raise ConfigError(
-            "optimizer.name", found="adamw8bit, but bitsandbytes is not installed", fix='Type: pip install "luyen[qlora]", or take adamw.'
+            "optimizer.name",
+            found="adamw8bit, but bitsandbytes is not installed",
+            fix='Type: pip install ".[qlora]" in luyen\'s folder, or take adamw.',
         ) from error
 
 

@@ -103,7 +103,7 @@ def _library() -> Any:
             logger.setLevel(logging.ERROR)
         return importlib.import_module("torchao.float8")
     except ImportError as error:
-        fix = 'Type: pip install "luyen[fp8]", or set train.precision=bf16.'
+        fix = 'Type: pip install ".[fp8]" in luyen\'s folder, or set train.precision=bf16.'
         raise ConfigError("train.precision", found="fp8, but torchao is not installed", fix=fix) from error
     finally:
         for logger, level in zip(loggers, levels, strict=True):

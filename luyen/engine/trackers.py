@@ -141,5 +141,5 @@ def _module(name: str) -> Any:
     except ImportError as error:
         raise ConfigError(
             f"train.watch.trackers names {name}, whose package cannot be imported", found=error,
-            fix=f"pip install 'luyen[{name}]', or leave it out.",
+            fix=f"pip install '.[{name}]' in luyen's folder, or leave it out.",
         ) from error  # fmt: skip

@@ -27,6 +27,20 @@ from luyen.engine.run import Run
 __all__ = ["Algorithm", "Batch", "Hooks", "TrainConfig", "TrainResult", "fit"]
 
 
+def check(config: TrainConfig) -> None:
+    """Raise ConfigError where this machine cannot train as `config` says. `fit` asks it; who has other work before it asks sooner."""
+    device, parallel = pick_device(config.device), config.parallel
+    check_offload(config.activations, device)
+    if config.precision == "fp8":
+        check_fp8(device, parallel.tensor)
+    if config.compile == "always":
+        worth(config.compile, None, device, _splits_layers(config), config.activations)
+
+
+def _splits_layers(config: TrainConfig) -> bool:
+    return max(config.parallel.tensor, config.parallel.context, config.parallel.pipeline) > 1
+
+
 def fit(algorithm: Algorithm, config: TrainConfig, folder: Path, *, seed: int = 0, hooks: Hooks | None = None) -> TrainResult:
     """Train `algorithm.model` in place, in `folder`: checkpoints/, metrics.jsonl, timings.jsonl, samples.jsonl, tensorboard/.
 
@@ -35,19 +49,15 @@ def fit(algorithm: Algorithm, config: TrainConfig, folder: Path, *, seed: int = 
     ConfigError when the folder's checkpoints are of another config. With several processes all call this and the main one writes;
     where weights are split, only it has them in the end.
     """
-    hooks, parallel = hooks or Hooks(), config.parallel
-    splits_layers = max(parallel.tensor, parallel.context, parallel.pipeline) > 1
-    device, fp8 = pick_device(config.device), config.precision == "fp8"
-    check_offload(config.activations, device)
-    if fp8:
-        check_fp8(device, parallel.tensor)
+    hooks, device = hooks or Hooks(), pick_device(config.device)
+    check(config)
     with (
         distributed.group(config.parallel.timeout_seconds),
         alone(config.parallel.offload),
         distributed.own_folder(folder) as own,
         freed_memory_kept(),
-        trained_in_fp8(algorithm.model, fp8),
-        compiled(algorithm.model, worth(config.compile, hooks.operations, device, splits_layers, config.activations)),
+        trained_in_fp8(algorithm.model, config.precision == "fp8"),
+        compiled(algorithm.model, worth(config.compile, hooks.operations, device, _splits_layers(config), config.activations)),
         recomputed(algorithm.model, config.activations),
         contextlib.closing(Run(algorithm, config, own, seed, hooks)) as run,
         progress.task("training", config.steps, "steps") as task,

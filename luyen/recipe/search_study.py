@@ -124,7 +124,7 @@ def library() -> Any:
     try:
         import optuna
     except ImportError:
-        raise UserError("luyen search needs optuna, which is not installed", fix="pip install 'luyen[search]'") from None
+        raise UserError("luyen search needs optuna, which is not installed", fix="pip install '.[search]' in luyen's folder") from None
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     return optuna
 

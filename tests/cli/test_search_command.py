@@ -34,7 +34,7 @@ def test_a_dry_run_says_what_it_takes_and_writes_nothing(tmp_path: Path) -> None
 def test_without_optuna_the_remedy_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "optuna", None)
     found = call(str(write_recipe(tmp_path)), *WORDS)
-    assert isinstance(found.exception, UserError) and "pip install 'luyen[search]'" in str(found.exception)
+    assert isinstance(found.exception, UserError) and "pip install '.[search]'" in str(found.exception)
 
 
 @pytest.mark.parametrize(
