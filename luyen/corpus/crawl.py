@@ -26,7 +26,7 @@ from luyen import __version__
 from luyen.core import interrupt, progress
 from luyen.core.config import Config, dump
 from luyen.core.errors import FetchError, LuyenError
-from luyen.core.manifest import fingerprint
+from luyen.core.manifest import clean_up, fingerprint
 from luyen.corpus import pydoc_server
 from luyen.corpus.fetch import Failed, Fetcher, Limits, Reply
 from luyen.corpus.frontier import Frontier, Target, canonical, links
@@ -117,6 +117,7 @@ def crawl(config: CrawlConfig, folder: Path) -> dict[str, Any]:
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    clean_up(folder)
     with _source(config) as source:
         settings = [dump(config.limits), config.user_agent, config.content_types, config.allow_private, source.delay]
         run = _Crawl(config, source, folder, fingerprint([settings, sys.version if source.is_pydoc else ""]))

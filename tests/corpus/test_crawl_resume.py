@@ -19,6 +19,7 @@ from crawl_site import Answer, Route, Site, page, redirect, serve
 from luyen.core import interrupt, manifest
 from luyen.core.config import load
 from luyen.core.errors import Interrupted, StorageError
+from luyen.core.storage import LEFT_FILE
 from luyen.corpus.crawl import CrawlConfig, crawl
 from luyen.corpus.pages import Journal, read_pages, write_shards
 
@@ -80,6 +81,16 @@ def kill_and_resume(site: Site, tmp_path: Path, whole: dict[str, bytes], counts:
     assert published(folder) == whole and resumed == counts
     if known:
         assert len(site.requests) - asked <= 1 + 43 - known  # what was had is not asked for again
+
+
+def test_a_file_that_a_kill_left_half_written_goes(tmp_path: Path) -> None:
+    with serve(tree()) as site:
+        counts = crawl(load(CrawlConfig, settings(site)), tmp_path / "whole")
+        whole = published(tmp_path / "whole")
+        left = tmp_path / "again" / f"{LEFT_FILE}999999999-pages-00000.jsonl"
+        left.parent.mkdir()
+        left.write_bytes(b"{")
+        assert crawl(load(CrawlConfig, settings(site)), left.parent) == counts and published(left.parent) == whole
 
 
 def test_killed_in_the_middle(tmp_path: Path) -> None:

@@ -51,7 +51,7 @@ def test_what_is_no_intensity_is_refused(wrong: str) -> None:
 
 def test_a_country_needs_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match=r"pip install 'luyen\[carbon\]'"):
+    with pytest.raises(ConfigError, match=r"pip install '\.\[carbon\]'"):
         intensity("FRA")
 
 

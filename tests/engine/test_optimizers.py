@@ -151,7 +151,7 @@ def test_8_bit_moments_are_near_adamw_and_embeddings_keep_32_bits():
 
 def test_without_bitsandbytes_the_error_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
-    with pytest.raises(ConfigError, match=r"adamw8bit, but bitsandbytes is not installed\. Type: pip install \"luyen\[qlora\]\""):
+    with pytest.raises(ConfigError, match=r"adamw8bit, but bitsandbytes is not installed\. Type: pip install \"\.\[qlora\]\""):
         build(toy_model(), OptimizerConfig(name="adamw8bit"))
     assert "kernels" not in sys.modules
 

@@ -102,7 +102,7 @@ def test_a_finished_run_begins_nothing(tmp_path, fake):
 @pytest.mark.parametrize("name", NAMES)
 def test_a_missing_package_is_one_clear_line(tmp_path, monkeypatch, name):
     monkeypatch.setitem(sys.modules, TRACKERS[name][0], None)
-    with pytest.raises(ConfigError, match=rf"trackers names {name}, whose package cannot be imported.*pip install 'luyen\[{name}\]'"):
+    with pytest.raises(ConfigError, match=rf"trackers names {name}, whose package cannot be imported.*pip install '\.\[{name}\]'"):
         fit(toy_algorithm(), toy_config(watch={"trackers": [name]}), tmp_path)
     with pytest.raises(ConfigError, match="trackers"):
         toy_config(watch={"trackers": ["neptune"]})
