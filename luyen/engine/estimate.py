@@ -45,8 +45,8 @@ FORWARD = 1 / 3
 """Share of forward and backward together that forward alone takes."""
 LIBRARIES_BYTES = 290_000_000
 """Python with torch and the libraries of every verb loaded."""
-FIRST_STEP_BYTES = 100_000_000
-"""What torch's kernels take for themselves in a first step, whatever the model (75 to 120 MB)."""
+FIRST_STEP_BYTES = 120_000_000
+"""What torch's kernels take for themselves in a first step, whatever the model (75 to 120 MB), be it that of pace.py's trial."""
 PROBE_NUMBERS = 8_000_000
 """Numbers of the vector that shows how fast memory is: 32 MB, more than a core's cache."""
 

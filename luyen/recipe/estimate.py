@@ -20,6 +20,7 @@ from luyen.core.files import read_jsonl
 from luyen.core.manifest import existing, read
 from luyen.corpus.crawl import CrawlConfig
 from luyen.engine.config import TrainConfig
+from luyen.engine.cost import logits_bytes
 from luyen.engine.estimate import (
     FIRST_STEP_BYTES,
     FORWARD,
@@ -120,11 +121,13 @@ def predict(
     """
     outlook = Outlook({stage.name: stage for stage in plan.stages}, done or {}, vocabulary)
     found: dict[str, Prediction] = {}
+    if any(isinstance(stage.config, PretrainConfig | SFTConfig) for stage in plan.stages if stage.name not in outlook.done):
+        outlook.kept["kernels"] = FIRST_STEP_BYTES  # this prediction tries a step itself
     for stage in plan.stages:
         if stage.name not in outlook.done:
             if isinstance(stage.config, CurateVerbConfig):
                 outlook.kept["curation"] = CURATION_BYTES
-            if isinstance(stage.config, PretrainConfig | SFTConfig | EvaluateConfig):
+            if isinstance(stage.config, EvaluateConfig):
                 outlook.kept["kernels"] = FIRST_STEP_BYTES
             found[stage.name] = outlook.of(stage)
             behind = (steps or {}).get(stage.name, 0)
@@ -280,7 +283,8 @@ class Outlook:
         device = pick_device(config.device)
         speed = measure_speed(device, pick_dtype(config.precision, device))
         asked = f"{questions:,} questions to {len(known) + 1} models, answers of at most {config.sampling.max_new_tokens} tokens"
-        memory = self._memory() + 4 * sum(map(count_parameters, known)) + int(NGRAM_BYTES * counted)
+        logits = max(logits_bytes(model, self.held_out_tokens(config.heldout)) for model in known)
+        memory = self._memory() + 4 * sum(map(count_parameters, known)) + int(NGRAM_BYTES * counted + logits)
         return Prediction(work.seconds(speed) + counted / NGRAM_RATE * pace(), memory, asked if questions else "held-out text")
 
     def _questions(self, config: EvaluateConfig) -> int | None:
