@@ -23,7 +23,7 @@ from torch.utils.checkpoint import checkpoint
 
 from luyen.core.errors import ConfigError
 from luyen.engine.layers import wrapped
-from luyen.models.cheap import Remake, told_to
+from luyen.models.cheap import Make, told_to
 
 Activations = Literal["none", "selective", "full", "offload"]
 
@@ -67,11 +67,27 @@ def _remake(forward: Callable[..., Any], *arguments: Any, **keywords: Any) -> An
 class _Way:
     """How one output is made, and the output while the backward pass reads it."""
 
-    remake: Remake
+    make: Make
+    inputs: tuple[Any, ...]
+    versions: tuple[int, ...]
+    """Of the inputs that are tensors: what is made of one that was written to since would be something else."""
     autocast: torch.autocast
     """As it was when the output was made; the backward pass has none."""
     readers: int = 0
     made: Tensor | None = None
+
+    def output(self) -> Tensor:
+        """The output again. Raises RuntimeError, as autograd does, when an input is no longer what it was."""
+        if self.made is None:
+            if self.versions != _versions(self.inputs):
+                raise RuntimeError(f"what {self.make.__name__} read was written over before the backward pass that makes its output again")
+            with torch.no_grad(), self.autocast:
+                self.made = self.make(*self.inputs)
+        return self.made
+
+
+def _versions(inputs: tuple[Any, ...]) -> tuple[int, ...]:
+    return tuple(each._version for each in inputs if isinstance(each, Tensor))
 
 
 @dataclass(frozen=True)
@@ -91,20 +107,22 @@ class CheapOutputs:
         self._known: dict[int, tuple[weakref.ref[Tensor], int, _Way]] = {}
         """By the place in memory: the output, its version and its way. Once the output is gone the place may be another's."""
 
-    def add(self, output: Tensor, remake: Remake) -> None:
-        """Remember how an output is made. One of a special kind (DTensor) or that does not lie in one piece is kept as usual."""
-        if type(output) is Tensor and output.is_contiguous():
+    def add(self, output: Tensor, make: Make, inputs: tuple[Any, ...]) -> None:
+        """Remember how an output is made. One that is empty, of a special kind (DTensor) or not in one piece is kept as usual."""
+        if type(output) is Tensor and output.is_contiguous() and output.numel():
             device = output.device.type
             autocast = torch.autocast(device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device))
             place = output.untyped_storage().data_ptr()
-            self._known[place] = (weakref.ref(output), output._version, _Way(remake, autocast))
+            values = tuple(each.detach() if isinstance(each, Tensor) else each for each in inputs)
+            self._known[place] = (weakref.ref(output), output._version, _Way(make, values, _versions(values), autocast))
 
     def pack(self, tensor: Tensor) -> Tensor | _View:
         """The way to a known output that nobody has written to since, any other tensor as it is."""
         if type(tensor) is not Tensor:
             return tensor
-        output, version, way = self._known.get(tensor.untyped_storage().data_ptr(), (lambda: None, 0, None))
-        if way is None or output() is None or tensor._version != version:
+        reference, version, way = self._known.get(tensor.untyped_storage().data_ptr(), (lambda: None, 0, None))
+        output = reference()
+        if way is None or output is None or (tensor._version, tensor.dtype) != (version, output.dtype):
             return tensor
         way.readers += 1
         return _View(way, tensor.size(), tensor.stride(), tensor.storage_offset())
@@ -115,10 +133,7 @@ class CheapOutputs:
         if isinstance(packed, Tensor):
             return packed
         way = packed.way
-        if way.made is None:
-            with torch.no_grad(), way.autocast:
-                way.made = way.remake()
-        made = way.made
+        made = way.output()
         way.readers -= 1
         if way.readers <= 0:
             way.made = None

@@ -118,11 +118,15 @@ class Averaging:
         """
         stored = checkpoint.model_tensors(self.model)
         averages = self._weights(step, last)
+        swapped: list[str] = []
         try:
-            _exchange(stored, averages)
+            for name, average in averages.items():
+                _exchange(stored[name], average)
+                swapped.append(name)
             yield
         finally:
-            _exchange(stored, averages)
+            for name in swapped:
+                _exchange(stored[name], averages[name])
 
     def finish(self, step: int) -> None:
         """Put the average into the model for good, after the last step."""
@@ -160,9 +164,8 @@ class Averaging:
 
 
 @torch.no_grad()
-def _exchange(stored: Mapping[str, Tensor], averages: Mapping[str, Tensor]) -> None:
-    """Swap what is in both, one tensor at a time, in place."""
-    for name, average in averages.items():
-        before = stored[name].clone()
-        stored[name].copy_(average)
-        average.copy_(before)
+def _exchange(one: Tensor, other: Tensor) -> None:
+    """Swap the numbers of two tensors."""
+    before = one.clone()
+    one.copy_(other)
+    other.copy_(before)

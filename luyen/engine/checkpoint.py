@@ -328,7 +328,9 @@ def _save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     alone: dict[str, Tensor] = {}
     held: set[int] = set()
     for name, tensor in tensors.items():  # what several names share is written for each
-        alone[name] = tensor.clone() if tensor.untyped_storage().data_ptr() in held else tensor.contiguous()
+        alone[name] = (
+            tensor.clone(memory_format=torch.contiguous_format) if tensor.untyped_storage().data_ptr() in held else tensor.contiguous()
+        )
         held.add(tensor.untyped_storage().data_ptr())
     try:
         save_file(alone, path)

@@ -107,7 +107,7 @@ class WatchConfig(Config):
     synchronise: bool = False
     """GPU: wait at the end of each part of a step, so that timings.jsonl has every part's own time; steps are a little slower."""
     window: int = Field(default=64, ge=0)
-    """Steps that a loss and a gradient's norm are compared with to tell a jump; 0: nothing is told."""
+    """Steps that a loss and a gradient's norm are compared with to tell a jump, at least 16; 0: nothing is told."""
     deviations: float = Field(default=8.0, gt=0)
     """How many times their usual spread they must be above the usual to be told."""
     stop_tokens: int | None = Field(default=None, ge=1)

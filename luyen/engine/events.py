@@ -12,6 +12,7 @@ that no step is there twice; a session_log at the new file's start tells a Tenso
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import struct
@@ -22,6 +23,9 @@ from typing import IO, Any
 
 from luyen.core import progress
 from luyen.core.storage import storage_errors
+
+LARGEST = 3.4e38
+"""Of the numbers that fp32 holds, nearly."""
 
 _NAME = re.compile(r"events\.out\.tfevents\.(\d+)\.luyen")
 _CASTAGNOLI = 0x82F63B78
@@ -63,9 +67,14 @@ def event(seconds: float, step: int, *, version: str = "", values: Mapping[str, 
     if version:
         message += _field(3, version.encode())
     if values:
-        scalars = (_field(1, tag.encode()) + b"\x15" + struct.pack("<f", value) for tag, value in values.items())
+        scalars = (_field(1, tag.encode()) + b"\x15" + struct.pack("<f", _single(value)) for tag, value in values.items())
         message += _field(5, b"".join(_field(1, scalar) for scalar in scalars))
     return message + (_field(7, _START) if restarts else b"")
+
+
+def _single(value: float) -> float:
+    """The value, or infinity where fp32 has no room for it: no figure may end a run."""
+    return value if abs(value) <= LARGEST or math.isnan(value) else math.copysign(math.inf, value)
 
 
 def _field(number: int, content: bytes) -> bytes:

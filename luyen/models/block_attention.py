@@ -16,7 +16,6 @@ Shapes: B rows, T tokens, K key-value heads, G query heads of each, E head size,
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -76,7 +75,7 @@ class _BlockAttention(torch.autograd.Function):
         kept = []
         for block in _blocks(tokens):
             probability_XRM = _probabilities(query_XQE, key_XTE, block, later)
-            cheap(probability_XRM, functools.partial(_probabilities, query_XQE, key_XTE, block, later))
+            cheap(probability_XRM, _probabilities, query_XQE, key_XTE, block, later)
             _put(output_BTHE[:, block], torch.bmm(probability_XRM, value_XTE[:, : block.stop]), kv_heads)
             kept.append(probability_XRM)
         ctx.save_for_backward(query_XQE, key_XTE, value_XTE, *kept)

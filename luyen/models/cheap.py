@@ -5,19 +5,20 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
+from typing import Any
 
 from torch import Tensor
 
-Remake = Callable[[], Tensor]
-"""Gives the numbers of an output again, to the bit."""
-Listener = Callable[[Tensor, Remake], None]
+Make = Callable[..., Tensor]
+"""Gives an output from its inputs, to the bit."""
+Listener = Callable[[Tensor, Make, tuple[Any, ...]], None]
 _listener: ContextVar[Listener | None] = ContextVar("listener", default=None)
 
 
-def cheap(output: Tensor, remake: Remake) -> Tensor:
-    """`output`, after whoever listens was told how it is made."""
+def cheap(output: Tensor, make: Make, *inputs: Any) -> Tensor:
+    """`output`, after whoever listens was told that `make(*inputs)` gives it again."""
     if (listener := _listener.get()) is not None:
-        listener(output, remake)
+        listener(output, make, inputs)
     return output
 
 

@@ -7,7 +7,6 @@ instead: the compiler fuses them with their neighbours and derives the gradient.
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import torch
@@ -114,7 +113,7 @@ def rms_norm(hidden: Tensor, weight: Tensor, eps: float) -> Tensor:
     """RMSNorm over the last dimension, in the autocast type where that is on: all who read it would turn it into that, each for itself."""
     if torch.compiler.is_compiling():
         return _read_as(functional.rms_norm(hidden, weight.shape, weight, eps))
-    return cheap(_rms_norm(hidden, weight, eps), functools.partial(_rms_norm, hidden.detach(), weight.detach(), eps))
+    return cheap(_rms_norm(hidden, weight, eps), _rms_norm, hidden, weight, eps)
 
 
 def _rms_norm(hidden: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -136,7 +135,7 @@ def swiglu(gate: Tensor, up: Tensor) -> Tensor:
     """silu(gate) * up."""
     if torch.compiler.is_compiling():
         return functional.silu(gate) * up
-    return cheap(_swiglu(gate, up), functools.partial(_swiglu, gate.detach(), up.detach()))
+    return cheap(_swiglu(gate, up), _swiglu, gate, up)
 
 
 def _swiglu(gate: Tensor, up: Tensor) -> Tensor:

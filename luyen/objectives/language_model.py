@@ -148,7 +148,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None, None]:
         hidden_grad_ND, weight_grad_VD = ctx.saved_tensors
-        hidden = None if hidden_grad_ND is None else hidden_grad_ND * slope.to(hidden_grad_ND.dtype)
+        hidden = None if hidden_grad_ND is None else (hidden_grad_ND.to(slope.dtype) * slope).to(hidden_grad_ND.dtype)
         weight = None if weight_grad_VD is None else (weight_grad_VD * slope).to(ctx.weight_dtype)
         return hidden, weight, None, None, None, None
 

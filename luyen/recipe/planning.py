@@ -183,6 +183,7 @@ def _training(stage: StagePlan, outlook: Outlook, assumptions: Assumptions) -> T
     train, length = config.train, row_length(config.batch, model.context_length)
     batch = Batch(config.batch.rows, train.accumulation, length)
     training = Training(model, batch, train.optimizer, train.activations, train.precision != "fp32", train.parallel.offload)
+    training = replace(training, fp8=train.precision == "fp8", compiled=train.compile == "always")
     size = outlook.text(config.data) if isinstance(config, PretrainConfig) else None
     found = TrainingPlan(
         stage=stage.name, verb=stage.verb, training=training, steps=train.steps,

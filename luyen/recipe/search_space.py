@@ -30,6 +30,8 @@ class Dimension:
     high: float = 0.0
     whole: bool = False
     log: bool = False
+    linear: bool = False
+    """Whether it was asked for in so many words."""
     choices: tuple[Any, ...] = ()
     """The values of a choice; empty for a range."""
 
@@ -122,7 +124,7 @@ def _dimension(word: str) -> Dimension | None:
         whole = bool(WHOLE.fullmatch(found[1]) and WHOLE.fullmatch(found[2]))
         if not low < high or (scale == "log" and low <= 0):
             raise ConfigError(f"range of {key}", found=text, expected="LOW < HIGH, and LOW above 0 on a logarithmic scale")
-        return Dimension(key, low, high, whole, scale == "log" or (scale is None and not whole and low > 0))
+        return Dimension(key, low, high, whole, scale == "log" or (scale is None and not whole and low > 0), scale == "linear")
     if "," not in text or text[:1] in "[{\"'":
         return None
     choices = tuple(parse_yaml(part, word) for part in text.split(","))
@@ -136,7 +138,8 @@ def _typed(space: Space) -> Iterator[Dimension]:
     stage = next((item for item in plan(space.recipe, space.fixed, space.budget).stages if item.name == space.stage), None)
     types = {f"{space.stage}.{field.path}": field.type for field in describe(type(stage.config))} if stage else {}
     for item in space.dimensions:
-        yield replace(item, whole=False) if item.whole and "float" in types.get(item.key, "") else item
+        any_number = item.whole and "float" in types.get(item.key, "")
+        yield replace(item, whole=False, log=item.log or (item.low > 0 and not item.linear)) if any_number else item
 
 
 def _check_keys(searched: Sequence[str], fixed: Sequence[str]) -> None:

@@ -24,7 +24,6 @@ STARTUP = 5
 """Trials that are drawn at random before TPE proposes, and that are complete before the median prunes."""
 DIGITS = 4
 """Significant digits of a proposed number: more would suggest a precision that no search has."""
-PRUNERS = ("median", "asha", "none")
 
 
 @dataclass

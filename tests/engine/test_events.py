@@ -24,6 +24,11 @@ def test_a_record_is_byte_for_byte_what_tensorboard_writes():
     assert record(message).hex() == "2100000000000000017becf6" + message.hex() + "b4ca3a3b"
 
 
+def test_a_figure_beyond_fp32_is_infinite_and_ends_nothing():
+    assert event(1.5, 1, values={"x": 1e39})[-4:].hex() == "0000807f" and event(1.5, 1, values={"x": -1e300})[-4:].hex() == "000080ff"
+    assert event(1.5, 1, values={"x": float("nan")})[-4:].hex() == "0000c07f"
+
+
 def test_every_figure_of_a_run_is_there_once(tmp_path):
     hooks = Hooks(evaluate=lambda: {"heldout_bits_per_byte": 2.5})
     fit(toy_algorithm(), toy_config(evaluate_every=4), tmp_path, hooks=hooks)

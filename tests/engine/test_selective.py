@@ -112,19 +112,35 @@ def test_what_was_written_over_or_took_the_place_of_another_is_kept_as_it_is():
     outputs = CheapOutputs()
     output = torch.arange(3.0)
     with told_to(outputs.add):
-        assert cheap(output, lambda: torch.arange(3.0)) is output
+        assert cheap(output, torch.arange, 3.0) is output
     assert not isinstance(outputs.pack(output), Tensor) and not isinstance(outputs.pack(output[1:]), Tensor)
     assert torch.equal(outputs.unpack(outputs.pack(output[1:])), output[1:])
     output.mul_(2)
     assert outputs.pack(output) is output
     other = torch.arange(5.0)
     with told_to(outputs.add):
-        cheap(other, lambda: torch.arange(5.0))
+        cheap(other, torch.arange, 5.0)
     storage = other.untyped_storage()  # lives on, as freed memory does that another tensor gets
     del other
     heir = torch.empty(0).set_(storage, 0, (5,))
     assert outputs.pack(heir) is heir
     assert outputs.pack(nn.Parameter(torch.ones(2))).requires_grad
+    words, empty = torch.arange(4.0), torch.empty(0)
+    with told_to(outputs.add):
+        cheap(words, torch.arange, 4.0)
+        cheap(empty, torch.empty, 0)
+    assert outputs.pack(words.view(torch.int32)).dtype == torch.int32
+    assert outputs.pack(torch.empty(0, dtype=torch.int64)).dtype == torch.int64, "all that is empty lies in one place"
+
+
+def test_an_input_that_was_written_over_is_an_error():
+    hidden, weight, reader = torch.randn(4, 8), torch.ones(8), nn.Linear(8, 8, bias=False)
+    outputs = CheapOutputs()
+    with told_to(outputs.add), saved_tensors_hooks(outputs.pack, CheapOutputs.unpack):
+        total = reader(functions.rms_norm(hidden, weight, 1e-6)).sum()
+    hidden.zero_()
+    with pytest.raises(RuntimeError, match="what _rms_norm read was written over"):
+        total.backward()
 
 
 def test_the_type_is_that_of_the_forward_pass_and_a_second_backward_works():

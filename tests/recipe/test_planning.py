@@ -180,3 +180,15 @@ def test_memory_on_one_gpu_is_told_by_part() -> None:
     assert facts["memory_one_device"]["total"] == sum(value for name, value in facts["memory_one_device"].items() if name != "total")
     assert facts["parameters"]["total"] == 6_738_415_616 and facts["cache_bytes_per_token"] == 512 * 1024
     assert facts["cheapest"]["settings"]
+
+
+@pytest.mark.parametrize("word", ["train.precision=fp8", "train.compile=always"])
+def test_no_way_is_told_that_the_engine_refuses(word: str) -> None:
+    """70B on one size of device wants a tensor group, which takes no products apart and no compiled layers."""
+    words = ("model.preset=llama-2-70b", "batch.rows=4", "batch.length=4096", "train.accumulation=128", "train.steps=500")
+    plain = pretraining(*words)
+    assert any(way.layout.tensor > 1 for way in plain.ways)
+    found = pretraining(*words, word)
+    assert all(way.layout.tensor == 1 for way in found.ways)
+    if "compile" in word:
+        assert all(way.layout.pipeline * way.layout.context == 1 and way.part.activations != "selective" for way in found.ways)

@@ -47,6 +47,9 @@ def test_ranges_are_read(tmp_path: Path) -> None:
         recipe, [f"{key}=0.5..2.0", f"{decay_key}=0.1..0.2:linear", "base.batch.rows=1..4:log"], None
     ).dimensions
     assert clip.log and not plain.log and decay.log and decay.whole
+    (wide,) = read_space(recipe, [f"{key}=1..100"], None).dimensions
+    (even,) = read_space(recipe, [f"{key}=1..100:linear"], None).dimensions
+    assert (wide.whole, wide.log, even.whole, even.log) == (False, True, False, False)
     (weight,) = read_space(recipe, [f"{decay_key}=0..1"], None).dimensions
     assert not weight.whole, "0..1 of a key that holds any number"
     named = read_space(recipe, ["base.batch.rows=1,2", "chat.prompts=[a, b]", "base.prompts=[x]"], None, "base")

@@ -23,7 +23,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils._python_dispatch import _disable_current_modes
 
 from luyen.core.device import to_device
 from luyen.core.errors import ConfigError
@@ -147,8 +146,7 @@ def continued_attention(query_NHE: Tensor, key_MKE: Tensor, value_MKE: Tensor) -
     """The last N of a sequence's M tokens attend to it causally. Returns (N, H, E)."""
     from torch.nn.attention.bias import causal_lower_right  # it loads the whole compiler, which others need not wait for
 
-    with _disable_current_modes():  # under selective checkpointing's mode torch cannot make this kind of tensor
-        mask = causal_lower_right(query_NHE.shape[0], key_MKE.shape[0])
+    mask = causal_lower_right(query_NHE.shape[0], key_MKE.shape[0])
     attended: Tensor = functional.scaled_dot_product_attention(
         *(states.transpose(0, 1)[None] for states in (query_NHE, key_MKE, value_MKE)),
         attn_mask=mask,

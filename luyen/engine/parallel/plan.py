@@ -113,6 +113,8 @@ class Parallel:
             sum_gradients(model.parameters(), self.mesh.get_group("context"))
         if self.shape.tensor > 1:
             sum_gradients(summed(model), self.mesh.get_group("tensor"))
+        if self.pipeline:  # last: both copies of a tied weight end with the same bits only if nothing is added to either afterwards
+            self.pipeline.add_tied()
 
     def all_say(self, value: Any) -> list[Any]:
         """What every rank that reads different rows says, in their order; in a pipeline those that compute the loss."""
@@ -134,7 +136,6 @@ class Parallel:
         with self.one_loss():
             losses = self.pipeline.train(work)
         settle(self.pipeline.model)
-        self.pipeline.add_tied()
         return losses
 
     def norm(self, model: nn.Module) -> Tensor | float:
