@@ -36,30 +36,30 @@ def grams(kwh: float, intensity: float) -> float:
     return kwh * intensity
 
 
-def intensity(text: str) -> float:
+def intensity(text: str, name: str = "--carbon") -> float:
     """Grams of CO2 a kWh from a number, or from a country's ISO code of three letters such as FRA by codecarbon's table.
 
-    Raises ConfigError for anything else, for an unknown country, and where codecarbon is not installed.
+    Raises ConfigError about `name` for anything else, for an unknown country, and where codecarbon is not installed.
     """
     try:
         value = float(text)
     except ValueError:
-        return _of_country(text.strip().upper())
+        return _of_country(text.strip().upper(), name)
     if not 0 <= value < float("inf"):
-        raise ConfigError("--carbon", found=text, expected="grams of CO2 a kWh, 0 or more")
+        raise ConfigError(name, found=text, expected="grams of CO2 a kWh, 0 or more")
     return value
 
 
-def _of_country(code: str) -> float:
+def _of_country(code: str, name: str) -> float:
     if len(code) != 3 or not code.isalpha():
-        raise ConfigError("--carbon", found=repr(code), expected="grams of CO2 a kWh, or a country's three letters such as FRA")
+        raise ConfigError(name, found=repr(code), expected="grams of CO2 a kWh, or a country's three letters such as FRA")
     package = importlib.util.find_spec("codecarbon")
     if package is None or package.origin is None:
         raise ConfigError(
-            f"--carbon {code} needs codecarbon's table of countries",
+            f"{name} {code} needs codecarbon's table of countries",
             fix="pip install '.[carbon]' in luyen's folder, or give grams a kWh, such as 400.",
         )
     countries = json.loads((Path(package.origin).parent / TABLE).read_text(encoding="utf-8"))
     if code not in countries or not isinstance(countries[code].get("carbon_intensity"), int | float):
-        raise ConfigError(f"--carbon: no country {code!r} in codecarbon's table", fix=nearest(code, countries)[:300])
+        raise ConfigError(f"{name}: no country {code!r} in codecarbon's table", fix=nearest(code, countries)[:300])
     return float(countries[code]["carbon_intensity"])

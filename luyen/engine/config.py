@@ -110,6 +110,8 @@ class WatchConfig(Config):
     """Steps that a loss and a gradient's norm are compared with to tell a jump, at least 16; 0: nothing is told."""
     deviations: float = Field(default=8.0, gt=0)
     """How many times their usual spread they must be above the usual to be told."""
+    carbon: float | str = ""
+    """Grams of CO2 that a kWh costs here, or a country such as FRA: a run's CO2 then stands beside its measured energy; empty: not."""
     stop_tokens: int | None = Field(default=None, ge=1)
     """End once so many tokens were read; the schedule still spans all steps."""
     stop_hours: float | None = Field(default=None, gt=0)

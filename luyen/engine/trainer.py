@@ -16,6 +16,7 @@ from luyen.core.device import pick_device
 from luyen.core.errors import Interrupted
 from luyen.engine.activations import check_offload, recomputed
 from luyen.engine.algorithm import Algorithm, Batch, Hooks, TrainResult
+from luyen.engine.carbon import intensity
 from luyen.engine.compiling import compiled, worth
 from luyen.engine.config import TrainConfig
 from luyen.engine.fp8 import check as check_fp8
@@ -33,6 +34,8 @@ def check(config: TrainConfig) -> None:
     check_offload(config.activations, device)
     if config.precision == "fp8":
         check_fp8(device, parallel.tensor)
+    if config.watch.carbon != "":
+        intensity(str(config.watch.carbon), "train.watch.carbon")
     if config.compile == "always":
         worth(config.compile, None, device, _splits_layers(config), config.activations)
 

@@ -14,7 +14,7 @@ from luyen.core.hub import has_hub_form
 from luyen.recipe.graph import Plan, input_values
 from luyen.tokenizer.templates import JINJA_FILE
 
-WATCHING = tuple(f"train.watch.{key}" for key in ("trackers", "project", "profile", "synchronise"))
+WATCHING = tuple(f"train.watch.{key}" for key in ("trackers", "project", "profile", "synchronise", "carbon"))
 MAY_CHANGE = (
     *(f"train.checkpoint.{key}" for key in ("keep_last", "asynchronous", "format")),
     "train.device", "train.parallel", *WATCHING, "device", "batch_size", "processes",

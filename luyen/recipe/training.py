@@ -13,6 +13,7 @@ from luyen.core.device import multiplies_fast, pick_device
 from luyen.core.random_state import seed_everything
 from luyen.core.records import Document, Message
 from luyen.core.seed import derive
+from luyen.engine import carbon
 from luyen.engine.algorithm import Algorithm, Hooks, TrainResult
 from luyen.engine.config import TrainConfig
 from luyen.engine.estimate import FIRST_STEP_BYTES, LIBRARIES_BYTES, Estimate
@@ -97,6 +98,9 @@ def train_stage(
     stage.facts.update(tokens=result.tokens, joules=result.joules, processes=distributed.ranks())
     if on_gpu:
         stage.facts["peak_bytes"] = result.peak_bytes
+    if config.watch.carbon != "" and result.joules is not None:
+        kwh, each = carbon.from_joules(result.joules), carbon.intensity(str(config.watch.carbon))
+        stage.facts["grams_co2"] = round(carbon.grams(kwh, each), 3)
     bits = result.evaluation.get("heldout_bits_per_byte")
     stage.metrics["summary"] = f"loss {result.loss:.3f}" + (f", held-out text {bits:.3f} bits/byte" if bits is not None else "")
     return result

@@ -9,7 +9,7 @@ from luyen.report.answers import results
 from luyen.report.blocks import Block, Cell, Code, Limits, Note, Section, Table
 from luyen.report.model_sections import final_loss, tokens_of, weights_of
 from luyen.report.reading import ENVIRONMENT, RECIPE, Run, Stage, documents, mapping, number, pick, text
-from luyen.report.wording import clip, counted, decimal, duration, energy, foretold, moment, share, size, whole
+from luyen.report.wording import carbon, clip, counted, decimal, duration, energy, foretold, moment, share, size, whole
 
 STATES = {"done": "done", "failed": "failed", "stopped": "not finished", "waiting": "not begun"}
 
@@ -54,7 +54,7 @@ def _row(run: Run, stage: Stage, longest: float) -> list[Cell | str]:
         Cell(whole(tokens_of(stage)) if trained else "–"),
         Cell(decimal(final_loss(run, stage)) if trained else "–"),
         Cell(size(memory), foretold(expected, memory, size(expected)) if memory else ""),
-        Cell(energy(pick(stage.manifest, "joules"))),
+        Cell(energy(pick(stage.manifest, "joules")), carbon(pick(stage.manifest, "grams_co2"))),
     ]
 
 

@@ -91,6 +91,13 @@ def short(value: float | None) -> str:
     return f"{value:,.4g}" if 1e-4 <= abs(value) < 1e6 else f"{value:.3g}"
 
 
+def carbon(grams: float | None) -> str:
+    """Grams of CO2; nothing where they are not known."""
+    if grams is None:
+        return ""
+    return f"{grams:.3g}{JOIN}g CO2" if grams < 1000 else f"{grams / 1000:.3g}{JOIN}kg CO2"
+
+
 def energy(joules: float | None) -> str:
     """Joules as watt-hours."""
     if joules is None:

@@ -14,7 +14,7 @@ def deciding(watch):
     return neutral_config(load(PretrainConfig, merge(PLAIN, {"train": {"watch": watch}})), {})
 
 
-@pytest.mark.parametrize("watch", [{"trackers": ["trackio"], "project": "p"}, {"profile": "2-3"}, {"synchronise": True}])
+@pytest.mark.parametrize("watch", [{"trackers": ["trackio"], "project": "p"}, {"profile": "2-3"}, {"synchronise": True}, {"carbon": "400"}])
 def test_looking_on_decides_nothing(watch):
     assert deciding(watch) == deciding({})
 
