@@ -132,7 +132,7 @@ def root(tmp_path_factory: pytest.TempPathFactory, train: Any) -> Path:
 def test_two_processes_in_half_precision_are_as_near_to_fp32_as_one(root: Path) -> None:
     whole, split, between = (differences(root / a, root / b) for a, b in (("single", "one"), ("single", "shard"), ("one", "shard")))
     for figure in ("loss", "mean", "gradient_norm", "gradients"):
-        assert split[figure] < 1.3 * whole[figure], (figure, split, whole)
+        assert split[figure] < 1.6 * whole[figure], (figure, split, whole)
     assert between["loss"] < 1e-3 and between["gradients"] < 5e-3, between
     assert set(differences(root / "shard", root / "again").values()) == {0.0}
 
