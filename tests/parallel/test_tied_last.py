@@ -3,7 +3,6 @@
 from types import SimpleNamespace
 
 import pytest
-import torch
 from torch import nn
 
 from luyen.engine.parallel import plan
@@ -20,4 +19,3 @@ def test_tied_copies_are_added_after_the_sums_over_rows_and_tokens(monkeypatch: 
     monkeypatch.setattr(plan, "summed", lambda model: ())
     parallel.add_up(nn.Linear(2, 2))
     assert done == ["data", "context", "tensor", "tied"]
-    assert torch.is_grad_enabled()
