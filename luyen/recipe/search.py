@@ -38,7 +38,7 @@ class Goal:
 
     trials: int
     pruner: str = "median"
-    """median, asha or none."""
+    """One of PRUNERS."""
     metric: str = "heldout_bits_per_byte"
     """A figure of the stage's evaluations, or another number among its metrics."""
     direction: str = "minimize"
