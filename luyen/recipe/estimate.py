@@ -260,8 +260,9 @@ class Outlook:
         held_out = self.held_out_tokens(config.heldout if isinstance(config, SFTConfig) else config.data, HELD_OUT_BYTES)
         length = row_length(config.batch, model.context_length)
         once = token_work(model, length) * (FORWARD * held_out) + writing_work(model, SAMPLE_TOKENS * len(config.prompts))
-        work = estimate.work + once * evaluations(config.train)
+        work = estimate.own + once * evaluations(config.train)  # every process evaluates
         told = f"{estimate.parameters / 1e6:.1f} million parameters, at most {estimate.tokens:,} tokens"
+        told += f"; {estimate.told}" if estimate.told else ""
         memory = estimate.bytes + (0 if counts_gpu(config.train) else self._memory())
         return Prediction(work.seconds(training_rate(config.train, estimate)), memory, told)
 

@@ -69,7 +69,8 @@ def probe(config: PretrainConfig | SFTConfig, model: TransformerConfig, predicte
         times = [float(row["seconds"]) for row in read_jsonl(Path(folder) / "timings.jsonl") if "seconds" in row]
     step = median(times[WARM:] or times)
     alone = of_stage(config.train, config.batch, model, trained)
-    expected = alone.bytes + (0 if counts_gpu(config.train) else LIBRARIES_BYTES + FIRST_STEP_BYTES)
+    tried = of_stage(_short(config.train, steps), config.batch, model, trained)  # in one process, whatever train.parallel says
+    expected = tried.bytes + (0 if counts_gpu(config.train) else LIBRARIES_BYTES + FIRST_STEP_BYTES)
     rest = max(0.0, predicted - alone.seconds(training_rate(config.train, alone)))
     return Probe(steps, step, result.peak_bytes, expected, step * config.train.steps + rest)
 

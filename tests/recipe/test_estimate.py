@@ -200,3 +200,12 @@ def test_what_goes_on_is_told_by_what_is_left_and_kept_whole() -> None:
     assert later.as_dict()["seconds"] == whole.as_dict()["seconds"] and later.left == 0.5
     (line,) = [line for line in lines({"base": later}) if line.startswith("  base")]
     assert "continues after step 75 of 150" in line and f"about {whole.seconds / 2:.0f} s" in line  # type: ignore[operator]
+
+
+def test_several_processes_are_told_as_each_of_them() -> None:
+    alone, shared = (
+        predict(quickstart("base.train.optimizer.name=adamw", f"base.train.parallel.shard={count}"))["base"] for count in (1, 4)
+    )
+    assert alone.seconds and shared.seconds and alone.bytes and shared.bytes
+    assert shared.seconds < alone.seconds / 2 and shared.bytes < alone.bytes
+    assert shared.told == f"{alone.told}; of each of 4 processes (shard 4); their exchange is not counted"
