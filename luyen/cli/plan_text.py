@@ -118,7 +118,8 @@ def table(plan: TrainingPlan, every: bool, prefix: str) -> list[str]:
     head = f"  {'device':<9}{'n':>4}  {'layout':<9} {'kept, rows':<13}{'memory':>7}{'time':>9}{'kWh':>8}{'kg CO2':>8}{'money':>8}"
     lines = [head] if chosen else []
     for way in chosen:
-        layout = " ".join(f"{count}{name[0]}" for name, count in vars(way.layout).items() if count > 1) or "-"
+        axes = [f"{count}{name[0]}" for name, count in vars(way.layout).items() if count > 1] or ["-"]
+        layout = " ".join(axes) if len(" ".join(axes)) < 10 else "".join(axes)
         kept = f"{way.part.activations} {way.part.batch.rows}"
         line = f"{'*' if way is best else ' '} {way.device:<9}{way.layout.devices:>4}  {layout:<9} {kept:<13}"
         line += f"{size(way.bytes):>7}{duration(way.seconds):>9}{number(way.kwh):>8}"
@@ -145,8 +146,8 @@ def legend(assumptions: Assumptions, trainings: Sequence[TrainingPlan], not_coun
     told = [
         f"Assumed: {assumptions.mfu:.0%} of the data sheet's peak (--mfu), recomputed work included; the most power a device may take; "
         f"{', '.join(given)}.",
-        "Layout: d groups of equal weights, s shards of a group, t devices a layer, p stages of layers; rows at a time on each device. "
-        "Memory is on each device, an upper bound; 1 GB and 5 % of it are left free.",
+        "Layout: d groups of equal weights, s shards of a group, t devices a layer, c devices a row, p stages of layers; rows at a time "
+        "on each device. Memory is on each device, an upper bound; 1 GB and 5 % of it are left free.",
         f"Not counted: {not_counted}.",
     ]
     if any(plan.training.model.hidden_size < LARGE_WIDTH for plan in trainings):

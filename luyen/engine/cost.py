@@ -15,6 +15,9 @@ from __future__ import annotations
 from dataclasses import dataclass, fields, replace
 
 from luyen.engine.config import OptimizerConfig
+from luyen.engine.layouts import Batch as Batch
+from luyen.engine.layouts import Layout as Layout
+from luyen.engine.layouts import bubble as bubble
 from luyen.models.config import TransformerConfig
 
 BACKWARD = 2.0
@@ -22,6 +25,7 @@ BACKWARD = 2.0
 STATE_BYTES: dict[str, float] = {"adamw": 8, "muon": 4, "adafactor": 0, "lion": 4, "sgd": 4, "adamw8bit": 2}
 """Bytes of state for each parameter: two fp32 moments, one (lion, sgd with momentum, muon's matrices), two of 8 bits (matrices alone);
 adafactor keeps one number for each row and column of a matrix, counted as nothing."""
+ONE_DEVICE = Layout()
 LAYERS_GATHERED = 2
 """Layers that a sharded run holds whole at a time: the one at work and the next."""
 SLICED = ("adamw", "lion", "sgd")
@@ -188,61 +192,6 @@ def cache_bytes(model: TransformerConfig, tokens: float, half: bool) -> float:
 
 
 @dataclass(frozen=True)
-class Layout:
-    """How many devices share the work, and how."""
-
-    data: int = 1
-    """Groups that hold the same weights and see other rows."""
-    shard: int = 1
-    """Devices of a group that hold a part of weights, gradients and optimizer each, and see other rows."""
-    tensor: int = 1
-    """Devices that compute one layer together."""
-    context: int = 1
-    """Devices that share the tokens of the same rows and have the same weights."""
-    pipeline: int = 1
-    """Devices that have some of the layers each and hand the rows on (1F1B)."""
-
-    @property
-    def devices(self) -> int:
-        """All devices."""
-        return self.data * self.shard * self.tensor * self.context * self.pipeline
-
-    @property
-    def alike(self) -> int:
-        """Devices that work on the same rows."""
-        return self.tensor * self.context
-
-    @property
-    def streams(self) -> int:
-        """Devices that see other rows than their neighbours."""
-        return self.data * self.shard
-
-    def __str__(self) -> str:
-        """Only what is more than one, for example "data 2, shard 4"."""
-        named = ((item.name, getattr(self, item.name)) for item in fields(self))
-        return ", ".join(f"{name} {count}" for name, count in named if count > 1) or "one device"
-
-
-@dataclass(frozen=True)
-class Batch:
-    """What one update of the weights sees, and in which pieces."""
-
-    rows: int
-    """Rows of a micro-batch on one device."""
-    accumulation: int
-    length: int
-
-    def split(self, streams: int, rows: int | None = None) -> Batch | None:
-        """The same update on `streams` devices, at most `rows` rows at a time on each (else as many as now); None if they do not divide."""
-        whole = self.rows * self.accumulation
-        if whole % streams:
-            return None
-        each, most = whole // streams, rows or self.rows
-        pieces = next(size for size in range(min(most, each), 0, -1) if each % size == 0)
-        return Batch(pieces, each // pieces, self.length)
-
-
-@dataclass(frozen=True)
 class Training:
     """A training run as far as its memory depends on it."""
 
@@ -258,6 +207,8 @@ class Training:
     """Whether products are made in fp8, which takes whole ones."""
     compiled: bool = False
     """Whether the layers must be compiled, which takes whole ones and decides by itself what is kept."""
+    stages: int = 1
+    """Runs of layers that each device of a pipeline has (`train.parallel.pipeline_stages`)."""
 
     def on(self, layout: Layout) -> Training | None:
         """The part of it that one device of a layout has; None where something of it cannot be shared so."""
@@ -271,10 +222,24 @@ class Training:
         if self.offload and (layout.alike * layout.pipeline > 1 or layout.shard == 1 < layout.devices):
             return None
         each = self.batch.rows * self.batch.accumulation // layout.streams
-        if layout.pipeline > min(model.num_layers, each):
+        if layout.pipeline > each or (layout.pipeline > 1 and layout.pipeline * self.stages > model.num_layers):
             return None
         batch = self.batch.split(layout.streams, min(self.batch.rows, each // layout.pipeline))  # a micro-batch for every stage
         return None if batch is None else replace(self, batch=batch)
+
+    def fills(self, layout: Layout) -> bool:
+        """Whether the micro-batches of one device suit a pipeline's schedule; the interleaved one takes them in equal rounds."""
+        count = self.batch.accumulation
+        rounds = max(1, count // layout.pipeline)
+        return layout.pipeline == 1 or (count >= layout.pipeline and (self.stages == 1 or count % rounds == 0))
+
+    def under_way(self, layout: Layout) -> float:
+        """Micro-batches whose activations the first device of a pipeline holds at once, as 1F1B and interleaved 1F1B warm up."""
+        count, pipeline = self.batch.accumulation, layout.pipeline
+        if self.stages == 1:
+            return min(pipeline, count)
+        runs = (self.stages - 1) * (count // max(1, count // pipeline)) + 2 * (pipeline - 1) + 1
+        return min(runs / self.stages, count)
 
 
 @dataclass(frozen=True)
@@ -291,7 +256,7 @@ class Memory(Parts):
     """With the head's gradient, which is summed beside the one in `gradients`."""
 
 
-def memory(training: Training, layout: Layout = Layout()) -> Memory:
+def memory(training: Training, layout: Layout = ONE_DEVICE) -> Memory:
     """Bytes by part on each device; `training.batch` is that of one device (see `Training.on`).
 
     Of a pipeline's devices the fullest: the first has as many micro-batches under way as there are stages, the last one the loss.
@@ -301,13 +266,15 @@ def memory(training: Training, layout: Layout = Layout()) -> Memory:
         return _memory(training, layout, model, parameters(model))
     part = model.model_copy(update={"num_layers": -(-model.num_layers // stages)})
     parts = replace(parameters(part), head=0)  # the embedding or the head, or where they are one both ends have it
-    ends = (_memory(training, layout, part, parts, min(stages, training.batch.accumulation)), _memory(training, layout, part, parts, 1))
-    received = 4.0 * training.batch.accumulation * training.batch.rows * training.batch.length * model.hidden_size / layout.alike
+    ends = (_memory(training, layout, part, parts, training.under_way(layout)), _memory(training, layout, part, parts, 1))
+    batch = training.batch
+    tokens = training.stages * batch.accumulation * batch.rows * batch.length
+    received = 4.0 * tokens * model.hidden_size / layout.alike
     first, last = (replace(end, activations=end.activations + received) for end in ends)
     return max(replace(first, logits=0.0), last, key=lambda end: end.total)
 
 
-def _memory(training: Training, layout: Layout, model: TransformerConfig, parts: Parameters, under_way: int = 1) -> Memory:
+def _memory(training: Training, layout: Layout, model: TransformerConfig, parts: Parameters, under_way: float = 1) -> Memory:
     """Of a device that has these layers and tables, with so many micro-batches under way.
 
     It is responsible for 1 / tensor of all matrices and for the norms in whole; of that 1 / shard lies there for good, of layers whose
@@ -346,30 +313,3 @@ def device_operations(training: Training, layout: Layout, trained: float = 1.0) 
     again = recomputed_share(training.activations) * layers
     stage = -(-depth // layout.pipeline) / depth
     return ((forward.training + again) - (1 - stage) * ((1 + BACKWARD) * layers + again)) / layout.alike
-
-
-def bubble(layout: Layout, micro_batches: int) -> float:
-    """Share of the time in which a device of a pipeline waits for others: (p - 1) / (m + p - 1) (arXiv:2104.04473, section 2.2.1)."""
-    return (layout.pipeline - 1) / (micro_batches + layout.pipeline - 1)
-
-
-def layouts(devices: int, most_tensor: int = 8) -> list[Layout]:
-    """Every way to use this many devices by powers of two, the simplest first: data alone, then shards, then tensor parallelism.
-
-    Then pipelines, with data and shards.
-    """
-    powers = [2**power for power in range(devices.bit_length()) if 2**power <= devices]
-    found = [
-        Layout(devices // (shard * tensor), shard, tensor)
-        for tensor in powers
-        if tensor <= most_tensor
-        for shard in powers
-        if devices % (shard * tensor) == 0
-    ]
-    found += [
-        Layout(devices // (shard * pipeline), shard, pipeline=pipeline)
-        for pipeline in powers[1:]
-        for shard in powers
-        if devices % (shard * pipeline) == 0
-    ]
-    return sorted(found, key=lambda layout: (layout.pipeline, layout.tensor, layout.shard))

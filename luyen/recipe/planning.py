@@ -3,7 +3,8 @@
 This machine is predicted as before a run (estimate.py). Other devices are counted (engine/cost.py): a stage's operations at a stated
 share of a device's peak, its memory by part. What is left out is in `NOT_COUNTED`. The global batch of the recipe stays: a layout that
 cannot share its rows evenly is none. When it does not fit as the recipe says, fewer rows at a time are tried, then shards, then
-recomputed activations, then tensor parallelism, then pipelines, whose devices wait for each other.
+recomputed activations, then tensor parallelism, then pipelines, whose devices wait for each other, then context parallelism, which comes
+before these two where rows are long.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from luyen.core.config import dump
 from luyen.engine import carbon, cost
 from luyen.engine.cost import Batch, Layout, Memory, Training
 from luyen.engine.devices import Device, usable_bytes
+from luyen.engine.layouts import layouts
 from luyen.engine.scaling import advice
 from luyen.recipe.configs import PretrainConfig, SFTConfig
 from luyen.recipe.estimate import ANSWER_SHARE, BYTES_PER_TOKEN, Outlook, Prediction, predict
@@ -24,6 +26,13 @@ from luyen.recipe.sizes import row_length
 
 NOT_COUNTED = "evaluations, loading, checkpoints, communication between devices, the computer around them"
 """What the figures of other devices leave out."""
+LONG_ROW = 32_768
+"""Tokens of a row from which context parallelism is tried before tensor parallelism. Llama 3 (arXiv:2407.21783, table 4) was trained
+without it at 8,192 tokens and with 16 devices to a row at 131,072; this lies between."""
+PLAIN, TENSOR, PIPELINE = (False, False, False), (True, False, False), (False, True, False)
+CONTEXT, CONTEXT_AND_TENSOR = (False, False, True), (True, False, True)
+KINDS, KINDS_OF_LONG = (PLAIN, TENSOR, PIPELINE, CONTEXT, CONTEXT_AND_TENSOR), (PLAIN, CONTEXT, TENSOR, CONTEXT_AND_TENSOR, PIPELINE)
+"""Which axes beside data and shard a layout has, in the order in which they are tried, for usual and for long rows."""
 LORA_RANK = 16
 """Rank of the adapter whose size is told beside a full fine-tuning."""
 
@@ -64,7 +73,7 @@ class Way:
     @property
     def bubble(self) -> float:
         """Share of the time in which a pipeline's device waits."""
-        return cost.bubble(self.layout, self.part.batch.accumulation)
+        return cost.bubble(self.layout, self.part.batch.accumulation, self.part.stages)
 
     @property
     def kilograms(self) -> float | None:
@@ -183,7 +192,7 @@ def _training(stage: StagePlan, outlook: Outlook, assumptions: Assumptions) -> T
     train, length = config.train, row_length(config.batch, model.context_length)
     batch = Batch(config.batch.rows, train.accumulation, length)
     training = Training(model, batch, train.optimizer, train.activations, train.precision != "fp32", train.parallel.offload)
-    training = replace(training, fp8=train.precision == "fp8", compiled=train.compile == "always")
+    training = replace(training, fp8=train.precision == "fp8", compiled=train.compile == "always", stages=train.parallel.pipeline_stages)
     size = outlook.text(config.data) if isinstance(config, PretrainConfig) else None
     found = TrainingPlan(
         stage=stage.name, verb=stage.verb, training=training, steps=train.steps,
@@ -218,24 +227,26 @@ def _ways(plan: TrainingPlan, name: str, device: Device, assumptions: Assumption
 
 def candidates(training: Training, devices: int) -> Iterator[tuple[Layout, Training]]:
     """Layouts of so many devices with what each device has, the ones that cost least speed first."""
-    layouts = cost.layouts(devices)
+    found = layouts(devices)
     modes = cost.slower_modes(training.activations)
-    for kind in ((False, False), (True, False), (False, True)):
+    for kind in KINDS_OF_LONG if training.batch.length >= LONG_ROW else KINDS:
         for activations in modes:
-            for layout in (layout for layout in layouts if (layout.tensor > 1, layout.pipeline > 1) == kind):
+            for layout in (layout for layout in found if (layout.tensor > 1, layout.pipeline > 1, layout.context > 1) == kind):
                 part = replace(training, activations=activations).on(layout)
                 rows = part.batch.rows if part else 0
                 while part is not None and rows:
                     batch = training.batch.split(layout.streams, rows)
                     assert batch is not None
-                    yield layout, replace(part, batch=batch)
+                    tried = replace(part, batch=batch)
+                    if tried.fills(layout):
+                        yield layout, tried
                     rows = batch.rows // 2
 
 
 def _way(plan: TrainingPlan, name: str, layout: Layout, part: Training, assumptions: Assumptions) -> Way:
     device = assumptions.devices[name]
     done = plan.tokens / layout.streams * cost.device_operations(part, layout, plan.trained)
-    seconds = done / (device.peak(part.half) * assumptions.mfu) / (1 - cost.bubble(layout, part.batch.accumulation))
+    seconds = done / (device.peak(part.half) * assumptions.mfu) / (1 - cost.bubble(layout, part.batch.accumulation, part.stages))
     hours = seconds / 3600 * layout.devices
     kwh = carbon.kilowatt_hours(hours, device.watts, assumptions.pue)
     grams = None if assumptions.intensity is None else carbon.grams(kwh, assumptions.intensity)

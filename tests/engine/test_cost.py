@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from luyen.core.config import load
+from luyen.core.errors import ConfigError
 from luyen.engine.config import OptimizerConfig, TrainConfig
 from luyen.engine.cost import (
     RECOMPUTED,
@@ -23,14 +24,15 @@ from luyen.engine.cost import (
     cheap_bytes,
     device_operations,
     kept_bytes,
-    layouts,
     memory,
     operations,
     parameters,
     slower_modes,
     state_bytes,
 )
+from luyen.engine.layouts import layouts
 from luyen.engine.optim import build
+from luyen.engine.parallel.pipeline import check_count
 from luyen.engine.parallel.plan import ELEMENTWISE
 from luyen.models import attention
 from luyen.models.attention import Layout as Packed
@@ -207,7 +209,7 @@ def test_layouts_multiply_to_the_devices_and_the_simplest_is_first() -> None:
         found = layouts(devices)
         assert all(layout.devices == devices for layout in found) and len(set(found)) == len(found)
         assert found[0] == Layout(data=devices)
-    assert [str(layout) for layout in layouts(2)] == ["data 2", "shard 2", "tensor 2", "pipeline 2"]
+    assert [str(layout) for layout in layouts(2)] == ["data 2", "shard 2", "tensor 2", "pipeline 2", "context 2"]
     assert run(preset("llama-2-70b", 32_000)).on(Layout(tensor=16)) is None  # eight key-value heads
 
 
@@ -288,6 +290,7 @@ def test_a_pipeline_shares_layers_and_waits() -> None:
     part = whole.on(layout)
     assert part is not None and part.batch == Batch(4, 4, 1024)  # a micro-batch for every stage
     assert bubble(layout, 4) == 3 / 7 and bubble(Layout(data=4), 4) == 0
+    assert bubble(layout, 4, stages=2) == 3 / 11 and bubble(Layout(data=4), 4, stages=2) == 0
     mine, counted = memory(part, layout), parameters(whole.model)
     table = 32_000 * 4096
     assert mine.weights == 4 * ((counted.attention + counted.feed_forward + counted.norms - 4096) / 4 + 4096 + table)
@@ -297,3 +300,25 @@ def test_a_pipeline_shares_layers_and_waits() -> None:
     kept = operations(whole.model, 1024)
     assert device_operations(part, layout) == pytest.approx(3 * ((kept.total - kept.head) / 4 + kept.head))
     assert whole.on(Layout(pipeline=32)) is None and whole.on(Layout(pipeline=2, shard=2)) is None
+
+
+def test_an_interleaved_pipeline_waits_less_and_holds_more() -> None:
+    """Two runs of layers on each of two devices: before the first backward pass of the first device 2 + 2 + 1 runs have gone forward."""
+    plain = run(preset("llama-2-7b", 32_000), activations="none", batch=Batch(1, 8, 1024))
+    layout, interleaved = Layout(pipeline=2), replace(plain, stages=2)
+    part = interleaved.on(layout)
+    assert part is not None and part.fills(layout) and part.under_way(layout) == 5 / 2 and plain.under_way(layout) == 2
+    assert memory(part, layout).activations > memory(plain, layout).activations
+    assert interleaved.on(Layout(pipeline=32)) is None, "32 layers give no 64 runs"
+    assert not replace(part, batch=Batch(1, 5, 1024)).fills(layout), "five micro-batches make no two equal rounds"
+    assert replace(plain, batch=Batch(1, 5, 1024)).fills(layout)
+
+
+@pytest.mark.parametrize(("count", "pipeline", "stages"), [(8, 2, 2), (5, 2, 2), (5, 2, 1), (1, 2, 1), (6, 4, 3), (9, 4, 2), (12, 4, 2)])
+def test_what_fills_a_pipeline_is_what_the_engine_takes(count: int, pipeline: int, stages: int) -> None:
+    part = replace(run(preset("llama-2-7b", 32_000), batch=Batch(1, count, 64)), stages=stages)
+    if part.fills(Layout(pipeline=pipeline)):
+        check_count(count, pipeline, stages)
+    else:
+        with pytest.raises(ConfigError):
+            check_count(count, pipeline, stages)
