@@ -152,14 +152,15 @@ def foretell(space: Space, trials: int, folder: Path) -> None:
     for place in (0, -1):
         whole = predict(space.plan({item.key: item.ends[place] for item in space.dimensions}), done)
         each.append(whole[space.stage].seconds)
+    trial = "trial" if left == 1 else "trials"
     known = sorted(seconds for seconds in each if seconds is not None)
     if not known:
-        progress.say(f"{left} trials of {space.stage}; how long one takes is not known before")
+        progress.say(f"{left} {trial} of {space.stage}; how long one takes is not known before")
         return
     one = " to ".join(dict.fromkeys(map(duration, known)))
     together = " to ".join(dict.fromkeys(duration(left * seconds + others) for seconds in known))
     unknown = [name for name, item in shared.items() if item.seconds is None]
     progress.say(
-        f"estimate: {left} trials of {space.stage} of {one} each without pruning, {together} with the stages before it"
+        f"estimate: {left} {trial} of {space.stage} of {one} each without pruning, {together} with the stages before it"
         + (f", without {', '.join(unknown)}" if unknown else "")
     )
