@@ -74,6 +74,9 @@ ANSWER_SHARE = 0.33
 """Share of a conversation's tokens that are answers and so have a target (quickstart)."""
 CURATION_BYTES = 180_000_000
 """What curation's language model and filters add to a process, also for the stages after it."""
+TRAINING_BYTES = 45_000_000
+"""What a training stage adds to a process beside torch's kernels, also for the stages after it: the loop's libraries, what reads rows,
+evaluations and answers on the way (42 to 57 MB with and without curation before it)."""
 
 
 @dataclass(frozen=True)
@@ -129,6 +132,8 @@ def predict(
                 outlook.kept["curation"] = CURATION_BYTES
             if isinstance(stage.config, EvaluateConfig):
                 outlook.kept["kernels"] = FIRST_STEP_BYTES
+            if isinstance(stage.config, PretrainConfig | SFTConfig):
+                outlook.kept["training"] = TRAINING_BYTES
             found[stage.name] = outlook.of(stage)
             behind = (steps or {}).get(stage.name, 0)
             if behind and isinstance(stage.config, PretrainConfig | SFTConfig):
@@ -178,7 +183,7 @@ class Outlook:
     vocabulary: int = 0
     """Tokens of a tokenizer that is not here; 0: not known."""
     kept: dict[str, int] = field(default_factory=dict)
-    """Bytes that stay in the process from the first stage on that uses curation's libraries, or torch's kernels."""
+    """Bytes that stay in the process from the first stage on that uses curation's libraries, torch's kernels or the training loop."""
 
     def of(self, stage: StagePlan) -> Prediction:
         """The prediction for one stage."""
