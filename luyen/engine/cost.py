@@ -90,6 +90,18 @@ def adapter_parameters(model: TransformerConfig, rank: int) -> int:
 
 
 @dataclass(frozen=True)
+class AdapterCost:
+    """What is trained in place of a model's own weights, which are frozen."""
+
+    weights: int
+    """Numbers of the adapter, all trained, in fp32."""
+
+    def state_bytes(self, optimizer: OptimizerConfig) -> float:
+        """Bytes that an optimizer keeps; an adapter is made of matrices."""
+        return state_bytes(Parameters(embedding=0, attention=self.weights, feed_forward=0, norms=0, head=0), optimizer)
+
+
+@dataclass(frozen=True)
 class Operations(Parts):
     """Floating-point operations of one token in the forward pass, by part."""
 
@@ -207,6 +219,10 @@ class Training:
     """Whether products are made in fp8, which takes whole ones."""
     compiled: bool = False
     """Whether the layers must be compiled, which takes whole ones and decides by itself what is kept."""
+    adapter: AdapterCost | None = None
+    """What is trained where the model's own weights are frozen; None: they are trained."""
+    cached: int = 0
+    """Tokens, of all rows together, whose keys and values are kept while the run writes its samples."""
     stages: int = 1
     """Runs of layers that each device of a pipeline has (`train.parallel.pipeline_stages`)."""
 
@@ -251,9 +267,14 @@ class Memory(Parts):
     """Of the weights in half precision, which autograd keeps; in a sharded run instead what is gathered at a time, with its gradient."""
     gradients: float
     optimizer: float
+    adapters: float
+    """Weights, gradients and optimizer of what is trained in place of the model's own weights, whose gradients and optimizer are then 0."""
     activations: float
+    """With an adapter as many: the products of one on every linear map read what the frozen products read, so it is kept all the same."""
     logits: float
-    """With the head's gradient, which is summed beside the one in `gradients`."""
+    """With the head's gradient, where it is trained, which is summed beside the one in `gradients`."""
+    cache: float
+    """Keys and values of the samples that the run writes, in fp32 as the weights are, in whole on every device."""
 
 
 def memory(training: Training, layout: Layout = ONE_DEVICE) -> Memory:
@@ -278,28 +299,36 @@ def _memory(training: Training, layout: Layout, model: TransformerConfig, parts:
     """Of a device that has these layers and tables, with so many micro-batches under way.
 
     It is responsible for 1 / tensor of all matrices and for the norms in whole; of that 1 / shard lies there for good, of layers whose
-    slices are on the host nothing.
+    slices are on the host nothing. An adapter is sliced by `shard`, and in whole on each device of a tensor group. What is frozen has no
+    gradient, neither kept nor gathered.
     """
+    trained = 1 if training.adapter is None else 0
+    adapter = AdapterCost(0) if training.adapter is None else training.adapter
+    own = adapter.weights * model.num_layers / training.model.num_layers
     tables = (parts.embedding + parts.head) / layout.tensor
     layers = (parts.attention + parts.feed_forward) / layout.tensor + parts.norms
     held = layers + tables
     kept = (tables if training.offload else held) / layout.shard
-    copies = 2 * held if training.half else 0.0
+    copies = 2 * (held + own) if training.half else 0.0
     if layout.shard > 1 or training.offload:
         layer, gathered = layers / model.num_layers, min(LAYERS_GATHERED, model.num_layers)
         if training.half and layout.pipeline == 1:  # gathered in half, with a gradient in half that is summed in fp32; the head's copy
-            copies = layer * (2 * gathered + 2 + 4) + 2 * (parts.head or parts.embedding) / layout.tensor
+            copies = layer * (2 * gathered + (2 + 4) * trained) + 2 * own + 2 * (parts.head or parts.embedding) / layout.tensor
         else:
-            copies += 4 * layer * (gathered + 1)
-        copies += 4 * 2 * tables
+            copies += 4 * layer * (gathered + trained)
+        copies += 4 * (1 + trained) * tables
     tokens = training.batch.rows * training.batch.length
+    head = 4 * model.vocab_size * model.hidden_size / layout.tensor
+    state = adapter.state_bytes(training.optimizer) / max(1, adapter.weights)
     return Memory(
         weights=4 * kept,
         copies=copies,
-        gradients=4 * kept,
-        optimizer=state_bytes(parts, training.optimizer) * kept / parts.count,
+        gradients=4 * kept * trained,
+        optimizer=state_bytes(parts, training.optimizer) * kept / parts.count * trained,
+        adapters=(4 + 4 + state) * own / layout.shard,
         activations=under_way * activation_bytes(model, tokens, training.activations, training.half, layout.tensor, layout.context),
-        logits=logits_bytes(model, tokens, layout.alike) + 4 * model.vocab_size * model.hidden_size / layout.tensor,
+        logits=logits_bytes(model, tokens, layout.alike) + head * trained,
+        cache=cache_bytes(training.model, training.cached, half=False),
     )
 
 

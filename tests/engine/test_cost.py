@@ -14,6 +14,7 @@ from luyen.engine.cost import (
     RECOMPUTED,
     SLICED,
     STATE_BYTES,
+    AdapterCost,
     Batch,
     Layout,
     Training,
@@ -322,3 +323,32 @@ def test_what_fills_a_pipeline_is_what_the_engine_takes(count: int, pipeline: in
     else:
         with pytest.raises(ConfigError):
             check_count(count, pipeline, stages)
+
+
+def test_an_adapter_is_trained_alone_by_hand() -> None:
+    model, size = preset("llama-2-7b", 32_000), 6_738_415_616
+    full = run(model, half=False)
+    lora = replace(full, adapter=AdapterCost(2 * 19_988_480))  # rank 16
+    whole, mine = memory(full), memory(lora)
+    assert (mine.weights, mine.gradients, mine.optimizer) == (4 * size, 0, 0)
+    assert mine.adapters == 16 * 2 * 19_988_480 and whole.adapters == 0
+    assert mine.activations == whole.activations and mine.copies == 0
+    assert whole.logits - mine.logits == 4 * 32_000 * 4096, "a frozen head has no gradient"
+    split, layer, tables = memory(lora, Layout(shard=8)), (size - 2 * 131_072_000) / 32, 2 * 131_072_000
+    assert split.adapters == mine.adapters / 8 and split.weights == 4 * size / 8
+    assert split.copies == pytest.approx(4 * (2 * layer + tables)), "gathered without gradients"
+    cut = replace(lora, batch=Batch(1, 2, 1024))
+    assert memory(cut, Layout(pipeline=2)).adapters == mine.adapters / 2
+    assert memory(replace(lora, half=True)).copies == 2 * (size + 2 * 19_988_480)
+
+
+@pytest.mark.parametrize(("name", "each"), [("adamw", 8), ("muon", 4), ("lion", 4), ("adamw8bit", 2), ("adafactor", 0)])
+def test_an_adapters_state_is_that_of_matrices(name: str, each: int) -> None:
+    assert AdapterCost(1000).state_bytes(optimizer(name)) == each * 1000
+
+
+def test_samples_keep_keys_and_values_in_fp32_on_every_device() -> None:
+    whole = replace(run(preset("llama-2-7b", 32_000)), cached=4096)
+    assert memory(whole).cache == memory(whole, Layout(shard=8)).cache == 4096 * 1024 * 1024
+    assert memory(replace(whole, cached=0)).cache == 0
+    assert memory(whole).total - memory(replace(whole, cached=0)).total == 4096 * 1024 * 1024

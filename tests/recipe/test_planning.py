@@ -1,6 +1,7 @@
 """Ways to run a training stage elsewhere: what fits, in which layout, for how much; and a probe of real steps here."""
 
 import dataclasses
+import inspect
 import itertools
 import sys
 from pathlib import Path
@@ -17,12 +18,14 @@ from luyen.engine import cost  # noqa: E402
 from luyen.engine.cost import Batch, Layout  # noqa: E402
 from luyen.engine.devices import DEVICES, usable_bytes  # noqa: E402
 from luyen.engine.estimate import FIRST_STEP_BYTES, LIBRARIES_BYTES, Speed  # noqa: E402
+from luyen.inference.generate import generate  # noqa: E402
 from luyen.models.presets import preset  # noqa: E402
 from luyen.recipe import estimate, probe  # noqa: E402
 from luyen.recipe.configs import PretrainConfig, SFTConfig  # noqa: E402
 from luyen.recipe.graph import Plan, StagePlan, plan  # noqa: E402
-from luyen.recipe.planning import Assumptions, TrainingPlan, candidates, outline  # noqa: E402
+from luyen.recipe.planning import TEMPLATE_TOKENS, TOGETHER, Assumptions, TrainingPlan, candidates, outline  # noqa: E402
 from luyen.recipe.probe import random_samples  # noqa: E402
+from luyen.recipe.sizes import SAMPLE_TOKENS  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
@@ -229,3 +232,30 @@ def test_interleaved_stages_of_the_recipe_shorten_the_wait() -> None:
         assert (one.bubble, two.bubble) == ((stages - 1) / (count + stages - 1), (stages - 1) / (2 * count + stages - 1))
         if one.part.activations == two.part.activations:
             assert two.seconds < one.seconds
+
+
+def test_an_adapter_and_what_is_written_are_told_as_memory(tmp_path: Path) -> None:
+    words = ["chat.prompts=['What is it?', 'Why?']", "before_after.batch_size=16", "before_after.sampling.max_new_tokens=8"]
+    found = outline(plan(write_recipe(tmp_path), parse_overrides(words)), assumed())
+    chat = found.trainings["chat"]
+    model, facts = chat.training.model, chat.as_dict()
+    lora = facts["memory_one_device_lora"]
+    assert lora["adapters"] == 16 * cost.adapter_parameters(model, 16) and lora["gradients"] == lora["optimizer"] == 0
+    assert lora["total"] == sum(value for name, value in lora.items() if name != "total")
+    assert chat.samples is not None
+    tokens = min(model.context_length, len("What is it?") + TEMPLATE_TOKENS + SAMPLE_TOKENS)
+    assert (chat.samples.rows, chat.samples.tokens) == (2, tokens)
+    assert chat.memory.cache == chat.samples.bytes == cost.cache_bytes(model, 2 * tokens, half=False)
+    assert chat.samples.most == cost.cache_bytes(model, 2 * model.context_length, half=False)
+    assert facts["samples"]["cache_bytes_full_context"] == chat.samples.most
+    asked = found.evaluations["before_after"]
+    assert (asked.rows, asked.new_tokens, asked.tokens, asked.half) == (16, 8, model.context_length, False)
+    assert asked.bytes == asked.most == cost.cache_bytes(model, 16 * model.context_length, half=False)
+    half = outline(plan(write_recipe(tmp_path), parse_overrides([*words, "before_after.precision=bf16"])), assumed())
+    assert half.evaluations["before_after"].bytes == asked.bytes / 2
+    silent = pretraining("model.preset=llama-1m")
+    assert silent.samples is None and silent.memory.cache == 0
+
+
+def test_what_is_written_at_a_time_is_what_generation_takes() -> None:
+    assert inspect.signature(generate).parameters["max_rows"].default == TOGETHER
