@@ -31,8 +31,10 @@ LAYERS_GATHERED = 2
 SLICED = ("adamw", "lion", "sgd")
 """Optimizers that can work on a slice of a weight, so that `shard` and `tensor` may be more than one."""
 LOGITS = 32_000_000
-"""Logits that are counted at most, twice, in fp32. The loss makes fewer at a time (objectives/language_model.py); the rest stands for its
-gradients and for what its products take beside it, and predicts 15 and 60 million weights within 10 % at a vocabulary of 8,192."""
+"""Logits that are counted at most, twice, in fp32, on a processor. The loss makes fewer at a time (`loss_bytes`); the rest stands for what
+else is there: probabilities of attention in blocks, which `activation_bytes` leaves out, and what products take for themselves."""
+CHUNK_LOGITS, CHUNK_POSITIONS = 1 << 23, 64
+"""Logits that the loss makes at a time, and positions at least (objectives/language_model.py)."""
 
 
 class Parts:
@@ -194,8 +196,23 @@ def activation_bytes(model: TransformerConfig, tokens: float, activations: str, 
 
 
 def logits_bytes(model: TransformerConfig, tokens: float, share: int = 1) -> float:
-    """Bytes of the logits that exist at once on each of `share` devices, which split vocabulary or positions."""
+    """Bytes of the logits that exist at once on each of `share` devices, which split vocabulary or positions; see LOGITS."""
     return 8.0 * min(tokens * model.vocab_size / share, LOGITS)
+
+
+def loss_bytes(model: TransformerConfig, tokens: float, half: bool, tensor: int = 1, context: int = 1, trained: bool = True) -> float:
+    """Bytes that the loss of so many tokens holds at most: what objectives/language_model.py makes and drops, and nothing else.
+
+    While it goes through the chunks: logits in fp32 of this chunk and of the one before (in half precision also those as they come out and
+    their gradients as they are multiplied), the gradient of the hidden states, and in fp32 that of the head, where it is `trained`, with
+    one chunk's part of it in half precision. In the backward pass: both gradients and what they are scaled to.
+    """
+    rows, positions, each = model.vocab_size / tensor, tokens / context, 2 if half else 4
+    size = max(CHUNK_POSITIONS, CHUNK_LOGITS // rows)
+    chunk = min(positions, size) * rows
+    logits = ((6 if half else 4) if positions <= size else (12 if half else 8)) * chunk
+    states, head = each * positions * model.hidden_size, 4 * rows * model.hidden_size * trained
+    return max(logits + states + head * (1.5 if half else 1.0), 2 * states + 2 * head)
 
 
 def cache_bytes(model: TransformerConfig, tokens: float, half: bool) -> float:
@@ -221,6 +238,8 @@ class Training:
     """Whether the layers must be compiled, which takes whole ones and decides by itself what is kept."""
     adapter: AdapterCost | None = None
     """What is trained where the model's own weights are frozen; None: they are trained."""
+    gpu: bool = False
+    """Whether the loss is counted as what it makes (`loss_bytes`), and not as on a processor (`logits_bytes`)."""
     cached: int = 0
     """Tokens, of all rows together, whose keys and values are kept while the run writes its samples."""
     stages: int = 1
@@ -318,7 +337,10 @@ def _memory(training: Training, layout: Layout, model: TransformerConfig, parts:
             copies += 4 * layer * (gathered + trained)
         copies += 4 * (1 + trained) * tables
     tokens = training.batch.rows * training.batch.length
-    head = 4 * model.vocab_size * model.hidden_size / layout.tensor
+    head = 4 * model.vocab_size * model.hidden_size / layout.tensor * trained
+    logits = logits_bytes(model, tokens, layout.alike) + head
+    if training.gpu:
+        logits = loss_bytes(model, tokens, training.half, layout.tensor, layout.context, bool(trained))
     state = adapter.state_bytes(training.optimizer) / max(1, adapter.weights)
     return Memory(
         weights=4 * kept,
@@ -327,7 +349,7 @@ def _memory(training: Training, layout: Layout, model: TransformerConfig, parts:
         optimizer=state_bytes(parts, training.optimizer) * kept / parts.count * trained,
         adapters=(4 + 4 + state) * own / layout.shard,
         activations=under_way * activation_bytes(model, tokens, training.activations, training.half, layout.tensor, layout.context),
-        logits=logits_bytes(model, tokens, layout.alike) + head * trained,
+        logits=logits,
         cache=cache_bytes(training.model, training.cached, half=False),
     )
 

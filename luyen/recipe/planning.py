@@ -266,7 +266,7 @@ def _training(stage: StagePlan, outlook: Outlook, assumptions: Assumptions) -> T
     batch = Batch(config.batch.rows, train.accumulation, length)
     training = Training(model, batch, train.optimizer, train.activations, train.precision != "fp32", train.parallel.offload)
     samples = _samples(config, model)
-    training = replace(training, cached=samples.rows * samples.tokens if samples else 0)
+    training = replace(training, gpu=True, cached=samples.rows * samples.tokens if samples else 0)
     training = replace(training, fp8=train.precision == "fp8", compiled=train.compile == "always", stages=train.parallel.pipeline_stages)
     size = outlook.text(config.data) if isinstance(config, PretrainConfig) else None
     found = TrainingPlan(

@@ -1,14 +1,17 @@
 """Counts by hand, against the built model, against what torch keeps, and against the published sizes and rules."""
 
 import itertools
+from collections.abc import Callable
 from dataclasses import replace
 from typing import get_args
 
 import pytest
 import torch
+from torch.profiler import ProfilerActivity, profile
 
 from luyen.core.config import load
 from luyen.core.errors import ConfigError
+from luyen.engine import cost
 from luyen.engine.config import OptimizerConfig, TrainConfig
 from luyen.engine.cost import (
     RECOMPUTED,
@@ -25,6 +28,7 @@ from luyen.engine.cost import (
     cheap_bytes,
     device_operations,
     kept_bytes,
+    loss_bytes,
     memory,
     operations,
     parameters,
@@ -40,6 +44,8 @@ from luyen.models.attention import Layout as Packed
 from luyen.models.config import TransformerConfig
 from luyen.models.presets import PRESETS, count_parameters, preset
 from luyen.models.transformer import Transformer
+from luyen.objectives import language_model
+from luyen.objectives.language_model import linear_cross_entropy
 
 
 def tiny(**changes: object) -> TransformerConfig:
@@ -352,3 +358,48 @@ def test_samples_keep_keys_and_values_in_fp32_on_every_device() -> None:
     assert memory(whole).cache == memory(whole, Layout(shard=8)).cache == 4096 * 1024 * 1024
     assert memory(replace(whole, cached=0)).cache == 0
     assert memory(whole).total - memory(replace(whole, cached=0)).total == 4096 * 1024 * 1024
+
+
+def test_the_loss_by_hand() -> None:
+    assert cost.CHUNK_LOGITS == language_model.CHUNK_LOGITS
+    model, head, states = preset("llama-2-7b", 32_000), 32_000 * 4096, 4096 * 4096
+    chunk = 262 * 32_000  # 2^23 / 32,000 positions
+    assert loss_bytes(model, 4096, half=False) == max(8 * chunk + 4 * states + 4 * head, 8 * states + 8 * head) == 8 * states + 8 * head
+    assert loss_bytes(model, 4096, half=False, trained=False) == 2 * 4 * states > 4 * states + 8 * 262
+    assert loss_bytes(model, 4096, half=True) == 2 * 2 * states + 2 * 4 * head
+    small = preset("llama-1m", 8192)
+    width = small.hidden_size
+    assert loss_bytes(small, 4096, half=True) == 12 * 1024 * 8192 + 2 * 4096 * width + 6 * 8192 * width
+    assert loss_bytes(small, 1000, half=False) == 4 * 1000 * 8192 + 4 * 1000 * width + 4 * 8192 * width, "one chunk"
+    assert loss_bytes(small, 8192, half=False, tensor=2) == 8 * 2048 * 4096 + 4 * 8192 * width + 4 * 4096 * width
+    whole = run(preset("llama-2-7b", 32_000))
+    assert memory(replace(whole, gpu=True)).logits == loss_bytes(whole.model, 1024, half=True) != memory(whole).logits
+
+
+@pytest.mark.parametrize("tokens", [48, 512])
+@pytest.mark.parametrize("trained", [True, False])
+def test_the_loss_takes_what_is_counted(tokens: int, trained: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Most bytes that the allocator gave during one loss and its backward pass, in fp32."""
+    for module in (cost, language_model):
+        monkeypatch.setattr(module, "CHUNK_LOGITS", 64 * 4096)
+    model = preset("llama-1m", 4096)
+    hidden = torch.randn(tokens, model.hidden_size, requires_grad=True)
+    head = torch.randn(4096, model.hidden_size, requires_grad=trained)
+    targets = torch.randint(4096, (tokens,))
+    asked = [hidden, head] if trained else [hidden]
+    taken = most_allocated(lambda: torch.autograd.grad(linear_cross_entropy(hidden, head, targets), asked))
+    counted = loss_bytes(model, tokens, half=False, trained=trained)
+    assert 0.9 * counted <= taken <= 1.15 * counted
+
+
+def most_allocated(work: Callable[[], object]) -> int:
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        work()
+    sizes: list[tuple[int, int]] = []
+    events = list(profiled.profiler.kineto_results.experimental_event_tree())  # type: ignore[union-attr]
+    while events:
+        event = events.pop()
+        events += event.children
+        if hasattr(event.extra_fields, "alloc_size"):
+            sizes.append((event.start_time_ns, event.extra_fields.alloc_size))
+    return max(itertools.accumulate(size for _, size in sorted(sizes)))
