@@ -221,6 +221,10 @@ def _peak_bytes(model: TransformerConfig, train: TrainConfig, batch: cost.Batch,
     """
     device = pick_device(train.device)
     half = pick_dtype(train.precision, device) != torch.float32
-    memory = cost.memory(cost.Training(model, batch, train.optimizer, train.activations, half, train.parallel.offload), layout)
+    training = cost.Training(
+        model, batch, train.optimizer, train.activations, half, train.parallel.offload,
+        gpu=device.type == "cuda", stages=train.parallel.pipeline_stages,
+    )  # fmt: skip
+    memory = cost.memory(training, layout)
     head = 4.0 * model.vocab_size * model.hidden_size / layout.tensor if device.type == "cpu" else 0.0
     return int(memory.total - min(head, memory.logits))  # the first stage of a pipeline has none

@@ -21,9 +21,9 @@ def made(**values: object) -> Estimate:
     return estimate_training(MODEL, load(TrainConfig, given), ROWS, LENGTH)
 
 
-def counted(layout: Layout, accumulation: int, rows: int = ROWS, half: bool = False, offload: bool = False) -> float:
+def counted(layout: Layout, accumulation: int, rows: int = ROWS, half: bool = False, offload: bool = False, gpu: bool = False) -> float:
     batch = Batch(rows, accumulation, LENGTH)
-    return cost.memory(Training(MODEL, batch, TrainConfig().optimizer, "none", half, offload), layout).total
+    return cost.memory(Training(MODEL, batch, TrainConfig().optimizer, "none", half, offload, gpu=gpu), layout).total
 
 
 @pytest.fixture
@@ -93,5 +93,5 @@ def test_a_gpu_is_counted_as_the_plan_counts_it(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(estimate, "pick_device", lambda name: torch.device("cuda"))
     for offload in (False, True):
         found = made(precision="bf16", parallel={"offload": offload})
-        assert found.bytes == int(counted(Layout(), ACCUMULATION, half=True, offload=offload))
+        assert found.bytes == int(counted(Layout(), ACCUMULATION, half=True, offload=offload, gpu=True))
         assert ("host" in found.told) == offload
