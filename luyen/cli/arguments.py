@@ -20,6 +20,8 @@ from luyen.core.errors import ConfigError, UserError
 
 KEY = re.compile(r"[A-Za-z_][\w.-]*=")
 
+OUT_HELP = "Folder to make. An earlier result there is replaced; a folder that holds anything else is refused and not touched."
+
 
 def program() -> str:
     """How this program is called, for commands that a person is to type: `luyen` where the shell finds it, else the path of its script."""

@@ -7,7 +7,7 @@ from typing import Literal
 
 import click
 
-from luyen.cli.arguments import field_help, one_word, plain_command, split_words
+from luyen.cli.arguments import OUT_HELP, field_help, one_word, plain_command, split_words
 from luyen.core.config import Config, Input, load
 
 
@@ -33,7 +33,7 @@ def command(name: str) -> click.Command:
     """The command `export`."""
     params: list[click.Parameter] = [
         click.Argument(["words"], nargs=-1, metavar="CHECKPOINT tokenizer=FOLDER"),
-        click.Option(["--out"], required=True, metavar="FOLDER", help="Folder to make."),
+        click.Option(["--out"], required=True, metavar="FOLDER", help=OUT_HELP),
     ]
     return plain_command(name, _export, HELP + "\n\n" + field_help(ExportConfig), params)
 
@@ -48,12 +48,13 @@ def _export(words: tuple[str, ...], out: str) -> None:
     from luyen.models import hf
     from luyen.tokenizer.load import Tokenizer
 
+    manifest.check_replaceable(Path(out))
     if not (config.tokenizer or config.model):
         raise ConfigError("luyen export needs a tokenizer", expected="tokenizer=FOLDER, or model=FOLDER that has one", fix="Add it.")
     tokenizer = Tokenizer.load(Path(config.tokenizer or config.model))
     found = export.find(source)
     model = export.model_of(found, hf.load(config.model) if config.model else None, config.weights == "average")
-    with manifest.new_folder(Path(out)) as folder:
+    with manifest.new_folder(Path(out), named_by_user=True) as folder:
         hf.save(model, folder, bos_id=tokenizer.bos_id, stop_ids=tokenizer.stop_ids, pad_id=tokenizer.pad_id)
         tokenizer.save(folder)
         made = {"checkpoint": manifest.content_fingerprint(manifest.read(found.folder))}

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from luyen.cli.arguments import one_word, plain_command, split_words
+from luyen.cli.arguments import OUT_HELP, one_word, plain_command, split_words
 from luyen.core.config import Config, load
 from luyen.core.errors import UserError
 
@@ -28,7 +28,7 @@ def command(name: str) -> click.Command:
     """The command `import`."""
     params: list[click.Parameter] = [
         click.Argument(["words"], nargs=-1, metavar="FILE.bin tokenizer=FILE.bin"),
-        click.Option(["--out"], required=True, metavar="FOLDER", help="Folder to make."),
+        click.Option(["--out"], required=True, metavar="FOLDER", help=OUT_HELP),
     ]
     return plain_command(name, _import, HELP, params)
 
@@ -43,7 +43,7 @@ def _import(words: tuple[str, ...], out: str) -> None:
     from luyen.core import manifest
     from luyen.models.llama2c import import_llama2c
 
-    with manifest.new_folder(Path(out)) as folder:
+    with manifest.new_folder(Path(out), named_by_user=True) as folder:
         import_llama2c(source, Path(config.tokenizer), folder)
         manifest.seal(folder, "model", inputs={path.name: manifest.sha256_file(path) for path in (source, Path(config.tokenizer))})
     print(out)

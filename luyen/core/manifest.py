@@ -49,13 +49,17 @@ def sha256_file(path: Path) -> str:
 
 
 @contextlib.contextmanager
-def new_folder(final: Path) -> Iterator[Path]:
+def new_folder(final: Path, *, named_by_user: bool = False) -> Iterator[Path]:
     """A temporary folder that becomes `final` when the block ends well, and disappears when it does not.
 
     An existing `final` is moved away, replaced and then deleted; a kill between these steps loses neither (see `recover`). What
-    killed attempts at the same folder left is removed first. Raises UserError when `final` is a file.
+    killed attempts at the same folder left is removed first. Raises UserError when `final` is a file, and for one that is
+    `named_by_user` also when `check_replaceable` does, before the block and after it.
     """
     final = Path(final)
+    if named_by_user:
+        recover(final)
+        check_replaceable(final)
     if final.exists() and not final.is_dir():
         raise UserError(f"{final} is a file", expected="a folder or nothing there", fix="Choose another name.")
     with storage_errors(final):
@@ -66,6 +70,8 @@ def new_folder(final: Path) -> Iterator[Path]:
         try:
             yield temporary
             sync_folder(temporary)
+            if named_by_user:
+                check_replaceable(final)
             _replace(final, temporary)
         except BaseException:
             discard(temporary)
@@ -73,6 +79,27 @@ def new_folder(final: Path) -> Iterator[Path]:
         finally:
             lock.release(descriptor)
             os.close(descriptor)
+
+
+def check_replaceable(folder: Path) -> None:
+    """UserError when something stands in `folder` that Luyện did not make there: then the folder is not ours to replace.
+
+    Ours is a folder whose manifest lists every file in it. Files that were put beside them, also the checkpoints of a stage, are not.
+    """
+    folder = Path(folder)
+    if not folder.is_dir() or not any(folder.iterdir()):
+        return
+    fix = "Nothing was touched. Choose a name that is free, or delete the folder yourself."
+    if not (folder / MANIFEST).is_file():
+        raise UserError(f"{folder} is not empty and was not made by Luyện", expected="a folder that is new or empty", fix=fix)
+    try:
+        listed = read(folder)["files"].keys() | {MANIFEST}
+    except DamagedFile as error:
+        raise UserError(f"{folder} is not empty and its {MANIFEST} cannot be read", found=error, fix=fix) from error
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if name not in listed and not path.is_dir() and not path.name.startswith(TEMPORARY):
+            raise UserError(f"{folder} holds more than what Luyện made there", found=name, fix=fix)
 
 
 def existing(name: str | Path) -> Path | None:

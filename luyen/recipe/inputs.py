@@ -24,10 +24,13 @@ TEMPLATE_FILES = (".yaml", ".yml", JINJA_FILE)
 """Endings of a `template` that is a file: of questions, or of a chat."""
 NEEDED = {"model": "config.json", "models": "config.json", "tokenizer": "tokenizer.json"}
 """Config field -> file that makes a folder what the field asks for."""
+WRITTEN_BESIDE = ("README.md", "report.html", "environment.json")
+"""Files that a run writes into its folder beside the stages' folders, of any name that a user's own may have."""
 
 
 def check_inputs(plan: Plan, folder: Path) -> None:
-    """UserError when an input that is no stage is missing, or lies where a stage would put its result. Imports no torch."""
+    """UserError when an input that is no stage is missing, or when a user's own files lie where a result would be put. Imports no torch."""
+    _check_place(folder)
     names = {stage.name for stage in plan.stages}
     for stage in plan.stages:
         template = getattr(stage.config, "template", "")
@@ -45,6 +48,15 @@ def check_inputs(plan: Plan, folder: Path) -> None:
             elif not is_hub_name(value):
                 kind = "a path that exists, or a hub name owner/name" if "/" in value else "a path that exists"
                 raise UserError(f"{stage.name}: no such file or folder {value!r}", expected=kind, fix="Check the spelling.")
+
+
+def _check_place(folder: Path) -> None:
+    """UserError when the folder is no run's and holds a file that a run would write over; stages' folders are looked at by `attempts`."""
+    found = [name for name in WRITTEN_BESIDE if (folder / name).exists()]
+    if found and not (folder / "recipe.resolved.yaml").is_file():
+        raise UserError(
+            f"{folder} is no run and holds {found[0]}, which a run would write over", fix="Choose another run folder with --out."
+        )
 
 
 def _check_kind(stage: str, field: str, path: Path) -> None:

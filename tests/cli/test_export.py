@@ -5,10 +5,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 from toy_models import write_tokenizer
 
+from luyen.cli.import_ import _import
 from luyen.core import manifest
+from luyen.core.errors import UserError
 from luyen.engine import checkpoint
 from luyen.engine.config import OptimizerConfig
 from luyen.engine.optim import build
@@ -17,6 +20,8 @@ from luyen.engine.trainer import TrainConfig
 from luyen.models import hf
 from luyen.models.config import TransformerConfig
 from luyen.models.transformer import Transformer
+from luyen.recipe.graph import Plan
+from luyen.recipe.inputs import check_inputs
 
 
 def export(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -42,4 +47,26 @@ def test_a_sharded_checkpoint_becomes_a_folder_that_loads(tmp_path: Path) -> Non
     for words, told in ((["stage"], "needs a tokenizer"), (["tokenizer", "tokenizer=tokenizer"], "no checkpoint in tokenizer")):
         wrong = export(*words, "--out", "other", cwd=tmp_path)
         assert wrong.returncode == 2 and told in wrong.stderr and not (tmp_path / "other").exists()
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("years of work")
+    refused = export("stage", "tokenizer=tokenizer", "--out", "mine", cwd=tmp_path)
+    assert refused.returncode == 2 and "mine is not empty and was not made by Luyện" in refused.stderr and refused.stderr.count("\n") == 1
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
     assert checkpoint.newest_valid(tmp_path / "stage" / "checkpoints").state["model"]["hidden_size"] == 16
+
+
+def test_an_import_leaves_what_is_not_ours(tmp_path: Path) -> None:
+    for name in ("a.bin", "b.bin"):
+        (tmp_path / name).write_bytes(b"")
+    with pytest.raises(UserError, match="is not empty and was not made by Luyện"):
+        _import((str(tmp_path / "a.bin"), f"tokenizer={tmp_path / 'b.bin'}"), str(tmp_path))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.bin", "b.bin"]
+
+
+def test_a_run_writes_over_no_file_of_the_user(tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text("my project")
+    nothing = Plan("toy", "", 0, "", (), {})
+    with pytest.raises(UserError, match="is no run and holds README.md"):
+        check_inputs(nothing, tmp_path)
+    (tmp_path / "recipe.resolved.yaml").write_text("{}")
+    check_inputs(nothing, tmp_path)

@@ -317,3 +317,28 @@ def test_names_that_no_file_can_have_are_damage(tmp_path: Path, name: str) -> No
 
 def test_a_home_that_nobody_has(tmp_path: Path) -> None:
     assert manifest.existing("~nobodyhere/x") is None
+
+
+def test_a_folder_that_a_user_names_is_replaced_only_where_all_in_it_is_ours(tmp_path: Path) -> None:
+    """What stands there stays to the byte, and the block is not begun; a free or empty name and an earlier result are taken."""
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "thesis.txt").write_text("years of work")
+    beside = sealed(tmp_path / "beside")
+    (beside / "sub" / "notes.txt").write_text("added later")
+    damaged = sealed(tmp_path / "damaged")
+    (damaged / manifest.MANIFEST).write_text("{}")
+    for folder, told in ((mine, "was not made by Luyện"), (beside, "found sub/notes.txt"), (damaged, "cannot be read")):
+        before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+        with pytest.raises(UserError, match=told), manifest.new_folder(folder, named_by_user=True):
+            raise AssertionError("it was begun")
+        assert before == {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    (tmp_path / "empty").mkdir()
+    for folder in (tmp_path / "free", tmp_path / "empty", sealed(tmp_path / "earlier")):
+        with manifest.new_folder(folder, named_by_user=True) as new:
+            (new / "c.txt").write_text("new")
+        assert [path.name for path in folder.iterdir()] == ["c.txt"]
+    with pytest.raises(UserError, match="was not made"), manifest.new_folder(tmp_path / "late", named_by_user=True):
+        (tmp_path / "late").mkdir()
+        (tmp_path / "late" / "thesis.txt").write_text("put there meanwhile")
+    assert [path.name for path in (tmp_path / "late").iterdir()] == ["thesis.txt"] and not list(tmp_path.glob(".tmp-*"))
