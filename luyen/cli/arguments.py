@@ -8,7 +8,7 @@ import re
 import shlex
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +28,29 @@ def program() -> str:
     script = sys.argv[0]
     if os.path.basename(script) != "luyen" or not os.path.isfile(script):
         return "luyen"  # started in another way, for example as a module
-    found = shutil.which("luyen")
+    return _called(script)
+
+
+def torchrun(launch: Mapping[str, int]) -> str:
+    """The beginning of the command that starts this program in as many processes, as docs/parallel.md has it.
+
+    `launch` is what `core.distributed.launch` gives. Several machines get the same command each, with an address that only a person knows.
+    """
+    machines = launch.get("machines", 1)
+    script = os.path.join(os.path.dirname(sys.executable), "torchrun")
+    words = [_called(script) if os.path.isfile(script) else "torchrun"]
+    words += ["--standalone"] if machines == 1 else [f"--nnodes {machines}", "--rdzv-backend c10d", "--rdzv-endpoint HOST:29500"]
+    words += [f"--nproc-per-node {launch['processes'] // machines}"]
+    words += [f"--max-restarts {launch['restarts']}"] if launch.get("restarts") else []
+    return " ".join([*words, "-m luyen.cli.main"])
+
+
+def _called(script: str) -> str:
+    """A script by its name where the shell finds it, else by the shorter of its paths, quoted."""
+    name = os.path.basename(script)
+    found = shutil.which(name)
     if found and os.path.samefile(found, script):
-        return "luyen"
+        return name
     near = os.path.relpath(script)
     near = near if os.sep in near else os.path.join(os.curdir, near)
     return shlex.quote(min(near, os.path.abspath(script), key=len))

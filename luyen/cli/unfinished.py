@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import shlex
 import signal
 import sys
@@ -12,26 +11,31 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from luyen.cli.arguments import program
+from luyen.cli.arguments import program, torchrun
 from luyen.core import distributed
 from luyen.core.config import describe, dump, load, parse_overrides, parse_yaml, read_yaml
-from luyen.core.errors import ConfigError, Interrupted, UserError
+from luyen.core.errors import ConfigError, DamagedFile, Interrupted, UserError
 from luyen.core.manifest import MANIFEST
+from luyen.core.storage import read_object
 from luyen.recipe.attempts import BEFORE
 from luyen.recipe.graph import builtin_recipes, plan
 from luyen.recipe.journal import EVENTS
 from luyen.recipe.table import VERBS, load_config_class
 
-RECIPE = "recipe.resolved.yaml"
+RECIPE, ENVIRONMENT = "recipe.resolved.yaml", "environment.json"
+_ALONE = {"processes": 1, "machines": 1, "restarts": 0}
 
 
 def command_again(run: Path) -> str:
-    """The command that continues a run from the same settings, quoted for a shell: its verb's, or `luyen run` with its recipe."""
+    """The command that continues a run from the same settings, quoted for a shell: its verb's, or `luyen run` with its recipe.
+
+    A run that a launcher started in several processes is started by it again, in as many.
+    """
     recipe = read_yaml(run / RECIPE)
     name = str(recipe.get("name", ""))
     words = _verb_words(name, recipe) or ["run", *(_builtin_words(name, recipe) or [str(run / RECIPE)])]
     usual = (Path("runs") / name).resolve() == run.resolve()
-    return f"{program()} {shlex.join([*words, *([] if usual else ['--out', str(run)])])}"
+    return f"{_launcher(_launch_of(run))} {shlex.join([*words, *([] if usual else ['--out', str(run)])])}"
 
 
 def _verb_words(name: str, recipe: Mapping[str, Any]) -> list[str]:
@@ -128,16 +132,23 @@ def told_on_stop(run: Path) -> Iterator[None]:
         else:
             newest = _checkpoint(run, stage)
             where = f" in stage {stage}" + (f"{_step(run, stage)}, saved in {newest}" if newest else "; what is done is kept")
-        command = f"{_launcher()} {shlex.join(sys.argv[1:])}"
+        command = f"{_launcher(distributed.launch())} {shlex.join(sys.argv[1:])}"
         number = error.exit_code - 128 if isinstance(error, Interrupted) else signal.SIGINT
         raise Interrupted(number, f"stopped{where}. Go on with: {command}") from error
 
 
-def _launcher() -> str:
-    """How this program is started again in as many processes as it has."""
-    if distributed.ranks() == 1:
-        return program()
-    return f"torchrun --nproc-per-node {os.environ.get('LOCAL_WORLD_SIZE', distributed.ranks())} -m luyen.cli.main"
+def _launcher(launch: Mapping[str, int]) -> str:
+    """How this program is started again as it was."""
+    return program() if launch["processes"] == 1 else torchrun(launch)
+
+
+def _launch_of(run: Path) -> dict[str, int]:
+    """How a run was started last; as one process where its record does not tell."""
+    with contextlib.suppress(DamagedFile):
+        found = read_object(run / ENVIRONMENT).get("launch")
+        if isinstance(found, dict) and all(isinstance(found.get(name), int) and found[name] >= least for name, least in _ALONE.items()):
+            return {name: found[name] for name in _ALONE}
+    return dict(_ALONE)
 
 
 def verbs_of(run: Path) -> dict[str, str]:

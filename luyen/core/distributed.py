@@ -67,6 +67,14 @@ def one_machine() -> bool:
     return ranks() == 1 or int(os.environ.get("LOCAL_WORLD_SIZE", "0")) == ranks()
 
 
+def launch() -> dict[str, int]:
+    """How the launcher started this run: `processes`, `machines` that they are on, and `restarts` at most after a failure."""
+    alone = ranks() == 1
+    here = 1 if alone else int(os.environ.get("LOCAL_WORLD_SIZE") or ranks())
+    restarts = 0 if alone else int(os.environ.get("TORCHELASTIC_MAX_RESTARTS") or 0)
+    return {"processes": ranks(), "machines": ranks() // here, "restarts": restarts}
+
+
 def is_main() -> bool:
     """Whether this process writes files and speaks."""
     return rank() == 0

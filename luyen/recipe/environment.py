@@ -11,6 +11,7 @@ import re
 from pathlib import Path
 
 import luyen
+from luyen.core import distributed
 from luyen.core.manifest import fingerprint
 
 RESULT_ROOMS = (
@@ -53,11 +54,12 @@ def versions() -> dict[str, str]:
 
 
 def environment() -> dict[str, object]:
-    """For `environment.json`: versions and machine, nothing secret."""
+    """For `environment.json`: versions, machine and how it was started, nothing secret."""
     return {
         "versions": versions(),
         "platform": platform.platform(),
         "machine": platform.machine(),
         "processors": os.cpu_count(),
         "threads": os.environ.get("OMP_NUM_THREADS", ""),
+        "launch": distributed.launch(),
     }

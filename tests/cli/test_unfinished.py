@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -16,10 +17,11 @@ from toy_models import write_model, write_tokenizer
 from luyen.cli.chat import _last, find
 from luyen.cli.inspect import _tokenizer_folder
 from luyen.cli.unfinished import command_again, no_model, standing, told_on_stop
-from luyen.core import manifest
+from luyen.core import manifest, storage
 from luyen.core.config import dump, load, merge, parse_overrides
 from luyen.core.errors import Interrupted, UserError
 from luyen.data.discover import locate
+from luyen.recipe.environment import environment
 from luyen.recipe.graph import Plan, StagePlan, builtin_recipes, plan
 from luyen.recipe.inputs import check_inputs
 from luyen.recipe.stage import Stage
@@ -50,6 +52,33 @@ def test_a_verbs_run_is_continued_by_the_verb_with_its_settings(tmp_path: Path, 
     assert dump(again) == dump(load(load_config_class("sft"), SFT))
     write_run(Path("my runs/one"), resolved("crawl", {"start": ["https://example.org/"], "user_agent": "me/1"}))
     assert command_again(Path("my runs/one")) == ("""luyen crawl 'start=["https://example.org/"]' user_agent=me/1 --out 'my runs/one'""")
+
+
+def test_a_run_of_many_processes_is_continued_by_as_many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", os.path.dirname(sys.executable))
+    run = write_run(Path("runs/sft"), resolved("sft", SFT))
+    plain = command_again(run).removeprefix("luyen ")
+    for launch, told in (
+        ((2, 1, 0), "torchrun --standalone --nproc-per-node 2"),
+        ((2, 1, 3), "torchrun --standalone --nproc-per-node 2 --max-restarts 3"),
+        ((16, 2, 0), "torchrun --nnodes 2 --rdzv-backend c10d --rdzv-endpoint HOST:29500 --nproc-per-node 8"),
+    ):
+        processes, machines, restarts = launch
+        known = {"RANK": "0", "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes // machines, "MASTER_ADDR": "x", "MASTER_PORT": 1}
+        with monkeypatch.context() as patch:
+            for name, value in {**known, "TORCHELASTIC_MAX_RESTARTS": restarts}.items():
+                patch.setenv(name, str(value))
+            storage.write_json(run / "environment.json", environment())
+            patch.setattr(sys, "argv", ["main.py", "sft", "a=b"])
+            with pytest.raises(Interrupted, match=f"Go on with: {told} -m luyen.cli.main sft a=b$"), told_on_stop(run):
+                raise Interrupted(signal.SIGTERM)
+        assert command_again(run) == f"{told} -m luyen.cli.main {plain}"
+        assert str(no_model(run)).endswith(f"Continue it with: {told} -m luyen.cli.main {plain}")
+    monkeypatch.setenv("PATH", "")
+    assert re.match(r"\S+/torchrun --nnodes 2 ", command_again(run))
+    storage.write_json(run / "environment.json", {"launch": {"processes": 0}})
+    assert command_again(run) == f"luyen {plain}"
 
 
 def test_a_recipes_run_is_continued_by_its_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
