@@ -7,6 +7,7 @@ import errno
 import json
 import os
 import shutil
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -71,6 +72,19 @@ def replacing(path: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
             lock.release(descriptor)
             os.close(descriptor)
+
+
+@contextlib.contextmanager
+def usual_mode(path: Path) -> Iterator[None]:
+    """Around a library's writing of `path`: the file ends with the mode that any file made there has. safetensors makes private ones.
+
+    The umask is not asked for, since asking sets it for a moment, also for other threads; a file that is made tells it.
+    """
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT, 0o666)
+    mode = stat.S_IMODE(os.fstat(descriptor).st_mode)
+    os.close(descriptor)
+    yield
+    os.chmod(path, mode)
 
 
 def write_atomic(path: Path, data: bytes | str) -> None:

@@ -333,7 +333,8 @@ def _save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
         )
         held.add(tensor.untyped_storage().data_ptr())
     try:
-        save_file(alone, path)
+        with storage.usual_mode(path):
+            save_file(alone, path)
     except SafetensorError as error:  # it tells of a full disk in its text only
         code = re.search(r"os error (\d+)", str(error))
         number = int(code.group(1)) if code else errno.EIO

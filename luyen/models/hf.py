@@ -113,7 +113,7 @@ def save(
         "use_cache": True,
     }
     generation = {key: value for key, value in {**ids, **(sampling or {})}.items() if value is not None}
-    with storage.storage_errors(Path(folder)):
+    with storage.storage_errors(Path(folder)), storage.usual_mode(Path(folder) / WEIGHTS):
         save_file(tensors, Path(folder) / WEIGHTS, metadata={"format": "pt"})
     storage.write_json(Path(folder) / "config.json", description)
     storage.write_json(Path(folder) / "generation_config.json", generation)

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -29,18 +30,29 @@ def export(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=100, env={**os.environ, "OMP_NUM_THREADS": "1"})
 
 
-def test_a_sharded_checkpoint_becomes_a_folder_that_loads(tmp_path: Path) -> None:
+@pytest.fixture
+def usual_umask() -> Iterator[None]:
+    before = os.umask(0o022)
+    yield
+    os.umask(before)
+
+
+def test_a_sharded_checkpoint_becomes_a_folder_that_loads(tmp_path: Path, usual_umask: None) -> None:
     tokenizer = write_tokenizer(tmp_path / "tokenizer")
     size = {"hidden_size": 16, "intermediate_size": 32, "num_layers": 2, "num_heads": 2}
     model = Transformer(TransformerConfig(vocab_size=tokenizer.vocab_size, **size))
     config = TrainConfig.model_validate({"checkpoint": {"format": "sharded"}})
     saver = Saver(tmp_path / "stage" / "checkpoints", config.checkpoint, False, torch.device("cpu"), 1.0)
     saver.save(model, build(model, OptimizerConfig()), {"step": 3}, {}, [])
+    checkpoint.save(tmp_path / "whole", model, build(model, OptimizerConfig()), {"step": 3}, {})
     done = export("stage", "tokenizer=tokenizer", "--out", "model", cwd=tmp_path)
     assert done.returncode == 0 and done.stdout == "model\n", done.stderr
     assert manifest.verify(tmp_path / "model")["step"] == 3
     names = {path.name for path in (tmp_path / "model").iterdir()}
     assert names >= {"config.json", "model.safetensors", "tokenizer.json", "generation_config.json", "luyen.json"}
+    made = [path for folder in ("model", "stage", "whole") for path in (tmp_path / folder).rglob("*") if path.is_file()]
+    assert {path.name for path in made} >= {"model.safetensors", "random.safetensors", "optimizer.safetensors"}
+    assert {oct(path.stat().st_mode & 0o777) for path in made} == {"0o644"}
     loaded = hf.load(tmp_path / "model")
     assert loaded.config == model.config
     assert all(torch.equal(tensor, loaded.state_dict()[name]) for name, tensor in model.state_dict().items())
