@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import importlib
 import os
+import signal
 import sys
+import time
 
 import click
 
 from luyen import __version__
 from luyen.core import distributed
-from luyen.core.errors import LuyenError, nearest
+from luyen.core.errors import Interrupted, LuyenError, UserError, nearest
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "run": ("luyen.cli.run", "Run a recipe; `luyen run quickstart` is the one to begin with."),
@@ -31,6 +33,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "recipes": ("luyen.cli.recipes", "List the recipes that come with Luyện."),
     "schema": ("luyen.cli.schema", "Print the JSON schema of a verb's config, for editors."),
 }
+OTHERS_WAIT_SECONDS = 5.0
+"""How long a process waits with an error that the main one may have too: they read the same words, at not quite the same time."""
 
 
 class Commands(click.Group):
@@ -77,12 +81,8 @@ def main() -> None:
         os.environ.setdefault("GOMP_SPINCOUNT", "4000")
     try:
         sys.exit(app(prog_name="luyen", standalone_mode=False))
-    except click.ClickException as error:
-        error.show()
-        sys.exit(error.exit_code)
-    except LuyenError as error:
-        who = "" if distributed.is_main() else f"rank {distributed.rank()}: "
-        print(f"luyen: {who}{error}", file=sys.stderr)
+    except (LuyenError, click.ClickException) as error:
+        _tell(error)
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, click.Abort):
         print("luyen: stopped", file=sys.stderr)
@@ -95,6 +95,26 @@ def main() -> None:
             raise
         print(f"luyen: {error.filename}: {error.strerror}", file=sys.stderr)
         sys.exit(2)
+
+
+def _tell(error: LuyenError | click.ClickException) -> None:
+    """One line on stderr. What all processes of a run found wrong alike, or were asked to stop by, only the main one tells.
+
+    Another one waits for the launcher, which ends it when the main one has ended with the same error. If that does not happen, the error
+    is its own.
+    """
+    if not distributed.is_main():
+        if isinstance(error, Interrupted):
+            return
+        if not isinstance(error, LuyenError) or isinstance(error, UserError):
+            for number in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(number, lambda *_: os._exit(error.exit_code))
+            time.sleep(OTHERS_WAIT_SECONDS)
+        print(f"luyen: rank {distributed.rank()}: {error}", file=sys.stderr)
+    elif isinstance(error, click.ClickException):
+        error.show()
+    else:
+        print(f"luyen: {error}", file=sys.stderr)
 
 
 if __name__ == "__main__":

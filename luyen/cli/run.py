@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from luyen.cli.arguments import one_word, plain_command, program, runs_folder, split_words, warn, working
+from luyen.cli.arguments import one_word, plain_command, program, runs_folder, split_words, torchrun, warn, working
 from luyen.cli.unfinished import told_on_stop
 from luyen.core import distributed, progress
 from luyen.core.errors import Interrupted, LuyenError, NonFinite
@@ -53,7 +53,7 @@ def _run_plan(made: Plan, folder: Path, dry_run: bool) -> None:
     title = f"{made.name}{f', budget {made.budget}' if made.budget else ''}"
     progress.say(f"{title}: {made.about}" if made.about else title)
     check_inputs(made, folder)
-    expected = foretell(made, folder)
+    expected = foretell(made, folder, dry_run)
     if dry_run:
         if not expected:
             progress.say("everything is up to date, nothing to do")
@@ -69,19 +69,27 @@ def _run_plan(made: Plan, folder: Path, dry_run: bool) -> None:
     progress.say(f"talk to it: {program()} chat" + (f" {shlex.quote(str(folder))}" if out_is_unusual(folder) else ""))
 
 
-def foretell(made: Plan, folder: Path) -> dict[str, Any]:
+def foretell(made: Plan, folder: Path, dry_run: bool = False) -> dict[str, Any]:
     """Say what the stages that are not up to date will take, and return it for their manifests.
 
-    Raises ConfigError for one that this machine cannot train, before any of them is begun.
+    Raises ConfigError for one that this machine, or its layout the processes or the model, cannot train, before any of them is begun.
+    In a dry run it says how many processes a stage needs where they were not started.
     """
+    from luyen.engine.parallel.mesh import Shape
     from luyen.engine.trainer import check
-    from luyen.recipe.estimate import lines, predict
+    from luyen.recipe.estimate import Outlook, lines, predict
+    from luyen.recipe.planning import training_model
     from luyen.recipe.run import standing
 
     done, steps = standing(made, folder)
+    outlook = Outlook({stage.name: stage for stage in made.stages}, done)
     for stage in made.stages:
-        if stage.name not in done and hasattr(stage.config, "train"):
-            check(stage.config.train)
+        config: Any = stage.config
+        if stage.name not in done and hasattr(config, "train"):
+            least = Shape.least(config.train.parallel) if dry_run and distributed.ranks() == 1 else None
+            check(config.train, training_model(config, outlook), least)
+            if least and least > 1:
+                progress.say(f"{stage.name} needs {least} processes; start it by: {torchrun({'processes': least})}")
     expected = predict(made, done, steps)
     for line in lines(expected, tuple(done)):
         progress.say(line)

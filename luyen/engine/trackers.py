@@ -130,6 +130,12 @@ class Trackers:
             return None
 
 
+def check(names: Sequence[str]) -> None:
+    """Raise ConfigError when the package of one of them cannot be imported."""
+    for name in names:
+        _module(name)
+
+
 @contextmanager
 def _random_numbers_kept() -> Iterator[None]:
     before = random.getstate(), numpy.random.get_state()

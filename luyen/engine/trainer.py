@@ -23,14 +23,26 @@ from luyen.engine.fp8 import check as check_fp8
 from luyen.engine.fp8 import trained_in_fp8
 from luyen.engine.memory import freed_memory_kept
 from luyen.engine.parallel.mesh import alone
+from luyen.engine.parallel.plan import check as check_layout
+from luyen.engine.parallel.plan import check_model
 from luyen.engine.run import Run
+from luyen.engine.trackers import check as check_trackers
+from luyen.models.config import TransformerConfig
 
 __all__ = ["Algorithm", "Batch", "Hooks", "TrainConfig", "TrainResult", "fit"]
 
 
-def check(config: TrainConfig) -> None:
-    """Raise ConfigError where this machine cannot train as `config` says. `fit` asks it; who has other work before it asks sooner."""
+def check(config: TrainConfig, model: TransformerConfig | None = None, ranks: int | None = None) -> None:
+    """Raise ConfigError where this machine cannot train as `config` says. `fit` asks it; who has other work before it asks sooner.
+
+    The layout must fit `ranks` processes, as many as were started unless given, and the decoder's size where it is known.
+    """
     device, parallel = pick_device(config.device), config.parallel
+    check_layout(config, ranks or distributed.ranks(), device)
+    if model is not None:
+        check_model(parallel, model)
+    if distributed.is_main():
+        check_trackers(config.watch.trackers)
     check_offload(config.activations, device)
     if config.precision == "fp8":
         check_fp8(device, parallel.tensor)

@@ -18,6 +18,7 @@ from luyen.engine import carbon, cost
 from luyen.engine.cost import Batch, Layout, Memory, Training
 from luyen.engine.devices import Device, usable_bytes
 from luyen.engine.layouts import layouts
+from luyen.engine.parallel.plan import check_model
 from luyen.engine.scaling import advice
 from luyen.models.config import TransformerConfig
 from luyen.recipe.configs import EvaluateConfig, PretrainConfig, SFTConfig
@@ -263,6 +264,7 @@ def _training(stage: StagePlan, outlook: Outlook, assumptions: Assumptions) -> T
     if model is None:
         return None
     train, length = config.train, row_length(config.batch, model.context_length)
+    check_model(train.parallel, model)
     batch = Batch(config.batch.rows, train.accumulation, length)
     training = Training(model, batch, train.optimizer, train.activations, train.precision != "fp32", train.parallel.offload)
     samples = _samples(config, model)

@@ -2,18 +2,23 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
+import click
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "recipe"))
 
 from toy import write_pages, write_recipe  # noqa: E402
 
+from luyen.cli import main  # noqa: E402
 from luyen.cli.arguments import program  # noqa: E402
 from luyen.cli.main import COMMANDS  # noqa: E402
+from luyen.core.errors import ConfigError, Interrupted  # noqa: E402
 from luyen.recipe.table import VERBS  # noqa: E402
 
 
@@ -215,3 +220,30 @@ def test_one_verb_alone_continues_and_says_where_its_result_is(tmp_path: Path) -
     first, second = luyen(*words, cwd=tmp_path), luyen(*words, cwd=tmp_path)
     assert first.returncode == second.returncode == 0, first.stderr
     assert "out/curate" in first.stdout and "up to date" in second.stdout
+
+
+@pytest.mark.parametrize("error", [ConfigError("train.parallel", found="3"), click.UsageError("no such option")])
+def test_of_many_processes_the_main_one_tells_what_all_found_wrong(
+    error: ConfigError | click.UsageError, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "x", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
+    handlers: dict[int, Callable[..., None]] = {}
+    monkeypatch.setattr(main.signal, "signal", handlers.__setitem__)
+
+    def ended(code: int) -> None:
+        raise SystemExit(code)
+
+    monkeypatch.setattr(main.os, "_exit", ended)
+    monkeypatch.setattr(main.time, "sleep", lambda seconds: handlers[signal.SIGTERM](signal.SIGTERM, None))
+    with pytest.raises(SystemExit) as told:  # the launcher ends it, as the main process has ended
+        main._tell(error)
+    assert told.value.code == 2 and capsys.readouterr().err == ""
+    main._tell(Interrupted(signal.SIGTERM))
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(main.time, "sleep", lambda seconds: None)
+    main._tell(error)  # the main process went on: this one's own error
+    assert capsys.readouterr().err == f"luyen: rank 1: {error}\n"
+    monkeypatch.setenv("RANK", "0")
+    main._tell(error)
+    assert "rank" not in capsys.readouterr().err

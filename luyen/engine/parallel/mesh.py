@@ -46,6 +46,11 @@ class Shape:
             raise ConfigError("train.parallel", found=wanted, expected=f"{ranks}, as many as were started", fix=fix)
         return shape
 
+    @staticmethod
+    def least(config: ParallelConfig) -> int:
+        """Number of processes that a config asks for at least."""
+        return config.pipeline * config.shard * config.context * config.tensor * max(1, config.data)
+
     @property
     def told(self) -> str:
         """The axes in words."""

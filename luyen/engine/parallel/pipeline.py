@@ -298,12 +298,15 @@ def check(model: nn.Module, stages: int) -> Transformer:
     """The model as a decoder that can be cut into so many stages. Raises ConfigError."""
     if not isinstance(model, Transformer):
         raise ConfigError("train.parallel.pipeline", found=type(model).__name__, expected="a decoder", fix="Use train.parallel.shard.")
-    if model.config.num_layers < stages:
-        raise ConfigError(
-            "train.parallel: pipeline x pipeline_stages", found=stages, expected=f"at most {model.config.num_layers}, the layers",
-            fix="Lower one of them.",
-        )  # fmt: skip
+    check_layers(model.config.num_layers, stages)
     return model
+
+
+def check_layers(layers: int, stages: int) -> None:
+    """Raise ConfigError when a decoder has fewer layers than there are stages."""
+    if layers < stages:
+        expected = f"at most {layers}, the layers"
+        raise ConfigError("train.parallel: pipeline x pipeline_stages", found=stages, expected=expected, fix="Lower one of them.")
 
 
 def bounds(layers: int, stages: int) -> list[int]:

@@ -19,16 +19,18 @@ from torch.optim import Optimizer
 from luyen.core import distributed, interrupt
 from luyen.core.device import pick_device, pick_dtype
 from luyen.core.errors import ConfigError
-from luyen.engine.config import TrainConfig
+from luyen.engine.config import ParallelConfig, TrainConfig
 from luyen.engine.parallel import tensors
 from luyen.engine.parallel.context import join, leave
 from luyen.engine.parallel.data import cut, share_out, sum_gradients
 from luyen.engine.parallel.mesh import Shape
-from luyen.engine.parallel.pipeline import Pipeline, Work, check_count
+from luyen.engine.parallel.pipeline import Pipeline, Work, check_count, check_layers
 from luyen.engine.parallel.shard import layers, make_room, settle, shard
 from luyen.engine.parallel.start import emptied, fill
+from luyen.engine.parallel.tensor import check as check_heads
 from luyen.engine.parallel.tensor import own_heads, split, summed
 from luyen.engine.parallel.vocabulary import SharedLoss
+from luyen.models.config import TransformerConfig
 from luyen.objectives.language_model import computed_by
 from luyen.objectives.loss import Loss
 
@@ -43,26 +45,17 @@ class Parallel:
     def __init__(self, config: TrainConfig) -> None:
         """Raises ConfigError when the layout does not fit the processes, or the optimizer does not fit the layout."""
         self.ranks = distributed.ranks()
-        self.shape = Shape.of(config.parallel, self.ranks)
         self.device = _own_device(config.device)
+        self.shape = check(config, self.ranks, self.device)
         self.sliced = self.shape.shard > 1 or self.shape.offload
-        if self.shape.offload:
-            check_offload(self.shape, self.ranks, self.device)
-        if (self.sliced or self.shape.tensor > 1) and config.optimizer.name not in ELEMENTWISE:
-            axis = "shard" if self.shape.shard > 1 else "tensor" if self.shape.tensor > 1 else "offload"
-            raise ConfigError(
-                f"optimizer.name with train.parallel.{axis}", found=config.optimizer.name,
-                expected=" or ".join(ELEMENTWISE), fix="It needs whole matrices; with train.parallel.data every process has them.",
-            )  # fmt: skip
+        if self.shape.offload and not dist.is_initialized():
+            raise ConfigError("train.parallel.offload", found="the learning-rate test", expected="a training run", fix="Test without it.")
         self.mesh = self.shape.mesh(self.device) if self.ranks > 1 or self.sliced else None
         dtype = pick_dtype(config.precision, self.device)
         # In a pipeline the head is sent to ranks that do not have it, and layers of other ranks' types would meet.
         self.half = dtype if dtype != torch.float32 and self.shape.pipeline == 1 else None
         self.config = config.parallel
         self.pipeline: Pipeline | None = None
-        if self.shape.pipeline > 1:
-            own = config.accumulation // math.gcd(config.accumulation, self.shape.readers)
-            check_count(own * self.config.pipeline_pieces, self.shape.pipeline, self.config.pipeline_stages)
         self._plain: list[tuple[nn.Module, type[nn.Module], dict[str, Any]]] = []
 
     def place(self, model: nn.Module) -> nn.Module:
@@ -198,6 +191,34 @@ class Parallel:
         self._plain = []
 
 
+def check(config: TrainConfig, ranks: int, device: torch.device) -> Shape:
+    """The layout of a run in so many processes; nothing is begun for it.
+
+    Raises ConfigError when it does not fit the processes, the optimizer or the micro-batches of a step.
+    """
+    shape = Shape.of(config.parallel, ranks)
+    if shape.offload:
+        check_offload(shape, ranks, device)
+    if (shape.shard > 1 or shape.offload or shape.tensor > 1) and config.optimizer.name not in ELEMENTWISE:
+        axis = "shard" if shape.shard > 1 else "tensor" if shape.tensor > 1 else "offload"
+        raise ConfigError(
+            f"optimizer.name with train.parallel.{axis}", found=config.optimizer.name,
+            expected=" or ".join(ELEMENTWISE), fix="It needs whole matrices; with train.parallel.data every process has them.",
+        )  # fmt: skip
+    if shape.pipeline > 1:
+        own = config.accumulation // math.gcd(config.accumulation, shape.readers)
+        check_count(own * config.parallel.pipeline_pieces, shape.pipeline, config.parallel.pipeline_stages)
+    return shape
+
+
+def check_model(config: ParallelConfig, model: TransformerConfig) -> None:
+    """Raise ConfigError for a decoder of a size that the layout cannot deal out."""
+    if config.tensor > 1:
+        check_heads(model, config.tensor)
+    if config.pipeline > 1:
+        check_layers(model.num_layers, config.pipeline * config.pipeline_stages)
+
+
 def check_offload(shape: Shape, ranks: int, device: torch.device) -> None:
     """Raise ConfigError where slices in the host's memory are of no use, or are not written."""
     if device.type == "cpu":
@@ -205,8 +226,6 @@ def check_offload(shape: Shape, ranks: int, device: torch.device) -> None:
         raise ConfigError("train.parallel.offload", found="device cpu", expected="a GPU", fix=fix)
     if shape.tensor * shape.context * shape.pipeline > 1 or (ranks > 1 and shape.shard == 1):
         raise ConfigError("train.parallel.offload", found=shape.told, expected="shard, or shard and data, or one process", fix="Set shard.")
-    if not dist.is_initialized():
-        raise ConfigError("train.parallel.offload", found="the learning-rate test", expected="a training run", fix="Test without it.")
 
 
 def _attributes(module: nn.Module) -> dict[str, Any]:
