@@ -15,9 +15,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields, replace
 
 from luyen.engine.config import OptimizerConfig
-from luyen.engine.layouts import Batch as Batch
-from luyen.engine.layouts import Layout as Layout
-from luyen.engine.layouts import bubble as bubble
+from luyen.engine.layouts import Batch, Layout, rank_layers
 from luyen.models.config import TransformerConfig
 
 BACKWARD = 2.0
@@ -268,12 +266,16 @@ class Training:
         rounds = max(1, count // layout.pipeline)
         return layout.pipeline == 1 or (count >= layout.pipeline and (self.stages == 1 or count % rounds == 0))
 
-    def under_way(self, layout: Layout) -> float:
-        """Micro-batches whose activations the first device of a pipeline holds at once, as 1F1B and interleaved 1F1B warm up."""
-        count, pipeline = self.batch.accumulation, layout.pipeline
+    def under_way(self, layout: Layout, rank: int = 0) -> float:
+        """Micro-batches whose activations a device of a pipeline holds at once, as 1F1B and interleaved 1F1B warm up.
+
+        The last one has one of them under way in 1F1B; with v runs of layers, which take the micro-batches in rounds of m, the first
+        v - 1 runs of a round and one of the last: ((v - 1) m + 1) / v. Each device before it has one run more in 1F1B, two in the other.
+        """
+        count, before = self.batch.accumulation, layout.pipeline - 1 - rank
         if self.stages == 1:
-            return min(pipeline, count)
-        runs = (self.stages - 1) * (count // max(1, count // pipeline)) + 2 * (pipeline - 1) + 1
+            return min(before + 1, count)
+        runs = (self.stages - 1) * (count // max(1, count // layout.pipeline)) + 2 * before + 1
         return min(runs / self.stages, count)
 
 
@@ -299,19 +301,24 @@ class Memory(Parts):
 def memory(training: Training, layout: Layout = ONE_DEVICE) -> Memory:
     """Bytes by part on each device; `training.batch` is that of one device (see `Training.on`).
 
-    Of a pipeline's devices the fullest: the first has as many micro-batches under way as there are stages, the last one the loss.
+    Of a pipeline's devices the fullest: the first has the most layers' activations under way, with the embedding; the last one the loss,
+    with the head. Those between have fewer under way than the first and no table.
     """
-    model, stages = training.model, layout.pipeline
-    if stages == 1:
+    model, pipeline = training.model, layout.pipeline
+    if pipeline == 1:
         return _memory(training, layout, model, parameters(model))
-    part = model.model_copy(update={"num_layers": -(-model.num_layers // stages)})
-    parts = replace(parameters(part), head=0)  # the embedding or the head, or where they are one both ends have it
-    ends = (_memory(training, layout, part, parts, training.under_way(layout)), _memory(training, layout, part, parts, 1))
+    layers = rank_layers(model.num_layers, pipeline, training.stages)
     batch = training.batch
     tokens = training.stages * batch.accumulation * batch.rows * batch.length
     received = 4.0 * tokens * model.hidden_size / layout.alike
-    first, last = (replace(end, activations=end.activations + received) for end in ends)
-    return max(replace(first, logits=0.0), last, key=lambda end: end.total)
+    found = []
+    for rank, own in enumerate(layers):
+        part = model.model_copy(update={"num_layers": max(1, own)})
+        table = parameters(part).embedding if rank in (0, pipeline - 1) else 0  # where it is the head too, both ends have it
+        parts = replace(parameters(part), embedding=table, head=0)
+        mine = _memory(training, layout, part, parts, training.under_way(layout, rank))
+        found.append(replace(mine, activations=mine.activations + received, logits=mine.logits if rank == pipeline - 1 else 0.0))
+    return max(found, key=lambda one: one.total)
 
 
 def _memory(training: Training, layout: Layout, model: TransformerConfig, parts: Parameters, under_way: float = 1) -> Memory:
@@ -357,10 +364,10 @@ def _memory(training: Training, layout: Layout, model: TransformerConfig, parts:
 def device_operations(training: Training, layout: Layout, trained: float = 1.0) -> float:
     """Operations that each device does for a token of its rows, forward and backward, with what is recomputed.
 
-    In a pipeline those of the last one, which has the head; the others wait for it.
+    In a pipeline those of the fullest one's layers and of the head, which the last one has; the others wait for it.
     """
     forward = operations(training.model, training.batch.length, trained)
     layers, depth = forward.total - forward.head, training.model.num_layers
     again = recomputed_share(training.activations) * layers
-    stage = -(-depth // layout.pipeline) / depth
+    stage = max(rank_layers(depth, layout.pipeline, training.stages)) / depth
     return ((forward.training + again) - (1 - stage) * ((1 + BACKWARD) * layers + again)) / layout.alike

@@ -28,6 +28,7 @@ from luyen.core import distributed
 from luyen.core.device import matmul_rate, pick_device, pick_dtype
 from luyen.engine import cost
 from luyen.engine.config import ParallelConfig, TrainConfig
+from luyen.engine.layouts import Batch, Layout, bubble, rank_layers
 from luyen.engine.optim import NEWTON_SCHULZ_STEPS
 from luyen.models.config import TransformerConfig
 from luyen.models.presets import count_parameters
@@ -128,7 +129,7 @@ class Estimate:
     bytes: int
     """Peak of weights, gradients, optimizer and activations in one process, or on its GPU; a process on a CPU has the libraries and
     kernels beside it."""
-    layout: cost.Layout
+    layout: Layout
     offload: bool = False
     """Whether the layers are updated in the host's memory."""
 
@@ -172,11 +173,11 @@ def writing_work(model: TransformerConfig, tokens: float) -> Work:
     return Work(2.0 * count_parameters(model) * tokens / DECODING_SHARE)
 
 
-def layout_of(parallel: ParallelConfig) -> cost.Layout:
+def layout_of(parallel: ParallelConfig) -> Layout:
     """The layout that a config gives the processes that were started, or that it asks for where it is not for so many."""
     fixed = parallel.shard * parallel.tensor * parallel.context * parallel.pipeline
     data = parallel.data or max(1, distributed.ranks() // fixed)
-    return cost.Layout(data, parallel.shard, parallel.tensor, parallel.context, parallel.pipeline)
+    return Layout(data, parallel.shard, parallel.tensor, parallel.context, parallel.pipeline)
 
 
 def estimate_training(model: TransformerConfig, train: TrainConfig, rows: int, length: int, trained: float = 1.0) -> Estimate:
@@ -189,9 +190,8 @@ def estimate_training(model: TransformerConfig, train: TrainConfig, rows: int, l
     update = update_work(model, train.optimizer.name) * train.steps
     whole = token_work(model, length, trained) * (tokens * again) + update
     batch = _batch(train, layout, rows, length)
-    # A pipeline's stages of several runs of layers each wait as if the micro-batches were so many more (arXiv:2104.04473, section 2.2).
-    waits = cost.bubble(layout, batch.accumulation * train.parallel.pipeline_stages)
-    depth = -(-model.num_layers // layout.pipeline)
+    waits = bubble(layout, batch.accumulation, train.parallel.pipeline_stages)
+    depth = max(rank_layers(model.num_layers, layout.pipeline, train.parallel.pipeline_stages))
     stage = token_work(model.model_copy(update={"num_layers": depth}), length, trained)
     own = stage * (tokens * again / (layout.streams * layout.alike * (1 - waits)))
     own = own + update * (depth / model.num_layers / (layout.shard * layout.tensor))
@@ -205,14 +205,14 @@ def evaluations(train: TrainConfig) -> int:
     return 2 + (-(-train.steps // every) - 1 if every else 0)
 
 
-def _batch(train: TrainConfig, layout: cost.Layout, rows: int, length: int) -> cost.Batch:
+def _batch(train: TrainConfig, layout: Layout, rows: int, length: int) -> Batch:
     """What one process sees of an update: whole micro-batches as far as their number allows, then pieces of them."""
     dealt, pieces = math.gcd(train.accumulation, layout.streams), train.parallel.pipeline_pieces if layout.pipeline > 1 else 1
     each = -(-rows // (layout.streams // dealt * pieces))
-    return cost.Batch(each, train.accumulation // dealt * pieces, length)
+    return Batch(each, train.accumulation // dealt * pieces, length)
 
 
-def _peak_bytes(model: TransformerConfig, train: TrainConfig, batch: cost.Batch, layout: cost.Layout) -> int:
+def _peak_bytes(model: TransformerConfig, train: TrainConfig, batch: Batch, layout: Layout) -> int:
     """What cost.py counts for one process of the layout.
 
     That is an upper bound, all parts at once. On a CPU it is nearer without the head's second gradient, which is there while the layers

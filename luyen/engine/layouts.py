@@ -1,4 +1,4 @@
-"""How devices can share a training run: the axes of a layout, what of a batch each has, how long a pipeline waits.
+"""How devices can share a training run: the axes of a layout, what of a batch and of the layers each has, how long a pipeline waits.
 
 Pure functions; nothing here imports torch.
 """
@@ -70,6 +70,18 @@ def bubble(layout: Layout, micro_batches: int, stages: int = 1) -> float:
     all; v is 1 for 1F1B, more for interleaved 1F1B.
     """
     return (layout.pipeline - 1) / (stages * micro_batches + layout.pipeline - 1)
+
+
+def bounds(layers: int, stages: int) -> list[int]:
+    """Where each stage's layers begin, and behind them their number: about equally many, the earlier ones take what is left over."""
+    return [-(-stage * layers // stages) for stage in range(stages + 1)]
+
+
+def rank_layers(layers: int, ranks: int, stages: int = 1) -> list[int]:
+    """Layers of each rank of a pipeline with `stages` runs of layers on each: stage s lies on rank s mod `ranks`."""
+    ends = bounds(layers, ranks * stages)
+    sizes = [end - begin for begin, end in zip(ends, ends[1:], strict=False)]
+    return [sum(sizes[rank::ranks]) for rank in range(ranks)]
 
 
 def layouts(devices: int, most_tensor: int = 8) -> list[Layout]:

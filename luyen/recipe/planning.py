@@ -15,9 +15,9 @@ from typing import Any
 
 from luyen.core.config import dump
 from luyen.engine import carbon, cost
-from luyen.engine.cost import Batch, Layout, Memory, Training
+from luyen.engine.cost import Memory, Training
 from luyen.engine.devices import Device, usable_bytes
-from luyen.engine.layouts import layouts
+from luyen.engine.layouts import Batch, Layout, bubble, layouts
 from luyen.engine.parallel.plan import check_model
 from luyen.engine.scaling import advice
 from luyen.models.config import TransformerConfig
@@ -79,7 +79,7 @@ class Way:
     @property
     def bubble(self) -> float:
         """Share of the time in which a pipeline's device waits."""
-        return cost.bubble(self.layout, self.part.batch.accumulation, self.part.stages)
+        return bubble(self.layout, self.part.batch.accumulation, self.part.stages)
 
     @property
     def kilograms(self) -> float | None:
@@ -324,7 +324,7 @@ def candidates(training: Training, devices: int) -> Iterator[tuple[Layout, Train
 def _way(plan: TrainingPlan, name: str, layout: Layout, part: Training, assumptions: Assumptions) -> Way:
     device = assumptions.devices[name]
     done = plan.tokens / layout.streams * cost.device_operations(part, layout, plan.trained)
-    seconds = done / (device.peak(part.half) * assumptions.mfu) / (1 - cost.bubble(layout, part.batch.accumulation, part.stages))
+    seconds = done / (device.peak(part.half) * assumptions.mfu) / (1 - bubble(layout, part.batch.accumulation, part.stages))
     hours = seconds / 3600 * layout.devices
     kwh = carbon.kilowatt_hours(hours, device.watts, assumptions.pue)
     grams = None if assumptions.intensity is None else carbon.grams(kwh, assumptions.intensity)

@@ -18,12 +18,9 @@ from luyen.engine.cost import (
     SLICED,
     STATE_BYTES,
     AdapterCost,
-    Batch,
-    Layout,
     Training,
     activation_bytes,
     adapter_parameters,
-    bubble,
     cache_bytes,
     cheap_bytes,
     device_operations,
@@ -35,7 +32,7 @@ from luyen.engine.cost import (
     slower_modes,
     state_bytes,
 )
-from luyen.engine.layouts import layouts
+from luyen.engine.layouts import Batch, Layout, bubble, layouts, rank_layers
 from luyen.engine.optim import build
 from luyen.engine.parallel.pipeline import check_count
 from luyen.engine.parallel.plan import ELEMENTWISE
@@ -321,6 +318,36 @@ def test_an_interleaved_pipeline_waits_less_and_holds_more() -> None:
     assert replace(plain, batch=Batch(1, 5, 1024)).fills(layout)
 
 
+def test_the_last_device_of_an_interleaved_pipeline_by_hand() -> None:
+    """7B, vocabulary 128,000: four runs of layers take rounds of two micro-batches, so (3 x 2 + 1) / 4 are under way on the last device."""
+    model, layout = preset("llama-2-7b", 128_000), Layout(pipeline=2)
+    part = replace(run(model, activations="none", batch=Batch(1, 8, 1024)), stages=4, gpu=True)
+    assert (part.under_way(layout, 1), part.under_way(layout, 0)) == (7 / 4, 9 / 4)
+    assert [replace(part, stages=1).under_way(Layout(pipeline=4), rank) for rank in range(4)] == [4, 3, 2, 1]
+    mine = memory(part, layout)
+    received = 4 * (4 * 8 * 1024) * 4096  # what every run of layers is handed, of all micro-batches
+    assert mine.activations == 7 / 4 * 1024 * 16 * (147_968 + 4 * 4096) + received
+    assert mine.logits == 2 * 2 * 1024 * 4096 + 2 * 4 * 128_000 * 4096
+    assert round((mine.activations + mine.logits) / 1e9, 2) == 9.46
+
+
+def test_the_fullest_rank_has_the_layers_that_the_engine_gives_it() -> None:
+    assert rank_layers(80, 8, 4) == [12, 8] * 4 and rank_layers(12, 2, 4) == [8, 4]
+    model = preset("llama-2-7b", 32_000, num_layers=12)
+    layout, part = Layout(pipeline=2), replace(run(model, half=False, activations="none"), stages=4)
+    layer = 4 * 4096**2 + 3 * 4096 * 11008 + 2 * 4096
+    assert memory(part, layout).weights == 4 * (8 * layer + 32_000 * 4096 + 4096)
+    counted = operations(model, 1024)
+    assert device_operations(part, layout) == pytest.approx(3 * ((counted.total - counted.head) * 8 / 12 + counted.head))
+
+
+def test_a_pipelines_device_between_its_ends_has_no_table() -> None:
+    """Five layers on three devices are 2, 2 and 1: with a small vocabulary the first is the fullest, with a large one it or the last."""
+    for size in (1000, 1_000_000):
+        model = preset("llama-2-7b", size, num_layers=5)
+        assert memory(run(model, half=False), Layout(pipeline=3)).weights >= 4 * (2 * 4 * 4096**2 + size * 4096)
+
+
 @pytest.mark.parametrize(("count", "pipeline", "stages"), [(8, 2, 2), (5, 2, 2), (5, 2, 1), (1, 2, 1), (6, 4, 3), (9, 4, 2), (12, 4, 2)])
 def test_what_fills_a_pipeline_is_what_the_engine_takes(count: int, pipeline: int, stages: int) -> None:
     part = replace(run(preset("llama-2-7b", 32_000), batch=Batch(1, count, 64)), stages=stages)
@@ -346,6 +373,9 @@ def test_an_adapter_is_trained_alone_by_hand() -> None:
     cut = replace(lora, batch=Batch(1, 2, 1024))
     assert memory(cut, Layout(pipeline=2)).adapters == mine.adapters / 2
     assert memory(replace(lora, half=True)).copies == 2 * (size + 2 * 19_988_480)
+    # Sliced and in half: two layers gathered without a gradient, the whole adapter's copies, tables in fp32, the head's copy.
+    sliced = memory(replace(lora, half=True), Layout(shard=8))
+    assert sliced.copies == pytest.approx(2 * 2 * layer + 2 * 2 * 19_988_480 + 4 * tables + 2 * tables / 2)
 
 
 @pytest.mark.parametrize(("name", "each"), [("adamw", 8), ("muon", 4), ("lion", 4), ("adamw8bit", 2), ("adafactor", 0)])

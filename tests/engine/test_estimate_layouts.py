@@ -6,8 +6,9 @@ import torch
 from luyen.core.config import load
 from luyen.engine import cost, estimate
 from luyen.engine.config import TrainConfig
-from luyen.engine.cost import Batch, Layout, Training
+from luyen.engine.cost import Training
 from luyen.engine.estimate import Estimate, Speed, estimate_training, update_work
+from luyen.engine.layouts import Batch, Layout
 from luyen.models.presets import preset
 
 MODEL = preset("llama-1m", 512)
@@ -83,6 +84,33 @@ def test_a_pipeline_waits_and_its_last_stage_has_the_head() -> None:
     finer = made(parallel={"pipeline": 2, "pipeline_pieces": 3})
     assert finer.seconds(SPEED) < two.seconds(SPEED) and finer.rows == ROWS // 3 and finer.bytes < two.bytes
     assert made(parallel={"pipeline": 2, "pipeline_stages": 2}).seconds(SPEED) < two.seconds(SPEED)
+
+
+def test_an_interleaved_pipelines_stages_are_in_its_memory() -> None:
+    batch, model, taken = Batch(ROWS, ACCUMULATION, LENGTH), MODEL.model_copy(update={"num_layers": 12}), []
+    for stages in (1, 3):
+        train = load(TrainConfig, {"device": "cpu", "accumulation": ACCUMULATION, "parallel": {"pipeline": 2, "pipeline_stages": stages}})
+        memory = cost.memory(Training(model, batch, train.optimizer, "none", half=False, stages=stages), Layout(pipeline=2))
+        taken.append(estimate_training(model, train, ROWS, LENGTH).bytes)
+        assert taken[-1] == int(memory.total - min(HEAD, memory.logits))
+    assert taken[0] < taken[1]
+
+
+def test_a_layer_more_of_one_process_is_its_time() -> None:
+    """Twelve layers in eight runs are 2, 1, 2, 1, ...: the first of two processes has eight of them."""
+    model = MODEL.model_copy(update={"num_layers": 12})
+    train = load(TrainConfig, {"device": "cpu", "accumulation": 8, "parallel": {"pipeline": 2, "pipeline_stages": 4}})
+    found = estimate_training(model, train, ROWS, LENGTH)
+    stage = estimate.token_work(model.model_copy(update={"num_layers": 8}), LENGTH) * (found.tokens / (1 - 1 / (4 * 8 + 1)))
+    assert found.own.operations == pytest.approx(stage.operations + update_work(model, "adamw").operations * train.steps * 8 / 12)
+
+
+@pytest.mark.parametrize(("rows", "each"), [(6, 2), (4, 1), (5, 2)])
+@pytest.mark.usefixtures("four")
+def test_rows_that_do_not_divide_are_rounded_up(rows: int, each: int) -> None:
+    """One micro-batch for four processes: the one with the most rows counts."""
+    train = load(TrainConfig, {"device": "cpu"})
+    assert train.accumulation == 1 and estimate_training(MODEL, train, rows, LENGTH).rows == each
 
 
 def test_half_precision_keeps_half_activations_and_copies_of_weights() -> None:

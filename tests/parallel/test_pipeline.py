@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from parallel_driver import main_jobs
 
 from luyen.core.errors import ConfigError
-from luyen.engine.parallel.pipeline import bounds, check_count
+from luyen.engine.layouts import bounds, rank_layers
+from luyen.engine.parallel.pipeline import check_count
 
 LONG = pytest.mark.timeout(600)
 DEEP: dict[str, Any] = {"toy": {"num_layers": 4}, "config": {**BASE, "accumulation": 4}}
@@ -102,6 +103,7 @@ def test_every_stage_has_layers_and_as_many_as_others(layers, data):
     sizes = [end - begin for begin, end in zip(ends, ends[1:], strict=False)]
     assert (ends[0], ends[-1], len(sizes)) == (0, layers, stages)
     assert min(sizes) > 0 and max(sizes) - min(sizes) <= 1 and sizes[0] == max(sizes)
+    assert rank_layers(layers, stages) == sizes
 
 
 @pytest.mark.parametrize(("count", "ranks", "stages"), [(1, 2, 1), (3, 4, 1), (3, 4, 2), (5, 2, 2)])

@@ -15,9 +15,9 @@ from toy import write_recipe  # noqa: E402
 
 from luyen.core.config import load, parse_overrides  # noqa: E402
 from luyen.engine import cost  # noqa: E402
-from luyen.engine.cost import Batch, Layout  # noqa: E402
 from luyen.engine.devices import DEVICES, usable_bytes  # noqa: E402
 from luyen.engine.estimate import FIRST_STEP_BYTES, LIBRARIES_BYTES, Speed  # noqa: E402
+from luyen.engine.layouts import Batch, Layout  # noqa: E402
 from luyen.inference.generate import generate  # noqa: E402
 from luyen.models.presets import preset  # noqa: E402
 from luyen.recipe import estimate, probe  # noqa: E402
@@ -219,7 +219,7 @@ def test_long_rows_are_shared_by_context_and_usual_ones_only_as_a_last_resort() 
 
 def test_interleaved_stages_of_the_recipe_shorten_the_wait() -> None:
     """Muon slices no matrix, so 70B takes a pipeline."""
-    words = ("model.preset=llama-2-70b", "batch.rows=1", "batch.length=4096", "train.accumulation=256", "train.optimizer.name=muon")
+    words = ("model.preset=llama-2-70b", "batch.rows=1", "batch.length=1024", "train.accumulation=256", "train.optimizer.name=muon")
     kept = {"devices": {"b200": DEVICES["b200"]}} if "b200" in DEVICES else {}
     plain, interleaved = pretraining(*words, **kept), pretraining(*words, "train.parallel.pipeline_stages=2", **kept)
     pairs = [
@@ -230,7 +230,7 @@ def test_interleaved_stages_of_the_recipe_shorten_the_wait() -> None:
     for one, two in pairs:
         stages, count = one.layout.pipeline, one.part.batch.accumulation
         assert (one.bubble, two.bubble) == ((stages - 1) / (count + stages - 1), (stages - 1) / (2 * count + stages - 1))
-        if one.part.activations == two.part.activations:
+        if one.part.activations == two.part.activations and 80 % (2 * stages) == 0:  # else one device has layers more
             assert two.seconds < one.seconds
 
 

@@ -30,6 +30,7 @@ from torch.distributed.tensor import DTensor, Shard
 from torch.nn import functional
 
 from luyen.core.errors import ConfigError
+from luyen.engine.layouts import bounds
 from luyen.engine.parallel.sequence import piece_length
 from luyen.engine.parallel.tensors import local
 from luyen.models.transformer import Transformer
@@ -307,11 +308,6 @@ def check_layers(layers: int, stages: int) -> None:
     if layers < stages:
         expected = f"at most {layers}, the layers"
         raise ConfigError("train.parallel: pipeline x pipeline_stages", found=stages, expected=expected, fix="Lower one of them.")
-
-
-def bounds(layers: int, stages: int) -> list[int]:
-    """Where each stage's layers begin, and behind them their number: about equally many, the earlier ones take what is left over."""
-    return [-(-stage * layers // stages) for stage in range(stages + 1)]
 
 
 def check_count(count: int, ranks: int, stages: int) -> None:
