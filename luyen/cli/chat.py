@@ -10,10 +10,11 @@ import click
 from pydantic import PositiveInt
 
 from luyen.cli.arguments import all_runs, field_help, one_word, plain_command, program, split_words, warn
+from luyen.cli.export import suggestion
 from luyen.cli.unfinished import RECIPE, command_again, makes_model, no_model, standing, verbs_of
 from luyen.core import manifest
 from luyen.core.config import load
-from luyen.core.errors import ConfigError, DamagedFile, UserError
+from luyen.core.errors import ConfigError, DamagedFile, ModelError, UserError
 from luyen.core.hub import has_hub_form
 from luyen.inference.config import SamplingConfig
 from luyen.recipe.table import VERBS
@@ -176,6 +177,8 @@ def find(place: str) -> tuple[Path | None, str]:
         begun = run and any((path / name).exists() for name in ("stage.json", "checkpoints")) and not (path / "model").exists()
         if run and begun:
             raise no_model(run)
+        if (path / "state.json").is_file():
+            raise ModelError(f"{path} is a training checkpoint", expected="a model", fix=f"Make one of it: {suggestion(path)}")
         return run, str(path)
     if has_hub_form(place):
         return None, place

@@ -9,6 +9,7 @@ import click
 
 from luyen.cli.arguments import field_help, one_word, plain_command, program, split_words, working
 from luyen.cli.chat import find
+from luyen.cli.export import suggestion
 from luyen.cli.unfinished import RECIPE
 from luyen.core import manifest, progress, storage
 from luyen.core.config import Config, Input, load
@@ -93,7 +94,9 @@ def _data(value: str, read: ReadConfig) -> tuple[str, ReadConfig]:
     if kind in ("model", "tokenizer"):
         raise DataError(f"{path} is a {kind}, not data", fix=f"Look at data with it: {program()} inspect DATA model={path}" +
                         (f"; talk to it: {program()} chat {path}" if kind == "model" else ""))  # fmt: skip
-    if kind in ("pages", "evaluation", "checkpoint"):
+    if kind == "checkpoint":
+        raise DataError(f"{path} is a training checkpoint, not data", fix=f"To talk to it, make a model of it: {suggestion(path)}")
+    if kind in ("pages", "evaluation"):
         raise DataError(f"{path} holds the {kind} of a stage, not rows to train on", fix="Name a data file, a corpus or a questions stage.")
     if kind == "corpus" and not read.split:
         progress.say("the corpus' documents for training (read.split=heldout shows the others)")
@@ -176,7 +179,8 @@ def _tokenizer_folder(name: str) -> Path:
     from luyen.tokenizer.folder import locate
 
     path = manifest.existing(name)
-    return locate(find(name)[1] if path is not None and (path / RECIPE).is_file() else name)
+    known = path is not None and any((path / file).is_file() for file in (RECIPE, "state.json"))
+    return locate(find(name)[1] if known else name)
 
 
 def _default_length(folder: Path) -> tuple[int, str]:

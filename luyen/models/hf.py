@@ -148,7 +148,9 @@ def locate(name: str | Path) -> Path:
             return candidate
     if folder.exists():
         held = ", ".join(sorted(path.name for path in folder.iterdir())[:5]) or "nothing" if folder.is_dir() else "a file"
-        raise ModelError(f"{folder} is not a model", found=held, expected="a folder with config.json and model.safetensors")
+        begun = any((folder / name).exists() for name in ("state.json", "checkpoints"))
+        fix = "`luyen export` makes a model of a training checkpoint." if begun else ""
+        raise ModelError(f"{folder} is not a model", found=held, expected="a folder with config.json and model.safetensors", fix=fix)
     if not has_hub_form(str(name)):
         raise ModelError(f"no model {name}", expected="a folder, or a hub name such as owner/model", fix="Check the path.")
     return download(str(name), "model", HUB_FILES)

@@ -64,7 +64,9 @@ def _check_kind(stage: str, field: str, path: Path) -> None:
     needed = NEEDED.get(field)
     if needed and not any((folder / needed).is_file() for folder in (path, path / "model") if manifest.existing(folder)):
         inside = sorted(str(found.parent.parent) for found in path.glob(f"*/model/{needed}"))
-        fix = f"It is a run; name its stage: {', '.join(inside[:5])}." if inside else None
+        fix = f"It is a run; name its stage: {', '.join(inside[:5])}." if inside else ""
+        if (path / "state.json").is_file():
+            fix = "It is a training checkpoint; `luyen export` makes a model of it."
         raise ModelError(
             f"{stage}: {path} is no {field.removesuffix('s')}", found=f"no {needed} in it", expected="a folder that has it", fix=fix
         )

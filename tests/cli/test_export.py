@@ -1,6 +1,7 @@
 """`luyen export`: a sharded checkpoint becomes a folder that loads."""
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -10,8 +11,11 @@ import pytest
 import torch
 from toy_models import write_tokenizer
 
+from luyen.cli.chat import find
+from luyen.cli.export import _export
 from luyen.cli.import_ import _import
-from luyen.core import manifest
+from luyen.cli.inspect import InspectReadConfig, _data, _tokenizer_folder
+from luyen.core import manifest, storage
 from luyen.core.errors import UserError
 from luyen.engine import checkpoint
 from luyen.engine.config import OptimizerConfig
@@ -82,3 +86,37 @@ def test_a_run_writes_over_no_file_of_the_user(tmp_path: Path) -> None:
         check_inputs(nothing, tmp_path)
     (tmp_path / "recipe.resolved.yaml").write_text("{}")
     check_inputs(nothing, tmp_path)
+
+
+def test_who_names_a_checkpoint_or_a_run_is_told_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    stages = {
+        "words": {"do": "tokenizer"}, "base": {"do": "pretrain", "tokenizer": "words"}, "alone": {"do": "pretrain", "tokenizer": "a b/c"},
+        "chat": {"do": "sft", "model": "base"}, "never": {"do": "sft", "model": "base"},
+    }  # fmt: skip
+    run = Path("runs/mine")
+    storage.write_json(run / "recipe.resolved.yaml", {"name": "mine", "stages": stages})
+    for stage in ("base", "alone", "chat"):
+        storage.write_json(run / stage / "checkpoints" / "step-00000003" / "state.json", {})
+        manifest.seal(run / stage / "checkpoints" / "step-00000003", "checkpoint")
+    write_tokenizer(run / "base" / "model")
+    first = "luyen export runs/mine/base tokenizer=runs/mine/words --out exported"
+    second = "luyen export runs/mine/alone tokenizer='a b/c' --out exported"
+    with pytest.raises(UserError) as told:
+        _export(("runs/mine",), "out")
+    third = "luyen export runs/mine/chat tokenizer=runs/mine/base/model --out exported"
+    asked = "runs/mine is a run; expected a stage of it that has checkpoints"
+    assert str(told.value) == f"{asked}. Write: {second} or {first} or {third}"
+    with pytest.raises(UserError, match=f"needs a tokenizer; .* Write: {first}$"):
+        _export(("runs/mine/base",), "out")
+    step = run / "base" / "checkpoints" / "step-00000003"
+    command = f"luyen export {step} tokenizer=runs/mine/words --out exported"
+    for ask in (find, _tokenizer_folder, lambda name: _data(name, InspectReadConfig())):
+        with pytest.raises(UserError, match=f"is a training checkpoint.* {command}$"):
+            ask(str(step))
+    with pytest.raises(UserError, match="`luyen export` makes a model"):
+        hf.locate(step)
+    with pytest.raises(UserError, match="is a run; expected a run with a stage that has checkpoints"):
+        shutil.rmtree(run)
+        storage.write_json(run / "recipe.resolved.yaml", {"name": "mine", "stages": {"words": {"do": "tokenizer"}}})
+        _export(("runs/mine",), "out")
