@@ -172,5 +172,9 @@ def legend(assumptions: Assumptions, trainings: Sequence[TrainingPlan], not_coun
         f"Not counted: {not_counted}.",
     ]
     if any(plan.training.model.hidden_size < LARGE_WIDTH for plan in trainings):
-        told.append(f"A model narrower than {LARGE_WIDTH} does not keep a GPU busy: expect far less than {assumptions.mfu:.0%} there.")
+        told.append(
+            f"A model narrower than {LARGE_WIDTH} (some 300 million parameters) does not keep a GPU busy: launching its kernels takes "
+            f"longer than their work, so its times are not to be believed. Expect far less than {assumptions.mfu:.0%} there; "
+            "memory is counted as for any size."
+        )
     return [line for text in told for line in wrapped(text, "", "")]

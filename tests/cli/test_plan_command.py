@@ -47,7 +47,7 @@ def test_a_recipe_is_told_stage_by_stage(tmp_path: Path, capsys: pytest.CaptureF
     assert "base: pretrain, 896 tokens (7 steps of 2 rows of 64 tokens)" in text
     assert text.count("\n* ") == 2, "the cheapest of both training stages is marked"
     assert "the least money; to run it so: as the recipe says" in " ".join(text.split())
-    assert "does not keep a GPU busy" in " ".join(text.split()) and "2 an hour for every device" in " ".join(text.split())
+    assert "its times are not to be believed" in " ".join(text.split()) and "2 an hour for every device" in " ".join(text.split())
     assert text.count("tokens per parameter") == 1 and "LoRA of rank 16" in text
     assert text.count("  adapters  ") == text.count("  key-value cache  ") == 2 and text.count("LoRA, rank 16") == 1
     assert "before_after: evaluate, 64 at a time, answers of at most" in text
