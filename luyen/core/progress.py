@@ -97,6 +97,46 @@ class _RichTask:
         self.bar.update(self.identifier, note=text)
 
 
+BAR_WIDTH, LEAST_BAR = 20, 4
+"""Columns of a bar, and those below which there is none."""
+
+
+def _clock(seconds: float | None) -> str:
+    """0:42, 12:05, 1:02:05; -:-- for what is not known."""
+    if seconds is None:
+        return "-:--"
+    minutes, rest = divmod(int(seconds), 60)
+    return f"{minutes}:{rest:02}" if minutes < 60 else f"{minutes // 60}:{minutes % 60:02}:{rest:02}"
+
+
+def _row(task: Any, unit: str, width: int) -> Any:
+    """A task's name, bar, figures and note within `width` columns: the bar gives way first, then note and name, never a figure."""
+    from rich.progress_bar import ProgressBar
+    from rich.table import Table
+    from rich.text import Text
+
+    total = "?" if task.total is None else f"{task.total:.0f}"
+    counted = f"{task.completed:.0f}/{total}{f' {unit}' if unit else ''}"
+    gone, left = f"{_clock(task.elapsed or 0.0)} gone,", f"{_clock(task.time_remaining)} left"
+    figures = Text.assemble((counted, "progress.download"), " ", (gone, "progress.elapsed"), " ", (left, "progress.remaining"))
+    note = Text(task.fields["note"])
+    room = width - figures.cell_len - 1
+    name = Text(f"  {task.description}")
+    name.truncate(max(1, room), overflow="ellipsis")
+    note.truncate(max(0, room - name.cell_len - 1), overflow="ellipsis")
+    bar = min(BAR_WIDTH, room - name.cell_len - 1 - (note.cell_len + 1 if note else 0))
+    cells: list[Any] = [name, figures]
+    if bar >= LEAST_BAR:
+        pulse = not task.started or task.total is None
+        cells.insert(1, ProgressBar(total=task.total, completed=task.completed, width=bar, pulse=pulse, animation_time=task.get_time()))
+    cells += [note] if note else []
+    grid = Table.grid(padding=(0, 1), pad_edge=False)
+    for _ in cells:
+        grid.add_column(no_wrap=True)
+    grid.add_row(*cells)
+    return grid
+
+
 class Terminal:
     """Bars drawn by rich."""
 
@@ -108,13 +148,16 @@ class Terminal:
     @contextlib.contextmanager
     def task(self, name: str, total: float | None, unit: str) -> Iterator[Task]:
         """A bar for a piece of work."""
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+        from rich.progress import Progress, ProgressColumn
+        from rich.progress import Task as Shown
 
-        columns = (
-            TextColumn("  {task.description}"), BarColumn(bar_width=20), MofNCompleteColumn(), TextColumn(unit),
-            TimeElapsedColumn(), TextColumn("elapsed,"), TimeRemainingColumn(), TextColumn("left"), TextColumn("{task.fields[note]}"),
-        )  # fmt: skip
-        with Progress(*columns, console=self.console, refresh_per_second=4) as bar:
+        console = self.console
+
+        class Row(ProgressColumn):
+            def render(self, task: Shown) -> Any:
+                return _row(task, unit, console.width)
+
+        with Progress(Row(), console=console, refresh_per_second=4) as bar:
             yield _RichTask(bar, bar.add_task(name, total=total, note=""))
 
     def say(self, text: str) -> None:
