@@ -173,11 +173,16 @@ def _spent(before: Mapping[str, Any], stage: Stage, started: float) -> dict[str,
     """Seconds of all attempts; the most memory that one of them took, and the most that was expected of one.
 
     An attempt that goes on in a new process holds less there than one that comes after other stages, and is expected to: so the peak of
-    one would stand beside the prediction for another.
+    one would stand beside the prediction for another. Where training has measured a GPU's memory the processes' own, which an attempt
+    that stopped before has alone, is another thing and does not count.
     """
-    now = {"peak_bytes": stage.facts.get("peak_bytes", host_memory.peak()), "expected_bytes": stage.facts.get("estimate", {}).get("bytes")}
-    most = {name: max(value or 0, before.get(name, 0)) for name, value in now.items()}
-    return {"seconds": float(before.get("seconds", 0.0) + time.monotonic() - started), **most}
+    of_gpu = max(stage.facts.get("peak_bytes", 0), before.get("gpu_peak_bytes", 0))
+    of_process = max(host_memory.peak(), before.get("process_peak_bytes", 0))
+    expected = max(stage.facts.get("estimate", {}).get("bytes") or 0, before.get("expected_bytes", 0))
+    return {
+        "seconds": float(before.get("seconds", 0.0) + time.monotonic() - started), "expected_bytes": expected,
+        "peak_bytes": of_gpu or of_process, "gpu_peak_bytes": of_gpu, "process_peak_bytes": of_process,
+    }  # fmt: skip
 
 
 @contextlib.contextmanager

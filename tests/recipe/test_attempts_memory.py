@@ -50,6 +50,18 @@ def test_the_fullest_process_counts(
     assert found["estimate"]["counted"] == "x" and found["seconds"] >= 0
 
 
+@pytest.mark.parametrize("gpus", [(0, 60), (60, 0, 50), (0, 0, 60)])
+def test_what_a_process_held_before_training_began_is_no_gpus_peak(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gpus: list[int]
+) -> None:
+    made = one_stage(tmp_path)
+    for gpu in gpus[:-1]:
+        with pytest.raises(Interrupted):
+            attempt(monkeypatch, made, tmp_path / "run", 5000, 55, stops=True, gpu=gpu)
+    attempt(monkeypatch, made, tmp_path / "run", 5000, 55, stops=False, gpu=gpus[-1])
+    assert manifest.read(tmp_path / "run/corpus")["peak_bytes"] == 60
+
+
 def test_a_gpus_peak_is_kept_and_what_was_not_foretold_stays_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = one_stage(tmp_path)
     with pytest.raises(Interrupted):
