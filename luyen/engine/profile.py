@@ -59,7 +59,8 @@ class Profile:
             running.stop()
             self._write(running, *self._begun)
         elif not self._told:
-            progress.say(f"no profile of steps {self.first} to {self.last}: the run ended after step {self._done}")
+            first = max(self.first, self._done + 1) if self._there() else self.first  # what an earlier part traced is there
+            progress.say(f"no profile of {steps(first, self.last)}: the run ended after step {self._done}")
         self._told = True
 
     def _write(self, running: profile, first: int, last: int) -> None:

@@ -67,6 +67,16 @@ def test_the_parts_of_a_run_that_goes_on_are_two_profiles(tmp_path, capsys):
     assert names == ["steps-2-4.json.gz", "steps-5-6.json.gz"]
 
 
+def test_a_part_that_ends_before_its_first_step_says_what_is_still_missing(tmp_path, capsys):
+    progress.use(progress.Plain())
+    fit(toy_algorithm(), toy_config(watch={"profile": "2-6", "stop_tokens": ended_after(4)}), tmp_path)
+    fit(toy_algorithm(), toy_config(watch={"profile": "2-6", "stop_tokens": ended_after(4)}), tmp_path)
+    first, second = lines_about_profiles(capsys)
+    assert first.startswith("profile of steps 2 to 4 of the wanted 2 to 6, the run ended after step 4: ")
+    assert second == "no profile of steps 5 to 6: the run ended after step 4"
+    assert [path.name for path in (tmp_path / "profile").glob("*.gz")] == ["steps-2-4.json.gz"]
+
+
 def test_a_step_that_broke_is_said(tmp_path, capsys):
     progress.use(progress.Plain())
     algorithm, calls = toy_algorithm(), []
