@@ -35,7 +35,7 @@ def command(name: str) -> click.Command:
     """The command `export`."""
     params: list[click.Parameter] = [
         click.Argument(["words"], nargs=-1, metavar="CHECKPOINT tokenizer=FOLDER"),
-        click.Option(["--out"], required=True, metavar="FOLDER", help=OUT_HELP),
+        click.Option(["--out"], metavar="FOLDER", help=OUT_HELP),
     ]
     return plain_command(name, _export, HELP + "\n\n" + field_help(ExportConfig), params)
 
@@ -68,7 +68,7 @@ def _tokenizer_of(stage: Path) -> str:
     return str(folder / "model" if (folder / "model" / "tokenizer.json").is_file() else folder) if value else ""
 
 
-def _export(words: tuple[str, ...], out: str) -> None:
+def _export(words: tuple[str, ...], out: str | None) -> None:
     plain, settings = split_words(words)
     source = Path(one_word(plain, "checkpoint"))
     config = load(ExportConfig, settings, "luyen export")
@@ -78,14 +78,16 @@ def _export(words: tuple[str, ...], out: str) -> None:
     from luyen.models import hf
     from luyen.tokenizer.load import Tokenizer
 
-    manifest.check_replaceable(Path(out))
     suggested = suggestion(source)
     if (source / RECIPE).is_file():
         what = "a stage of it that has checkpoints" if suggested else "a run with a stage that has checkpoints"
         raise UserError(f"{source} is a run", expected=what, fix=f"Write: {suggested}" if suggested else "")
+    fix = f"Write: {suggested}" if suggested else "Add it."
     if not (config.tokenizer or config.model):
-        fix = f"Write: {suggested}" if suggested else "Add it."
         raise ConfigError("luyen export needs a tokenizer", expected="tokenizer=FOLDER, or model=FOLDER that has one", fix=fix)
+    if out is None:
+        raise ConfigError("luyen export needs a folder to make", expected="--out FOLDER", fix=fix)
+    manifest.check_replaceable(Path(out))
     tokenizer = Tokenizer.load(Path(config.tokenizer or config.model))
     found = export.find(source)
     model = export.model_of(found, hf.load(config.model) if config.model else None, config.weights == "average")

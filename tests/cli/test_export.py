@@ -103,12 +103,14 @@ def test_who_names_a_checkpoint_or_a_run_is_told_the_command(tmp_path: Path, mon
     first = "luyen export runs/mine/base tokenizer=runs/mine/words --out exported"
     second = "luyen export runs/mine/alone tokenizer='a b/c' --out exported"
     with pytest.raises(UserError) as told:
-        _export(("runs/mine",), "out")
+        _export(("runs/mine",), None)
     third = "luyen export runs/mine/chat tokenizer=runs/mine/base/model --out exported"
     asked = "runs/mine is a run; expected a stage of it that has checkpoints"
     assert str(told.value) == f"{asked}. Write: {second} or {first} or {third}"
     with pytest.raises(UserError, match=f"needs a tokenizer; .* Write: {first}$"):
         _export(("runs/mine/base",), "out")
+    with pytest.raises(UserError, match=f"needs a folder to make; .* Write: {first}$"):
+        _export(("runs/mine/base", "tokenizer=runs/mine/words"), None)
     step = run / "base" / "checkpoints" / "step-00000003"
     command = f"luyen export {step} tokenizer=runs/mine/words --out exported"
     for ask in (find, _tokenizer_folder, lambda name: _data(name, InspectReadConfig())):
