@@ -10,6 +10,7 @@ import click
 
 from luyen.cli import plan_text as text
 from luyen.cli.arguments import plain_command, split_words
+from luyen.core import distributed
 from luyen.core.config import dump, load
 from luyen.core.errors import ConfigError, UserError, nearest
 from luyen.core.host_memory import total
@@ -56,22 +57,25 @@ def command(name: str) -> click.Command:
 
 
 def _plan(words: tuple[str, ...], budget: str | None, vocabulary: int | None, probe: bool, as_json: bool, **stated: Any) -> None:
-    """Check the words, count, print."""
+    """Check the words, count, print; of several processes the main one does."""
+    if not distributed.is_main():
+        return
     made = _read(words, budget)
     checked = _checked(**stated)
     from luyen.recipe.planning import NOT_COUNTED, Assumptions, outline
 
     assumptions = Assumptions(**checked)
     found = outline(made, assumptions, vocabulary or 0)
-    probes = _probes(made, found) if probe else {}
+    probes, refused = _probes(made, found) if probe else ({}, {})
     if as_json:
-        print(json.dumps(_as_dict(made, found, probes, assumptions)))
+        print(json.dumps({**_as_dict(made, found, probes, assumptions), "not_probed": refused}))
         return
     title = f"{made.name}{f', budget {made.budget}' if made.budget else ''}"
     lines = [*text.wrapped(f"{title}: {made.about}" if made.about else title, "", ""), "", *text.here(found.here, total())]
     for name, item in found.trainings.items():
         lines += ["", *text.counted(item)]
-        lines += text.probed(probes[name], found.here[name]) if name in probes else []
+        lines += text.probed(probes[name]) if name in probes else []
+        lines += text.wrapped(f"no probe: {refused[name]}") if name in refused else []
         lines += ["", *text.table(item, bool(stated["devices"]), "" if made.name == item.verb else f"{name}.")]
     for name, writing in found.evaluations.items():
         lines += ["", *text.wrapped(f"{name}: evaluate, {text.written(writing)}", "")]
@@ -127,24 +131,30 @@ def _prices(given: str | None, devices: dict[str, Device]) -> dict[str, float]:
     return prices
 
 
-def _probes(made: Plan, found: Outline) -> dict[str, Probe]:
-    """A probe of every training stage whose size is known."""
+def _probes(made: Plan, found: Outline) -> tuple[dict[str, Probe], dict[str, str]]:
+    """A probe of every training stage whose size is known, and of those that cannot train here why there is none."""
     from luyen.recipe.estimate import counts_gpu
-    from luyen.recipe.probe import STEPS, probe
+    from luyen.recipe.probe import STEPS, Trial, probe
 
-    probes = {}
+    probes: dict[str, Probe] = {}
+    refused: dict[str, str] = {}
     for stage in made.stages:
         item, predicted = found.trainings.get(stage.name), found.here[stage.name]
         if item is None or predicted.seconds is None:
             continue
         config: Any = stage.config
-        if not counts_gpu(config.train) and (predicted.bytes or 0) > total():
-            raise UserError(f"--probe: {stage.name} does not fit this machine", found=f"{text.size(predicted.bytes or 0)} predicted",
-                            expected=f"at most {text.size(total())}", fix="Leave out --probe.")  # fmt: skip
-        wait = text.duration(predicted.seconds * STEPS / item.steps)
-        print(f"probing {stage.name}: {STEPS} steps on random tokens, about {wait}", file=sys.stderr)
-        probes[stage.name] = probe(config, item.training.model, predicted.seconds)
-    return probes
+        try:
+            trial = Trial.of(config, item.training.model)
+            if not counts_gpu(config.train) and trial.bytes > total():
+                found_bytes, room = f"{text.size(trial.bytes)} predicted in one process", f"at most {text.size(total())}"
+                raise UserError(
+                    f"--probe: {stage.name} does not fit this machine", found=found_bytes, expected=room, fix="Leave out --probe."
+                )
+            print(f"probing {stage.name}: {STEPS} steps on random tokens, about {text.duration(trial.seconds)}", file=sys.stderr)
+            probes[stage.name] = probe(config, item.training.model, predicted.seconds)
+        except ConfigError as error:
+            refused[stage.name] = str(error)
+    return probes, refused
 
 
 def _as_dict(made: Plan, found: Outline, probes: dict[str, Probe], assumptions: Assumptions) -> dict[str, Any]:

@@ -55,8 +55,10 @@ def here(predictions: Mapping[str, Prediction], limit: float) -> list[str]:
         taken = "?" if item.seconds is None else duration(item.seconds)
         memory = "?" if item.bytes is None or item.seconds is None else size(item.bytes)
         start = f"  {name:<{wide}} {taken:>8} {memory:>8}  "
-        much = item.seconds is not None and (item.bytes or 0) > limit
-        lines += wrapped(f"{item.told}{f'; does not fit, here are {size(limit)}' if much else ''}", start, " " * min(len(start), 24))
+        needed = 0 if item.seconds is None else (item.bytes or 0) * item.here
+        together = f": {item.here} processes on this machine take {size(needed)}" if item.here > 1 else ""
+        much = f"; does not fit{together}, here are {size(limit)}" if needed > limit else ""
+        lines += wrapped(f"{item.told}{much}", start, " " * min(len(start), 24))
     known = [item for item in predictions.values() if item.seconds is not None]
     if len(predictions) > 1 and known:
         total, most = sum(item.seconds or 0.0 for item in known), max(item.bytes or 0 for item in known)
@@ -65,12 +67,12 @@ def here(predictions: Mapping[str, Prediction], limit: float) -> list[str]:
     return lines
 
 
-def probed(probe: Probe, predicted: Prediction) -> list[str]:
-    """What a probe measured, beside what was predicted."""
+def probed(probe: Probe) -> list[str]:
+    """What a probe measured, beside what was predicted for it."""
     told = (
-        f"probe of {probe.steps} steps on this machine: {duration(probe.step_seconds)} a step, so {duration(probe.seconds)} for the stage"
-        f" (predicted {duration(predicted.seconds or 0.0)}); peak memory {size(probe.bytes)} (predicted {size(probe.expected_bytes)} for "
-        "the stage alone)"
+        f"probe of {probe.steps} steps in one process on this machine: {duration(probe.step_seconds)} a step, so "
+        f"{duration(probe.seconds)} for the stage (predicted {duration(probe.expected_seconds)}); "
+        f"peak memory {size(probe.bytes)} (predicted {size(probe.expected_bytes)} for the stage alone)"
     )
     return wrapped(told)
 

@@ -75,6 +75,16 @@ def launch() -> dict[str, int]:
     return {"processes": ranks(), "machines": ranks() // here, "restarts": restarts}
 
 
+@contextlib.contextmanager
+def by_itself() -> Iterator[None]:
+    """Within the block this process is one that no launcher started."""
+    hidden = {name: os.environ.pop(name) for name in NEEDED if name in os.environ}
+    try:
+        yield
+    finally:
+        os.environ.update(hidden)
+
+
 def is_main() -> bool:
     """Whether this process writes files and speaks."""
     return rank() == 0

@@ -132,6 +132,8 @@ class Estimate:
     layout: Layout
     offload: bool = False
     """Whether the layers are updated in the host's memory."""
+    started: int = 1
+    """Processes that there are now; a plan is asked in one about a layout of many."""
 
     def seconds(self, speed: Speed) -> float:
         """Time on a machine of this speed, which each process has; without what the processes tell each other."""
@@ -142,6 +144,8 @@ class Estimate:
         """Whose time and memory it is and what is not in it, where the run is more than one plain process; empty for that."""
         processes = f"of each of {self.layout.devices} processes ({self.layout}); their exchange is not counted"
         exchange = processes if self.layout.devices > 1 else ""
+        if self.layout.devices > self.started:
+            exchange += "; each is taken to have a machine of this one's speed and memory to itself"
         host = "what the host keeps and copies to and from it are not counted" if self.offload else ""
         return "; ".join(part for part in (exchange, host) if part)
 
@@ -196,7 +200,10 @@ def estimate_training(model: TransformerConfig, train: TrainConfig, rows: int, l
     own = stage * (tokens * again / (layout.streams * layout.alike * (1 - waits)))
     own = own + update * (depth / model.num_layers / (layout.shard * layout.tensor))
     peak = _peak_bytes(model, train, batch, layout)
-    return Estimate(model, batch.rows, length, trained, count_parameters(model), tokens, whole, own, peak, layout, train.parallel.offload)
+    return Estimate(
+        model, batch.rows, length, trained, count_parameters(model), tokens, whole, own, peak, layout,
+        offload=train.parallel.offload, started=distributed.ranks(),
+    )  # fmt: skip
 
 
 def evaluations(train: TrainConfig) -> int:
@@ -213,7 +220,7 @@ def _batch(train: TrainConfig, layout: Layout, rows: int, length: int) -> Batch:
 
 
 def _peak_bytes(model: TransformerConfig, train: TrainConfig, batch: Batch, layout: Layout) -> int:
-    """What cost.py counts for one process of the layout.
+    """What cost.py counts for one process of the layout, without keys and values of the samples that it writes (`Training.cached`).
 
     That is an upper bound, all parts at once. On a CPU it is nearer without the head's second gradient, which is there while the layers
     have none: 15 and 60 million weights in fp32, AdamW, one process at a vocabulary of 8,192, are then met within 1.1 % instead of 1.9 %.

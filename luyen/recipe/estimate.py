@@ -15,6 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from luyen.core import distributed
 from luyen.core.device import pick_device, pick_dtype
 from luyen.core.files import read_jsonl
 from luyen.core.manifest import existing, read
@@ -90,6 +91,8 @@ class Prediction:
     """What was counted."""
     left: float = 1.0
     """Share of it that is still to do, where an unfinished attempt goes on."""
+    here: int = 1
+    """Processes on this machine that take so much of its memory each."""
 
     def as_dict(self) -> dict[str, Any]:
         """For the stage's manifest."""
@@ -112,6 +115,11 @@ def of_stage(train: TrainConfig, batch: BatchSection, model: TransformerConfig, 
 def counts_gpu(train: TrainConfig) -> bool:
     """Whether the memory that training is measured by is a GPU's, which holds no libraries, instead of the process'."""
     return pick_device(train.device).type == "cuda"
+
+
+def process_bytes(train: TrainConfig, estimate: Estimate, kept: int = FIRST_STEP_BYTES + TRAINING_BYTES) -> int:
+    """Peak memory of a process that trains so, or of its GPU; `kept` is what it holds on a CPU beside libraries and training's tensors."""
+    return estimate.bytes + (0 if counts_gpu(train) else LIBRARIES_BYTES + kept)
 
 
 def predict(
@@ -268,8 +276,10 @@ class Outlook:
         work = estimate.own + once * evaluations(config.train)  # every process evaluates
         told = f"{estimate.parameters / 1e6:.1f} million parameters, at most {estimate.tokens:,} tokens"
         told += f"; {estimate.told}" if estimate.told else ""
-        memory = estimate.bytes + (0 if counts_gpu(config.train) else self._memory())
-        return Prediction(work.seconds(training_rate(config.train, estimate)), memory, told)
+        memory = process_bytes(config.train, estimate, sum(self.kept.values()))
+        launched = distributed.launch()
+        here = 1 if counts_gpu(config.train) else launched["processes"] // launched["machines"]
+        return Prediction(work.seconds(training_rate(config.train, estimate)), memory, told, here=here)
 
     def _evaluate(self, config: EvaluateConfig) -> Prediction:
         models = [self.model(name) for name in config.models.values()]

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from luyen.algorithms.pretrain import Pretrain
+from luyen.core import distributed
 from luyen.core.device import pick_device
 from luyen.core.files import read_jsonl
 from luyen.core.random_state import seed_everything
@@ -18,13 +19,13 @@ from luyen.data.loader import PackedStream
 from luyen.data.samples import NOT_TRAINED, Sample
 from luyen.engine.compiling import worth
 from luyen.engine.config import CheckpointConfig, ParallelConfig, ScheduleConfig, TrainConfig, WatchConfig
-from luyen.engine.estimate import FIRST_STEP_BYTES, LIBRARIES_BYTES
+from luyen.engine.estimate import FIRST_STEP_BYTES, Estimate
 from luyen.engine.memory import reset_peak
-from luyen.engine.trainer import fit
+from luyen.engine.trainer import check, fit
 from luyen.models.config import TransformerConfig
 from luyen.models.transformer import Transformer
 from luyen.recipe.configs import PretrainConfig, SFTConfig
-from luyen.recipe.estimate import ANSWER_SHARE, counts_gpu, of_stage, training_rate
+from luyen.recipe.estimate import ANSWER_SHARE, of_stage, process_bytes, training_rate
 from luyen.recipe.sizes import row_length
 
 STEPS = 20
@@ -47,41 +48,74 @@ class Probe:
     """The prediction for the stage alone; within a recipe the process also holds what earlier stages loaded."""
     seconds: float
     """Of the whole stage at this pace; evaluations are added as they are predicted, and the time of compiling where it compiles."""
+    expected_seconds: float
+    """The prediction for the whole stage in one process, as it is probed."""
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
         return asdict(self)
 
 
+@dataclass(frozen=True)
+class Trial:
+    """What a probe does, in one process whatever `train.parallel` and a launcher say, and what is foretold for that."""
+
+    train: TrainConfig
+    estimate: Estimate
+    """Of its steps."""
+
+    @staticmethod
+    def of(config: PretrainConfig | SFTConfig, model: TransformerConfig, steps: int = STEPS) -> Trial:
+        """A trial of a stage. Raises ConfigError where the stage could not train here."""
+        operations = of_stage(config.train, config.batch, model, answered(config)).work.operations
+        with distributed.by_itself():
+            short = _short(config.train, steps, operations)
+            check(short)
+            return Trial(short, of_stage(short, config.batch, model, answered(config)))
+
+    @property
+    def bytes(self) -> int:
+        """Peak of the process, or of its GPU."""
+        return process_bytes(self.train, self.estimate, FIRST_STEP_BYTES)
+
+    @property
+    def seconds(self) -> float:
+        """Of its steps; measures this machine."""
+        return self.estimate.seconds(training_rate(self.train, self.estimate))
+
+
+def answered(config: PretrainConfig | SFTConfig) -> float:
+    """Share of a stage's tokens that have a target."""
+    return ANSWER_SHARE if isinstance(config, SFTConfig) else 1.0
+
+
 def probe(config: PretrainConfig | SFTConfig, model: TransformerConfig, predicted: float, steps: int = STEPS) -> Probe:
-    """Do `steps` updates of the stage's size, batch, optimizer and precision in a folder that is thrown away.
+    """Do `steps` updates of the stage's size, batch, optimizer and precision, by this process alone, in a folder that is thrown away.
 
     `predicted` are the seconds of the whole stage as estimate.py has them, from which its evaluations are taken. Raises NonFinite
     when the settings make even random tokens diverge.
     """
-    trained = ANSWER_SHARE if isinstance(config, SFTConfig) else 1.0
-    length = row_length(config.batch, model.context_length)
-    alone = of_stage(config.train, config.batch, model, trained)
-    short = _short(config.train, steps, alone.work.operations)
+    trained, length = answered(config), row_length(config.batch, model.context_length)
+    trial = Trial.of(config, model, steps)
     seed_everything(0)
     samples = random_samples(model.vocab_size, length, 2 * config.batch.rows * config.train.accumulation, trained)
     stream = PackedStream(samples, capacity=length, rows=config.batch.rows, seed=0)
     reset_peak(pick_device(config.train.device))
-    with tempfile.TemporaryDirectory(prefix="luyen-probe-") as folder:
-        result = fit(Pretrain(Transformer(model), stream), short, Path(folder))
+    with tempfile.TemporaryDirectory(prefix="luyen-probe-") as folder, distributed.by_itself():
+        result = fit(Pretrain(Transformer(model), stream), trial.train, Path(folder))
         times = [float(row["seconds"]) for row in read_jsonl(Path(folder) / "timings.jsonl") if "seconds" in row]
     step = median(times[WARM:] or times)
-    tried = of_stage(short, config.batch, model, trained)  # in one process, whatever train.parallel says
-    expected = tried.bytes + (0 if counts_gpu(config.train) else LIBRARIES_BYTES + FIRST_STEP_BYTES)
-    rest = max(0.0, predicted - alone.seconds(training_rate(config.train, alone)))
-    compiling = max(0.0, sum(times[:WARM]) - step * len(times[:WARM])) if short.compile == "always" else 0.0
-    return Probe(steps, step, result.peak_bytes, expected, step * config.train.steps + compiling + rest)
+    stage = of_stage(config.train, config.batch, model, trained)
+    rest = max(0.0, predicted - stage.seconds(training_rate(config.train, stage)))
+    compiling = max(0.0, sum(times[:WARM]) - step * len(times[:WARM])) if trial.train.compile == "always" else 0.0
+    expected = trial.seconds / steps * config.train.steps + rest
+    return Probe(steps, step, result.peak_bytes, trial.bytes, step * config.train.steps + compiling + rest, expected)
 
 
 def _short(train: TrainConfig, steps: int, operations: float) -> TrainConfig:
     """The same loop for a few steps in one process, without evaluations; nothing is watched, tracked or profiled.
 
-    Whether it compiles is what the stage's own `operations` and layout decide. Raises ConfigError where the stage could not train here.
+    Whether it compiles is what the stage's own `operations` and layout decide. Raises ConfigError where it cannot.
     """
     parallel = train.parallel
     splits_layers = max(parallel.tensor, parallel.context, parallel.pipeline) > 1

@@ -16,7 +16,7 @@ from luyen.core.seed import derive
 from luyen.engine import carbon
 from luyen.engine.algorithm import Algorithm, Hooks, TrainResult
 from luyen.engine.config import TrainConfig
-from luyen.engine.estimate import FIRST_STEP_BYTES, LIBRARIES_BYTES, Estimate
+from luyen.engine.estimate import Estimate
 from luyen.engine.memory import peak_bytes, reset_peak
 from luyen.engine.trainer import fit
 from luyen.evaluation.perplexity import bits_per_byte
@@ -25,7 +25,7 @@ from luyen.inference.generate import generate
 from luyen.models import hf
 from luyen.models.transformer import Transformer
 from luyen.recipe.environment import versions
-from luyen.recipe.estimate import counts_gpu, training_rate
+from luyen.recipe.estimate import counts_gpu, process_bytes, training_rate
 from luyen.recipe.sizes import HELD_OUT_BYTES, SAMPLE_TOKENS
 from luyen.recipe.stage import Stage
 from luyen.tokenizer.chat import render
@@ -86,8 +86,7 @@ def train_stage(
     on_gpu = counts_gpu(config)
     if on_gpu:
         reset_peak(pick_device(config.device))  # the process' own is counted from the stage's start
-    memory = estimate.bytes + (0 if on_gpu else LIBRARIES_BYTES + FIRST_STEP_BYTES)
-    said = {"seconds": round(estimate.seconds(rate), 3), "bytes": memory}
+    said = {"seconds": round(estimate.seconds(rate), 3), "bytes": process_bytes(config, estimate)}
     stage.facts.setdefault("estimate", said)  # one made before the whole run is what its user was told
     if hint := faster_precision(config, said["seconds"]):
         progress.say(hint)

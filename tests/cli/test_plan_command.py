@@ -86,6 +86,54 @@ def test_a_probe_is_told_beside_the_prediction(capsys: pytest.CaptureFixture[str
         told(capsys, *words, "train.device=cpu", "--probe")
 
 
+def test_a_probe_is_guarded_by_what_one_process_takes(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """One process of 64 shards would fit; the probe has the whole model."""
+    monkeypatch.setattr("luyen.cli.plan.total", lambda: 25 * 10**9)
+    monkeypatch.setattr("luyen.recipe.probe.fit", lambda *_: pytest.fail("it was begun"))
+    words = (
+        *VERB,
+        "train.device=cpu",
+        "train.parallel.shard=64",
+        "train.activations=full",
+        "batch.rows=1",
+        "--devices",
+        "h100",
+        "--most",
+        "1",
+    )
+    assert "does not fit, " not in " ".join(told(capsys, *words).split())
+    with pytest.raises(UserError, match="does not fit this machine; found 1[0-9]{2} GB predicted in one process"):
+        told(capsys, *words, "--probe")
+
+
+def test_a_stage_that_cannot_train_here_has_a_plan_and_no_probe(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("pretrain", "model.preset=llama-1m", "--vocabulary", "64", "batch.rows=1", "batch.length=16", "train.device=cpu")
+    words = (*words, "train.parallel.offload=true", "--probe", "--devices", "l4")
+    text = " ".join(told(capsys, *words).split())
+    assert "no probe: train.parallel.offload" in text and "Not counted: " in text and "to run it so" in text
+    facts = json.loads(told(capsys, *words, "--json"))
+    assert facts["probes"] == {} and "train.parallel.offload" in facts["not_probed"]["pretrain"]
+
+
+def test_processes_that_are_not_here_are_taken_to_have_machines_of_their_own(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = (*VERB, "train.device=cpu", "train.parallel.shard=8", "batch.length=256", "--devices", "h100", "--most", "1")
+    one = json.loads(told(capsys, *words, "--json"))["this_machine"]["pretrain"]["bytes"]
+    monkeypatch.setattr("luyen.cli.plan.total", lambda: 7 * one)
+    apart = "each is taken to have a machine of this one's speed and memory to itself"
+    text = " ".join(told(capsys, *words).split())
+    assert "of each of 8 processes (shard 8)" in text and apart in text and "does not fit" not in text
+    for name, value in {"RANK": "0", "WORLD_SIZE": "8", "MASTER_ADDR": "localhost", "MASTER_PORT": "1", "LOCAL_WORLD_SIZE": "8"}.items():
+        monkeypatch.setenv(name, value)
+    text = " ".join(told(capsys, *words).split())
+    assert apart not in text and "does not fit: 8 processes on this machine take" in text
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
+    assert "does not fit" not in " ".join(told(capsys, *words).split())
+    monkeypatch.setenv("RANK", "1")
+    assert told(capsys, *words) == "", "one process speaks"
+
+
 MISTAKES = [
     (("quickstrat",), "Did you mean 'quickstart'?"),
     (("quickstart", "base.train.stepz=3"), "Did you mean 'train.steps'?"),

@@ -8,13 +8,14 @@ from typing import Any
 
 import pytest
 
+from luyen.core import distributed
 from luyen.core.config import load
 from luyen.core.errors import ConfigError
 from luyen.engine import compiling
 from luyen.engine.algorithm import Hooks, TrainResult
 from luyen.engine.compiling import worth
 from luyen.engine.config import TrainConfig
-from luyen.engine.estimate import Speed
+from luyen.engine.estimate import FIRST_STEP_BYTES, LIBRARIES_BYTES, Speed
 from luyen.models.presets import preset
 from luyen.recipe import probe
 from luyen.recipe.configs import PretrainConfig
@@ -46,6 +47,7 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[TrainConfig]:
     monkeypatch.setattr(compiling, "missing_compiler", lambda device: "")
     monkeypatch.setattr(probe, "training_rate", lambda train, estimate: Speed(1e12, 1e11))
     monkeypatch.setattr(probe, "fit", fit)
+    monkeypatch.setattr(probe, "check", lambda train: None)
     return asked
 
 
@@ -72,6 +74,26 @@ def test_what_the_stage_keeps_in_the_hosts_memory_the_probe_does(ran: list[Train
     probe.probe(config(parallel={"shard": 2, "offload": True}), MODEL, predicted=0.0, steps=STEPS)
     (short,) = ran
     assert short.parallel.offload and short.parallel.shard == 1
+
+
+@pytest.mark.parametrize("parallel", [{"shard": 4}, {"tensor": 2}, {"context": 2}, {}])
+def test_it_is_foretold_as_it_runs_in_one_process(
+    ran: list[TrainConfig], parallel: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever layout the stage has, and also where a launcher has started others."""
+    alone = of_stage(config().train, config().batch, MODEL)
+    plain = probe.probe(config(), MODEL, predicted=0.0, steps=STEPS)
+    for name, value in {"RANK": "0", "WORLD_SIZE": "4", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
+    stage = of_stage(config(parallel=parallel).train, config().batch, MODEL)
+    assert stage.layout.devices > 1 and stage.seconds(Speed(1e12, 1e11)) < alone.seconds(Speed(1e12, 1e11))
+    seen = []
+    fit = probe.fit
+    monkeypatch.setattr(probe, "fit", lambda *given: (seen.append(distributed.ranks()), fit(*given))[1])
+    found = probe.probe(config(parallel=parallel), MODEL, predicted=stage.seconds(Speed(1e12, 1e11)), steps=STEPS)
+    assert seen == [1] and distributed.ranks() == 4
+    assert found.expected_bytes == plain.expected_bytes == alone.bytes + LIBRARIES_BYTES + FIRST_STEP_BYTES
+    assert found.expected_seconds == pytest.approx(alone.seconds(Speed(1e12, 1e11))) == plain.expected_seconds
 
 
 def test_where_the_stage_cannot_train_the_probe_says_so() -> None:
