@@ -13,7 +13,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
+
 from luyen.core.config import dump
+from luyen.core.device import pick_device, pick_dtype
 from luyen.engine import carbon, cost
 from luyen.engine.cost import Memory, Training
 from luyen.engine.devices import Device, usable_bytes
@@ -34,7 +37,7 @@ without it at 8,192 tokens and with 16 devices to a row at 131,072; this lies be
 PLAIN, TENSOR, PIPELINE = (False, False, False), (True, False, False), (False, True, False)
 CONTEXT, CONTEXT_AND_TENSOR = (False, False, True), (True, False, True)
 KINDS, KINDS_OF_LONG = (PLAIN, TENSOR, PIPELINE, CONTEXT, CONTEXT_AND_TENSOR), (PLAIN, CONTEXT, TENSOR, CONTEXT_AND_TENSOR, PIPELINE)
-"""Which axes beside data and shard a layout has, in the order in which they are tried, for usual and for long rows."""
+"""Which axes beside data and shard a layout has, in the order in which they are tried (see `candidates`), for usual and for long rows."""
 LORA_RANK = 16
 """Rank of the adapter whose memory is told beside that of a full fine-tuning."""
 TOGETHER = 128
@@ -233,12 +236,15 @@ def outline(plan: Plan, assumptions: Assumptions, vocabulary: int = 0) -> Outlin
 
 
 def _evaluated(stage: StagePlan, outlook: Outlook) -> Writing | None:
-    """What an evaluation writes, each row as long as the context, since its questions may be; None where it asks none."""
+    """What an evaluation writes, each row as long as the context, since its questions may be; None where it asks none.
+
+    In the type that it has on the device that it would run on here: `auto` is fp32 on a CPU.
+    """
     config = stage.config
     if not isinstance(config, EvaluateConfig) or config.questions is None:
         return None
     models = [model for model in map(outlook.model, config.models.values()) if model is not None]
-    half, new = config.precision != "fp32", config.sampling.max_new_tokens
+    half, new = pick_dtype(config.precision, pick_device(config.device)) != torch.float32, config.sampling.max_new_tokens
     written = [Writing(model, config.batch_size, min(new, model.context_length), model.context_length, half) for model in models]
     return max(written, key=lambda item: item.bytes, default=None)
 
@@ -304,7 +310,12 @@ def _ways(plan: TrainingPlan, name: str, device: Device, assumptions: Assumption
 
 
 def candidates(training: Training, devices: int) -> Iterator[tuple[Layout, Training]]:
-    """Layouts of so many devices with what each device has, the ones that cost least speed first."""
+    """Layouts of so many devices with what each device has, in the order in which they are tried; the first that fits is taken.
+
+    By KINDS, of a kind by how much of the activations is kept, of that by layout (the fewest shards first), last by rows at a time. This is
+    no order of the counted time, which knows no communication: that is why all that data and shards alone can do comes before axes whose
+    devices exchange within every layer (tensor, context) or wait for each other.
+    """
     found = layouts(devices)
     modes = cost.slower_modes(training.activations)
     for kind in KINDS_OF_LONG if training.batch.length >= LONG_ROW else KINDS:

@@ -14,6 +14,7 @@ from toy import write_recipe  # noqa: E402
 from luyen.cli.verb import command  # noqa: E402
 from luyen.core import manifest  # noqa: E402
 from luyen.core.config import load, parse_overrides  # noqa: E402
+from luyen.engine.algorithm import Hooks, TrainResult  # noqa: E402
 from luyen.engine.config import TrainConfig  # noqa: E402
 from luyen.engine.estimate import (  # noqa: E402
     ATTENTION_SHARE,
@@ -32,10 +33,21 @@ from luyen.engine.estimate import (  # noqa: E402
 )
 from luyen.models.config import TransformerConfig  # noqa: E402
 from luyen.models.presets import count_parameters, preset  # noqa: E402
-from luyen.recipe import estimate  # noqa: E402
-from luyen.recipe.estimate import ANSWER_SHARE, CURATION_BYTES, TRAINING_BYTES, Prediction, lines, predict  # noqa: E402
+from luyen.recipe import estimate, training  # noqa: E402
+from luyen.recipe.configs import PretrainConfig  # noqa: E402
+from luyen.recipe.estimate import (  # noqa: E402
+    ANSWER_SHARE,
+    CURATION_BYTES,
+    TRAINING_BYTES,
+    Outlook,
+    Prediction,
+    lines,
+    of_stage,
+    predict,
+)
 from luyen.recipe.graph import Plan, find_recipe, plan  # noqa: E402
 from luyen.recipe.run import run, up_to_date  # noqa: E402
+from luyen.recipe.stage import Stage  # noqa: E402
 
 QUICK = Speed(operations=207e9, bytes=40e9)
 """The machine of the quickstart's measured run: two cores of an AMD EPYC (Milan)."""
@@ -132,6 +144,20 @@ def test_a_gpus_memory_holds_no_libraries(monkeypatch: pytest.MonkeyPatch) -> No
     assert usual is not None and predict(quickstart())["base"].bytes == usual - process
 
 
+def test_a_stage_that_was_not_foretold_expects_the_same_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stage by itself, in a process where nothing was curated before."""
+    made = quickstart()
+    config = {stage.name: stage for stage in made.stages}["base"].config
+    assert isinstance(config, PretrainConfig)
+    model = Outlook({stage.name: stage for stage in made.stages}, {}).model(config)
+    assert model is not None
+    stage, result = Stage("base", tmp_path, 0), TrainResult(1, 1, 1, 1.0, {}, 1.0, 1, None)
+    monkeypatch.setattr(training, "fit", lambda *_, **__: result)
+    training.train_stage(None, config.train, stage, Hooks(), of_stage(config.train, config.batch, model))  # type: ignore[arg-type]
+    foretold = predict(made)["base"].bytes
+    assert foretold is not None and stage.facts["estimate"]["bytes"] == foretold - CURATION_BYTES
+
+
 def test_a_crawl_of_the_web_takes_its_pauses() -> None:
     found = predict(quickstart("pages.start=[https://a.example/x,https://b.example/]", "pages.max_pages=100", "pages.delay_seconds=2"))
     assert found["pages"].seconds == 100 * 2 / 2  # two hosts wait at the same time
@@ -210,7 +236,8 @@ def test_several_processes_are_told_as_each_of_them() -> None:
     )
     assert alone.seconds and shared.seconds and alone.bytes and shared.bytes
     assert shared.seconds < alone.seconds / 2 and shared.bytes < alone.bytes
-    assert shared.told == f"{alone.told}; of each of 4 processes (shard 4); their exchange is not counted"
+    apart = "each is taken to have a machine of this one's speed and memory to itself"
+    assert shared.told == f"{alone.told}; of each of 4 processes (shard 4); their exchange is not counted; {apart}"
 
 
 def test_memory_of_a_run_that_goes_on_is_near_the_measured(tmp_path: Path) -> None:

@@ -253,6 +253,9 @@ def test_an_adapter_and_what_is_written_are_told_as_memory(tmp_path: Path) -> No
     assert asked.bytes == asked.most == cost.cache_bytes(model, 16 * model.context_length, half=False)
     half = outline(plan(write_recipe(tmp_path), parse_overrides([*words, "before_after.precision=bf16"])), assumed())
     assert half.evaluations["before_after"].bytes == asked.bytes / 2
+    for precision, device, share in (("auto", "cpu", 1), ("bf16", "cpu", 2)):
+        chosen = parse_overrides([*words, f"before_after.precision={precision}", f"before_after.device={device}"])
+        assert outline(plan(write_recipe(tmp_path), chosen), assumed()).evaluations["before_after"].bytes == asked.bytes / share
     silent = pretraining("model.preset=llama-1m")
     assert silent.samples is None and silent.memory.cache == 0
 
