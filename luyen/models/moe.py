@@ -36,9 +36,9 @@ class FeedForward(nn.Module):
         self.up_proj = nn.Linear(width, intermediate_size, bias=False)
         self.down_proj = nn.Linear(intermediate_size, width, bias=False)
 
-    def forward(self, hidden_BTD: Tensor) -> Tensor:
-        output_BTD: Tensor = self.down_proj(swiglu(self.gate_proj(hidden_BTD), self.up_proj(hidden_BTD)))
-        return output_BTD
+    def forward(self, hidden: Tensor) -> Tensor:
+        output: Tensor = self.down_proj(swiglu(self.gate_proj(hidden), self.up_proj(hidden)))
+        return output
 
 
 class Router(nn.Module):

@@ -44,8 +44,8 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(size))
         self.eps = eps
 
-    def forward(self, hidden_BTD: Tensor) -> Tensor:
-        return rms_norm(hidden_BTD, self.weight, self.eps)
+    def forward(self, hidden: Tensor) -> Tensor:
+        return rms_norm(hidden, self.weight, self.eps)
 
 
 class Attention(nn.Module):
