@@ -133,7 +133,7 @@ def test_what_torch_keeps_of_a_layer_is_what_is_counted(monkeypatch: pytest.Monk
 
     With torch's fused attention, as on a GPU: attention in blocks, which a CPU takes, keeps its probabilities too.
     """
-    monkeypatch.setattr(attention, "fits", lambda _: False)
+    monkeypatch.setattr(attention, "fits", lambda *_: False)
     kept = {}
     for depth in (1, 3):
         model = Transformer(preset("llama-1m", 64, num_layers=depth))

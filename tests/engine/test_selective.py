@@ -36,7 +36,7 @@ def test_gradients_are_the_same_to_the_bit(half):
 def test_norms_and_the_gated_product_of_a_layer_are_not_kept_and_made_once(half, monkeypatch):
     algorithm = toy_algorithm()
     batch, packed, made = next(algorithm.batches(None))[0], [], []
-    monkeypatch.setattr(attention, "fits", lambda _: False)
+    monkeypatch.setattr(attention, "fits", lambda *_: False)
     plain = CheapOutputs.pack
     monkeypatch.setattr(CheapOutputs, "pack", lambda outputs, tensor: packed.append(plain(outputs, tensor)) or packed[-1])
     norm, product = functions._rms_norm, functions._swiglu

@@ -26,6 +26,7 @@ from torch.nn import functional
 
 from luyen.core.device import to_device
 from luyen.core.errors import ConfigError
+from luyen.engine.parallel.mesh import check_dense
 from luyen.engine.parallel.sequence import gather, gather_equal, lengthen, scale_gradient
 from luyen.models.attention import Cache, Layout, packed_attention, seen
 from luyen.models.transformer import Transformer
@@ -39,6 +40,7 @@ def join(model: nn.Module, group: dist.ProcessGroup) -> None:
     if type(model) is not Transformer:  # what more a subclass makes of hidden states every rank makes alike: a sum would count it R times
         fix = "Use train.parallel.data or shard."
         raise ConfigError("train.parallel.context", found=type(model).__name__, expected="a decoder", fix=fix)
+    check_dense("train.parallel.context", model.config)
     model.forward = functools.partial(_forward, model.forward, group)  # type: ignore[method-assign]
     model.logits = functools.partial(_logits, model.logits, group.size())  # type: ignore[method-assign]
 
