@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from luyen.core import config as configs
 from luyen.core.errors import ConfigError, nearest
-from luyen.models.config import TransformerConfig
+from luyen.models.config import ExpertsConfig, RopeScaling, TransformerConfig, VariantConfig
 
 
 class Size(NamedTuple):
@@ -19,9 +19,22 @@ class Size(NamedTuple):
     intermediate_size: int
     context_length: int
     tied: bool
+    variant: VariantConfig = VariantConfig()
+    head_dim: int = 0
+    norm_eps: float = 1e-5
 
 
-# Millions in the names count a vocabulary of 4096 up to 8m, 8192 for 15m and 60m, 50257 for 124m and 350m, 32000 above.
+def _llama3(factor: float) -> VariantConfig:
+    """Llama 3.1's and 3.2's angles (arXiv:2407.21783)."""
+    return VariantConfig(rope_theta=500000.0, rope_scaling=RopeScaling(kind="llama3", factor=factor))
+
+
+QWEN2 = VariantConfig(rope_theta=1e6, qkv_bias=True)
+QWEN3 = VariantConfig(rope_theta=1e6, qk_norm="head")
+MIXTRAL = VariantConfig(rope_theta=1e6, experts=ExpertsConfig(count=8, per_token=2, balance=0.02))
+OLMOE = VariantConfig(qk_norm="whole", experts=ExpertsConfig(count=64, per_token=8, normalised=False))
+
+# Millions in the names count a vocabulary of 4096 up to 8m, 8192 for 15m and 60m, 50257 for 124m and 350m, the family's own above.
 PRESETS: dict[str, Size] = {
     "llama-1m": Size(128, 4, 4, 2, 352, 512, True),
     "llama-2m": Size(192, 4, 6, 2, 512, 512, True),
@@ -36,6 +49,16 @@ PRESETS: dict[str, Size] = {
     "llama-2-7b": Size(4096, 32, 32, 32, 11008, 4096, False),  # Llama 2 (arXiv:2307.09288)
     "llama-2-13b": Size(5120, 40, 40, 40, 13824, 4096, False),
     "llama-2-70b": Size(8192, 80, 64, 8, 28672, 4096, False),
+    "llama-3.1-8b": Size(4096, 32, 32, 8, 14336, 131072, False, _llama3(8)),
+    "llama-3.2-1b": Size(2048, 16, 32, 8, 8192, 131072, True, _llama3(32)),
+    "mistral-7b": Size(4096, 32, 32, 8, 14336, 32768, False, VariantConfig(window=4096)),  # v0.1 (arXiv:2310.06825)
+    "qwen2.5-0.5b": Size(896, 24, 14, 2, 4864, 32768, True, QWEN2, norm_eps=1e-6),  # arXiv:2412.15115
+    "qwen2.5-7b": Size(3584, 28, 28, 4, 18944, 131072, False, QWEN2, norm_eps=1e-6),
+    "qwen3-3m": Size(192, 6, 6, 2, 512, 512, True, VariantConfig(qk_norm="head")),
+    "qwen3-0.6b": Size(1024, 28, 16, 8, 3072, 40960, True, QWEN3, 128, 1e-6),  # arXiv:2505.09388
+    "moe-6m": Size(192, 4, 6, 2, 256, 512, True, VariantConfig(experts=ExpertsConfig(count=8, per_token=2))),
+    "mixtral-8x7b": Size(4096, 32, 32, 8, 14336, 32768, False, MIXTRAL),  # arXiv:2401.04088
+    "olmoe-1b-7b": Size(2048, 16, 16, 16, 1024, 4096, False, OLMOE),  # arXiv:2409.02060
 }
 
 
@@ -52,7 +75,33 @@ def preset(name: str, vocab_size: int, **changes: Any) -> TransformerConfig:
 
 def count_parameters(config: TransformerConfig) -> int:
     """Number of weights of a decoder of this size, without building it."""
-    width, heads = config.hidden_size, config.head_dim * (config.num_heads + config.num_kv_heads)
-    layer = 2 * width * heads + 3 * width * config.intermediate_size + 2 * width
-    embeddings = config.vocab_size * width * (1 if config.tied else 2)
-    return embeddings + config.num_layers * layer + width
+    embeddings = config.vocab_size * config.hidden_size * (1 if config.tied else 2)
+    return embeddings + attention_weights(config) + feed_forward_weights(config) + norm_weights(config)
+
+
+def attention_weights(config: TransformerConfig) -> int:
+    """Of all layers: queries, keys, values and output, with biases where there are some."""
+    query, key = config.head_dim * config.num_heads, config.head_dim * config.num_kv_heads
+    biases = query + 2 * key if config.variant.qkv_bias else 0
+    return config.num_layers * (2 * config.hidden_size * (query + key) + biases)
+
+
+def feed_forward_weights(config: TransformerConfig, active: bool = False) -> int:
+    """Of all layers, with routers; `active`: of experts only as many as a token goes to."""
+    layers = [config.variant.experts_of(layer) for layer in range(config.num_layers)]
+    return sum(_layer_weights(config, experts, active) for experts in layers)
+
+
+def _layer_weights(config: TransformerConfig, experts: ExpertsConfig | None, active: bool) -> int:
+    width = config.hidden_size
+    if experts is None:
+        return 3 * width * config.intermediate_size
+    routed = (experts.per_token if active else experts.count) * experts.intermediate_size
+    shared_gate = width if experts.shared_size else 0
+    return 3 * width * (routed + experts.shared_size) + width * experts.count + shared_gate
+
+
+def norm_weights(config: TransformerConfig) -> int:
+    """Of all layers and behind them."""
+    heads = {"": 0, "head": 2, "whole": config.num_heads + config.num_kv_heads}[config.variant.qk_norm]
+    return (2 * config.num_layers + 1) * config.hidden_size + config.num_layers * heads * config.head_dim
