@@ -84,8 +84,8 @@ def compiled(module: nn.Module, wanted: bool) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _left_as_it_is() -> Iterator[None]:
-    """Leave attention over packed sequences and mixtures of experts as they are: they follow the lengths of one batch, or the choices of its
-    tokens, and every batch has others.
+    """Leave attention over packed sequences and mixtures of experts as they are: they follow the lengths of one batch and the choices of
+    its tokens, and every batch has others.
 
     Marked here and not where they are defined, since marking anything loads the whole compiler, a second that other runs need not spend.
     """

@@ -36,9 +36,9 @@ def build(model: nn.Module, config: OptimizerConfig) -> list[Optimizer]:
 
     With `ema_decay` every update also updates the average of the weights, in the optimizers' state.
 
-    Muon is for linear maps between hidden states: matrices inside the model's lists of layers. An untied head maps to tokens, a router to
-    experts: they stay with AdamW, as everything that does not decay does beside adamw8bit. Raises ConfigError when Muon has nothing to do or
-    adamw8bit's library is missing.
+    Muon is for linear maps between hidden states: matrices inside the model's lists of layers. An untied head maps to tokens, a router
+    to experts: they stay with AdamW, as everything that does not decay does beside adamw8bit. Raises ConfigError when Muon has nothing
+    to do or adamw8bit's library is missing.
     """
     hidden, matrices, plain = split_parameters(model)
     rate, decay = config.learning_rate, config.weight_decay

@@ -175,13 +175,14 @@ def packed_attention(query_THE: Tensor, key_TKE: Tensor, value_TKE: Tensor, layo
     grids = layout.grids
     if grids.gather_P is None or grids.scatter_T is None:
         grid = (grids.groups[0].rows, grids.groups[0].length)
-        return causal_attention(*(_grid(tensor, *grid) for tensor in (query_THE, key_TKE, value_TKE)), window).flatten(0, 1)
+        query, key, value = (_grid(tensor, *grid) for tensor in (query_THE, key_TKE, value_TKE))
+        return causal_attention(query, key, value, window).flatten(0, 1)
     sizes = [group.rows * group.length for group in grids.groups]
     parts = [pad(tensor, grids.gather_P, grids.scatter_T).split_with_sizes(sizes) for tensor in (query_THE, key_TKE, value_TKE)]
-    attended_groups = [
-        causal_attention(*(_grid(part[index], group.rows, group.length) for part in parts), window).flatten(0, 1)
-        for index, group in enumerate(grids.groups)
-    ]
+    attended_groups = []
+    for index, group in enumerate(grids.groups):
+        query, key, value = (_grid(part[index], group.rows, group.length) for part in parts)
+        attended_groups.append(causal_attention(query, key, value, window).flatten(0, 1))
     return unpad(torch.cat(attended_groups), grids.scatter_T)
 
 

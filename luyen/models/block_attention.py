@@ -3,12 +3,13 @@
     S = Q K^T / sqrt(E)    P = softmax(S, causal)    O = P V
     dV = P^T dO    dP = dO V^T    dS = P * (dP - rowsum(P * dP))    dQ = dS K / sqrt(E)    dK = dS^T Q / sqrt(E)
 
-A block of N queries sees the keys up to its own end only, so about half of the square is never computed, and the mask is a triangle
-of N x N. With a window the keys before the first query's window are left out too, and the mask cuts both ends. The gradient is the one of FlashAttention (Dao et al., 2022, arXiv:2205.14135, section 3.1 and appendix B.2), but P is kept
-instead of computed again: on a CPU its exponentials cost more than reading it back (who listens to models/cheap.py may decide otherwise).
-All products are batched ones of a library that runs at the speed of large products, where torch's own CPU kernel reaches a third of that
-(docs/4-engine.md has the figures). Where the CPU has units for bf16 products the same way serves bf16: scores, P and their gradients are
-then bf16 between products, as under autocast.
+A block of N queries sees the keys up to its own end only, so about half of the square is never computed, and the mask is a triangle of N x
+N. With a window the keys before that of its first query are left out too, and the mask cuts both ends. The gradient is the one of
+FlashAttention (Dao et al., 2022, arXiv:2205.14135, section 3.1 and appendix B.2), but P is kept instead of computed again: on a CPU its
+exponentials cost more than reading it back (who listens to models/cheap.py may decide otherwise). All products are batched ones of a
+library that runs at the speed of large products, where torch's own CPU kernel reaches a third of that (docs/4-engine.md has the figures).
+Where the CPU has units for bf16 products the same way serves bf16: scores, P and their gradients are then bf16 between products, as under
+autocast.
 
 Shapes: B rows, T tokens, K key-value heads, G query heads of each, E head size, N queries of a block,
         M keys that a block sees, X = B K products at a time, Q = T G rows of all, R = N G rows of a block.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from luyen.core.config import Config
 
@@ -37,13 +37,13 @@ class ExpertsConfig(Config):
     """Experts of a layer."""
     per_token: PositiveInt
     """Experts that a token goes to."""
-    intermediate_size: int = Field(0, ge=0)
+    intermediate_size: NonNegativeInt = 0
     """Width of an expert. 0: the model's intermediate_size."""
-    shared_size: int = Field(0, ge=0)
+    shared_size: NonNegativeInt = 0
     """Width of a further expert that takes every token. 0: there is none."""
     normalised: bool = True
     """The weights of a token's experts sum to 1; else they are its shares among all experts."""
-    balance: float = Field(0.01, ge=0)
+    balance: NonNegativeFloat = 0.01
     """What the balance of the experts' load counts beside the loss, in training."""
     layers: tuple[int, ...] = ()
     """Numbers of the layers that have experts, from 0; the others are plain. Empty: all have."""
@@ -62,7 +62,7 @@ class VariantConfig(Config):
     """Base of the rotary embedding's wavelengths."""
     rope_scaling: RopeScaling | None = None
     """Slower rotary angles; empty: none."""
-    window: int = Field(0, ge=0)
+    window: NonNegativeInt = 0
     """A token sees itself and the window - 1 tokens before it. 0: all before it."""
     window_layers: tuple[int, ...] = ()
     """Numbers of the layers with that window, from 0; the others see all. Empty: all have it."""

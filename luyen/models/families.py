@@ -64,7 +64,7 @@ class Family:
 
     architecture: str
     read: Callable[[Mapping[str, Any], int], dict[str, Any]]
-    """Our variant, all but the rotary angles, from the keys (defaults filled in) and the number of layers. ValueError for what is not one."""
+    """Our variant, all but the rotary angles, from the keys (defaults filled in) and the number of layers. May raise ValueError."""
     write: Callable[[TransformerConfig], dict[str, Any] | None]
     """Its own keys for a config; None where it has no such decoder."""
     keys: Mapping[str, object] = field(default_factory=dict)

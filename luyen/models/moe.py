@@ -62,8 +62,8 @@ class Experts(nn.Module):
             self.add_module(str(number), FeedForward(width, config.intermediate_size))
 
     def forward(self, hidden_PD: Tensor, counts: list[int]) -> Tensor:
-        """Each expert's result for its rows, which stand together. One without rows computes too, so that its gradient is 0 and not absent."""
-        parts = [expert(part_MD) for expert, part_MD in zip(self.children(), hidden_PD.split(counts), strict=True)]
+        """Each expert's result for its rows, which stand together. One without rows computes too: so its gradient is 0 and not absent."""
+        parts = [expert(part_MD) for expert, part_MD in zip(self.children(), hidden_PD.split_with_sizes(counts), strict=True)]
         return torch.cat(parts)
 
 
@@ -98,7 +98,7 @@ class Mixture(nn.Module):
         counts: list[int] = torch.bincount(choice_P, minlength=self.gate.weight.shape[0]).tolist()
         copies_PD = hidden_ND[:, None].expand(-1, self.per_token, -1).flatten(0, 1)
         result_PD = self.experts(pad(copies_PD, order_P, place_P), counts)
-        result_NKD = pad(result_PD, place_P, order_P).unflatten(0, (-1, self.per_token))
+        result_NKD = pad(result_PD, place_P, order_P).view(*choice_NK.shape, -1)
         return (result_NKD * weight_NK[..., None].to(result_NKD.dtype)).sum(1)
 
 

@@ -3,9 +3,9 @@
     h = x + Attention(RMSNorm(x))                 rotary positions, grouped key-value heads
     y = h + down(silu(gate(n)) * up(n)),  n = RMSNorm(h)
 
-What the families after it changed is its config's `variant`: slower angles (Llama 3), a window (Mistral), biases of queries, keys and values
-(Qwen2), norms of queries and keys (Qwen3), experts (Mixtral, OLMoE; models/moe.py). Parameters are named as in Hugging Face's Llama, so
-files of dense models need no mapping.
+What the families after it changed is its config's `variant`: slower angles (Llama 3), a window (Mistral), biases of queries, keys and
+values (Qwen2), norms of queries and keys (Qwen3), experts (Mixtral, OLMoE; models/moe.py). Parameters are named as in Hugging Face's
+Llama, so files of dense models need no mapping.
 
 Shapes: B rows, T tokens, D hidden size, H query heads, K key-value heads, E head size, F feed-forward size, V vocabulary.
 """
@@ -59,8 +59,9 @@ class Attention(nn.Module):
         self.k_proj = nn.Linear(config.hidden_size, key, bias=variant.qkv_bias)
         self.v_proj = nn.Linear(config.hidden_size, key, bias=variant.qkv_bias)
         self.o_proj = nn.Linear(query, config.hidden_size, bias=False)
-        sizes = {"": (), "head": (config.head_dim, config.head_dim), "whole": (query, key)}[variant.qk_norm]
-        self.q_norm, self.k_norm = (RMSNorm(size, config.norm_eps) for size in sizes) if sizes else (None, None)
+        whole = variant.qk_norm == "whole"
+        self.q_norm = RMSNorm(query if whole else config.head_dim, config.norm_eps) if variant.qk_norm else None
+        self.k_norm = RMSNorm(key if whole else config.head_dim, config.norm_eps) if variant.qk_norm else None
 
     def forward(self, hidden_BTD: Tensor, context: Context) -> Tensor:
         """What every position gathers from those before it: in the cache, in its own packed sequence, or in its row."""
@@ -80,8 +81,10 @@ class Attention(nn.Module):
         """Queries or keys by head, normed head by head or before they are cut into heads. P is the number of heads times E."""
         if norm is not None and self.qk_norm == "whole":
             projected_BTP = norm(projected_BTP)
-        states_BTHE = projected_BTP.unflatten(-1, (-1, self.head_dim))
-        return norm(states_BTHE) if norm is not None and self.qk_norm == "head" else states_BTHE
+        states_BTHE: Tensor = projected_BTP.unflatten(-1, (-1, self.head_dim))  # type: ignore[no-untyped-call]
+        if norm is not None and self.qk_norm == "head":
+            states_BTHE = norm(states_BTHE)
+        return states_BTHE
 
 
 class Block(nn.Module):

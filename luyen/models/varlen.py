@@ -40,9 +40,7 @@ def takes(query_THE: Tensor) -> bool:
     )
 
 
-def varlen_attention(
-    query_THE: Tensor, key_TKE: Tensor, value_TKE: Tensor, bounds_Z: Tensor, longest: int, window: int = 0
-) -> Tensor:
+def varlen_attention(query_THE: Tensor, key_TKE: Tensor, value_TKE: Tensor, bounds_Z: Tensor, longest: int, window: int = 0) -> Tensor:
     """Each sequence attends to its own earlier tokens, through a window above 0 to its last ones.
 
     `bounds_Z` (int32) are the first tokens of the sequences and the end. Returns (T, H, E) in half.

@@ -2,8 +2,9 @@
 
     L = E sum over e of f_e P_e        f_e: how often e was chosen, P_e: its mean probability, for a token
 
-With K choices for each token it is K where all experts are chosen equally often, and E at most (K = 1). As in Mixtral's and OLMoE's code the
-means are over the tokens of all layers together. Only P has a gradient, which lowers the scores of what is chosen often.
+With K choices for each token it is K where all experts are chosen equally often, and E at most (K = 1). As in the code that came with
+Mixtral and OLMoE the means are over the tokens of all layers together. Only P has a gradient, which lowers the scores of what is chosen
+often.
 
 It is no sum over tokens, so it depends on how a step is split into micro-batches: that f of the whole step would have to be known before
 the first backward pass. The mean over micro-batches, each with its number of targets, is what stands beside the loss.

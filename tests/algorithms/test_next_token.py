@@ -162,9 +162,7 @@ def test_the_balance_of_experts_stands_beside_the_loss(algorithm_class, tmp_path
     hf.save(model, tmp_path)
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path, attn_implementation="eager")
     targets = torch.from_numpy(sample.targets.astype(np.int64))[None]
-    output = theirs(
-        torch.from_numpy(sample.tokens.astype(np.int64))[None], labels=targets, shift_labels=targets, output_router_logits=True
-    )
+    output = theirs(torch.from_numpy(sample.tokens.astype(np.int64))[None], labels=targets, shift_labels=targets, output_router_logits=True)
     output.loss.backward()
     loss = algorithm_class(model, None).loss(collate([sample]))
     (loss.total / loss.count).backward()
@@ -197,7 +195,7 @@ def test_a_recomputed_mixture_has_the_same_gradients(mode):
 
 
 def test_training_balances_experts(tmp_path):
-    """With a large coefficient the load ends more even than with none, and each step's row says how even it was: 1 at one expert a token."""
+    """With a large coefficient the load ends more even than with none, and each step's row says how even it was: 1 is even."""
     ends = []
     for balance in (0.0, 3.0):
         model = experts(balance=balance, per_token=1)

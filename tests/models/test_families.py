@@ -1,4 +1,4 @@
-"""Every family against transformers at toy size: logits and the gradient of every parameter, folders both ways, and what must not change them."""
+"""Every family against transformers at toy size: logits, the gradient of every parameter, folders both ways, cached and packed passes."""
 
 import json
 from pathlib import Path
@@ -148,5 +148,7 @@ def test_what_asks_for_something_else_is_refused(values, told, tmp_path) -> None
 def test_a_decoder_that_no_family_has_is_not_written(tmp_path) -> None:
     model = ours("qwen2", tmp_path)
     model.config = model.config.model_copy(update={"variant": model.config.variant.model_copy(update={"qk_norm": "whole"})})
-    with pytest.raises(ModelError, match="no family of Hugging Face's has this decoder; found qkv_bias True, qk_norm whole; expected one of"):
+    with pytest.raises(
+        ModelError, match="no family of Hugging Face's has this decoder; found qkv_bias True, qk_norm whole; expected one of"
+    ):
         hf.save(model, tmp_path)

@@ -112,7 +112,10 @@ def test_a_model_without_a_manifest_of_its_own_is_checked_against_its_stage(tmp_
         ({"hidden_act": "gelu"}, "hidden_act"),
         ({"quantization_config": {"bits": 4}}, "quantization_config"),
         ({"auto_map": {"AutoModel": "evil.py"}}, "auto_map"),
-        ({"rope_scaling": {"rope_type": "yarn", "factor": 8.0}}, "rope_scaling is not supported; found 'yarn'; expected 'default' or 'linear'"),
+        (
+            {"rope_scaling": {"rope_type": "yarn", "factor": 8.0}},
+            "rope_scaling is not supported; found 'yarn'; expected 'default' or 'linear'",
+        ),
         ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "rope_scaling lacks the key 'low_freq_factor' of llama3"),
         ({"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "factor": 2}}, "unknown key 'factor'"),
         ({"atention_bias": False}, r"unknown key 'atention_bias'; found False. Did you mean 'attention_bias'\?"),
