@@ -105,3 +105,9 @@ def norm_weights(config: TransformerConfig) -> int:
     """Of all layers and behind them."""
     heads = {"": 0, "head": 2, "whole": config.num_heads + config.num_kv_heads}[config.variant.qk_norm]
     return (2 * config.num_layers + 1) * config.hidden_size + config.num_layers * heads * config.head_dim
+
+
+def attention_pairs(config: TransformerConfig, length: int) -> float:
+    """Pairs of a query and a key that a sequence of `length` has in all layers, for one head: half of the square, less through a window."""
+    windows = [config.variant.window_of(layer) for layer in range(config.num_layers)]
+    return sum(length**2 - max(0, length - window) ** 2 if window else length**2 for window in windows) / 2
