@@ -19,8 +19,8 @@ import torch
 from torch import nn
 
 from luyen.models.config import TransformerConfig
+from luyen.models.counts import attention_pairs
 from luyen.models.moe import Mixture
-from luyen.models.presets import attention_pairs
 
 PARTS = ("data", "forward", "backward", "update", "communication", "wait", "other")
 """Of a step, in seconds: getting batches, also the next step's; the loss; its gradient; clipping and optimizer; exchange between processes
@@ -81,13 +81,10 @@ class OperationCount:
         """Operations for these batches; lengths are taken from those that are packed (`lengths`)."""
         return float(
             sum(
-                self.token * batch.tokens_T.numel()
-                + self.target * batch.num_targets
-                + sum(map(self.pairs, getattr(batch, "lengths", ())))
+                self.token * batch.tokens_T.numel() + self.target * batch.num_targets + sum(map(self.pairs, getattr(batch, "lengths", ())))
                 for batch in batches
             )
         )
-
 
     def pairs(self, length: int) -> float:
         """Operations of attention between the tokens of one sequence: two products of a head's size, forward and backward."""

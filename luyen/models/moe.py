@@ -81,12 +81,13 @@ class Mixture(nn.Module):
     def forward(self, hidden_BTD: Tensor) -> Tensor:
         """What the chosen experts make of every token, wherever it stands."""
         hidden_ND = hidden_BTD.flatten(0, -2)
-        logits_NE = self.gate(hidden_ND)
+        exact_ND = hidden_ND.float()  # once for both routers, which keep it
+        logits_NE = self.gate(exact_ND)
         weight_NK, choice_NK = choose(logits_NE, self.per_token, self.normalised)
         _tell(Routing(logits_NE, choice_NK))
         output_ND = self._routed(hidden_ND, weight_NK, choice_NK)
         if self.shared_expert is not None and self.shared_expert_gate is not None:
-            share_N1 = self.shared_expert_gate(hidden_ND).sigmoid().to(output_ND.dtype)
+            share_N1 = self.shared_expert_gate(exact_ND).sigmoid().to(output_ND.dtype)
             output_ND = output_ND + share_N1 * self.shared_expert(hidden_ND)
         return output_ND.view_as(hidden_BTD)
 

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from luyen.core import config as configs
 from luyen.core.errors import ConfigError, nearest
 from luyen.models.config import ExpertsConfig, RopeScaling, TransformerConfig, VariantConfig
+from luyen.models.counts import attention_weights, feed_forward_weights, vector_weights
 
 
 class Size(NamedTuple):
@@ -76,38 +77,4 @@ def preset(name: str, vocab_size: int, **changes: Any) -> TransformerConfig:
 def count_parameters(config: TransformerConfig) -> int:
     """Number of weights of a decoder of this size, without building it."""
     embeddings = config.vocab_size * config.hidden_size * (1 if config.tied else 2)
-    return embeddings + attention_weights(config) + feed_forward_weights(config) + norm_weights(config)
-
-
-def attention_weights(config: TransformerConfig) -> int:
-    """Of all layers: queries, keys, values and output, with biases where there are some."""
-    query, key = config.head_dim * config.num_heads, config.head_dim * config.num_kv_heads
-    biases = query + 2 * key if config.variant.qkv_bias else 0
-    return config.num_layers * (2 * config.hidden_size * (query + key) + biases)
-
-
-def feed_forward_weights(config: TransformerConfig, active: bool = False) -> int:
-    """Of all layers, with routers; `active`: of experts only as many as a token goes to."""
-    layers = [config.variant.experts_of(layer) for layer in range(config.num_layers)]
-    return sum(_layer_weights(config, experts, active) for experts in layers)
-
-
-def _layer_weights(config: TransformerConfig, experts: ExpertsConfig | None, active: bool) -> int:
-    width = config.hidden_size
-    if experts is None:
-        return 3 * width * config.intermediate_size
-    routed = (experts.per_token if active else experts.count) * experts.intermediate_size
-    shared_gate = width if experts.shared_size else 0
-    return 3 * width * (routed + experts.shared_size) + width * experts.count + shared_gate
-
-
-def norm_weights(config: TransformerConfig) -> int:
-    """Of all layers and behind them."""
-    heads = {"": 0, "head": 2, "whole": config.num_heads + config.num_kv_heads}[config.variant.qk_norm]
-    return (2 * config.num_layers + 1) * config.hidden_size + config.num_layers * heads * config.head_dim
-
-
-def attention_pairs(config: TransformerConfig, length: int) -> float:
-    """Pairs of a query and a key that a sequence of `length` has in all layers, for one head: half of the square, less through a window."""
-    windows = [config.variant.window_of(layer) for layer in range(config.num_layers)]
-    return sum(length**2 - max(0, length - window) ** 2 if window else length**2 for window in windows) / 2
+    return embeddings + attention_weights(config) + feed_forward_weights(config) + vector_weights(config)

@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from luyen.core.errors import ConfigError
+from luyen.models.counts import idle_weights
 from luyen.models.families import FIELDS, write_rope
 from luyen.models.hf import read_config, written_as
-from luyen.models.presets import PRESETS, count_parameters, feed_forward_weights, preset
+from luyen.models.presets import PRESETS, count_parameters, preset
 from luyen.models.transformer import Transformer
 
 # As Hugging Face counts them, by the vocabulary that each was trained with; GPT-2's 124M needs positions that this has not.
@@ -30,7 +31,7 @@ def test_weights_of_a_token() -> None:
     """Mixtral's paper says 13 billion active of 47, OLMoE's 1.3 of 6.9."""
     for name, total, active in (("mixtral-8x7b", 46.7e9, 12.9e9), ("olmoe-1b-7b", 6.92e9, 1.28e9)):
         config = preset(name, PUBLISHED[name][0])
-        idle = feed_forward_weights(config) - feed_forward_weights(config, active=True)
+        idle = idle_weights(config)
         assert count_parameters(config) == pytest.approx(total, rel=0.01)
         assert count_parameters(config) - idle == pytest.approx(active, rel=0.01)
 
