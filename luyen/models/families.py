@@ -92,6 +92,19 @@ class Family:
         return name
 
 
+KINDS = {int: "a whole number", float: "a number", bool: "true or false", list: "a list"}
+LISTS = ("layer_types", "mlp_only_layers")
+
+
+def check_kind(key: str, value: object, assumed: object) -> None:
+    """Raise ValueError unless a family's own key holds what its assumed value is; null stands for no window, or for nothing assumed."""
+    kind = list if key in LISTS else int if assumed is None else type(assumed)
+    fits = isinstance(value, (int, float) if kind is float else kind) and (kind is bool) == isinstance(value, bool)
+    absent = value is None and (assumed is None or key == "sliding_window")
+    if not fits and not absent:
+        raise ValueError(f"{key}; found {value!r}; expected {KINDS[kind]}")
+
+
 def family_of(config: TransformerConfig) -> tuple[str, dict[str, Any]] | None:
     """The first family that has such a decoder, with its own keys; None where none has."""
     return next(((name, keys) for name, family in FAMILIES.items() if (keys := family.write(config)) is not None), None)
@@ -106,7 +119,7 @@ def read_rope(values: Mapping[str, Any], theta: float) -> dict[str, Any]:
     key = "rope_scaling" if values.get("rope_scaling") else "rope_parameters"
     rope = values.get(key) or {}
     kind = rope.get("rope_type", rope.get("type", "default")) if isinstance(rope, dict) else rope
-    if kind not in ROPE_KEYS:
+    if not isinstance(kind, str) or not isinstance(rope, dict) or kind not in ROPE_KEYS:
         raise ValueError(f"{key} is not supported; found {kind!r}; expected {' or '.join(map(repr, ROPE_KEYS))}")
     known = ROPE_KEYS[kind]
     for unknown in sorted(set(rope) - {"rope_type", "type", "rope_theta", *known}):
@@ -246,7 +259,9 @@ def _write_olmoe(config: TransformerConfig) -> dict[str, Any] | None:
 
 def _sparse_experts(values: Mapping[str, Any], layers: int, **more: Any) -> dict[str, Any]:
     """Experts in every decoder_sparse_step-th layer but mlp_only_layers."""
-    step, plain = values["decoder_sparse_step"], values["mlp_only_layers"] or []
+    step, plain = values["decoder_sparse_step"] or 0, values["mlp_only_layers"] or []
+    if step < 1:
+        raise ValueError(f"decoder_sparse_step; found {step}; expected 1 or more")
     chosen = [layer for layer in range(layers) if layer not in plain and (layer + 1) % step == 0]
     if not chosen:
         raise ValueError("mlp_only_layers and decoder_sparse_step leave no layer with experts")

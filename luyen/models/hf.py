@@ -21,7 +21,7 @@ from luyen.core import manifest, storage
 from luyen.core.errors import ConfigError, ModelError, nearest
 from luyen.core.hub import download, has_hub_form
 from luyen.models.config import TransformerConfig, VariantConfig
-from luyen.models.families import FAMILIES, FIELDS, FIXED, IGNORED, NULL_IS_ZERO, Family, family_of, read_rope, write_rope
+from luyen.models.families import FAMILIES, FIELDS, FIXED, IGNORED, NULL_IS_ZERO, Family, check_kind, family_of, read_rope, write_rope
 from luyen.models.transformer import Transformer
 
 WEIGHTS = "model.safetensors"
@@ -147,12 +147,15 @@ def _described(folder: Path) -> tuple[Family, TransformerConfig]:
             raise ModelError(f"{path}: key {key!r} is missing")
         fields[field] = value
     try:
-        own = family.read({**family.keys, **values}, fields["num_layers"])
-        fields["variant"] = {**read_rope(values, family.theta), **own}
+        layers = configs.load(TransformerConfig, fields, source=str(path)).num_layers
+        own = {**family.keys, **values}
+        for key, assumed in family.keys.items():
+            check_kind(key, own[key], assumed)
+        fields["variant"] = {**read_rope(values, family.theta), **family.read(own, layers)}
         return family, configs.load(TransformerConfig, fields, source=str(path))
     except ConfigError as error:
         raise ModelError(str(error)) from error
-    except (ValueError, TypeError) as error:  # TypeError: a word or null where a family's keys have a number
+    except ValueError as error:
         raise ModelError(f"{path}: {error}") from error
 
 

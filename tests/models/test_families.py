@@ -133,8 +133,14 @@ def test_what_is_assumed_when_keys_are_missing(tmp_path) -> None:
         ({"model_type": "qwen2", "layer_types": ["full_attention"]}, "layer_types; found"),
         ({"model_type": "qwen2", "layer_types": ["sliding_attention"] * 3}, "layer_types asks for windows"),
         ({"model_type": "qwen2", "rope_scaling": {"type": "yarn", "factor": 4.0}}, "rope_scaling is not supported; found 'yarn'"),
-        ({"model_type": "qwen3", "use_sliding_window": True, "max_window_layers": "all"}, "config.json: '>=' not supported"),
+        (
+            {"model_type": "qwen3", "use_sliding_window": True, "max_window_layers": "all"},
+            "max_window_layers; found 'all'; expected a whole number",
+        ),
         ({"model_type": "qwen3_moe", "mlp_only_layers": [0, 1, 2]}, "leave no layer with experts"),
+        ({"model_type": "qwen3_moe", "decoder_sparse_step": 0}, "decoder_sparse_step; found 0; expected 1 or more"),
+        ({"model_type": "qwen3_moe", "norm_topk_prob": 1}, "norm_topk_prob; found 1; expected true or false"),
+        ({"model_type": "qwen2", "num_hidden_layers": "x"}, "num_layers; found 'x'"),
         ({"model_type": "qwen3_moe", "num_experts": 0}, "variant.experts.count; found 0"),
     ],
 )
