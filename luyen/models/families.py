@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from luyen.core import config as configs
+from luyen.core.errors import ModelError
 from luyen.models.config import ExpertsConfig, TransformerConfig, VariantConfig
 
 # config.json's key -> (our field, the value that transformers assumes when the key is missing; None: required)
@@ -105,9 +107,16 @@ def check_kind(key: str, value: object, assumed: object) -> None:
         raise ValueError(f"{key}; found {value!r}; expected {KINDS[kind]}")
 
 
-def family_of(config: TransformerConfig) -> tuple[str, dict[str, Any]] | None:
-    """The first family that has such a decoder, with its own keys; None where none has."""
-    return next(((name, keys) for name, family in FAMILIES.items() if (keys := family.write(config)) is not None), None)
+def written_as(config: TransformerConfig) -> tuple[str, dict[str, Any]]:
+    """The `model_type` of the first family that has such a decoder, and its own keys for it. Raises ModelError where none has."""
+    for name, family in FAMILIES.items():
+        keys = family.write(config)
+        if keys is not None:
+            return name, keys
+    usual = configs.dump(VariantConfig())
+    told = ", ".join(f"{key} {value}" for key, value in configs.dump(config.variant).items() if value != usual[key])
+    fix = "Take the variant of a preset of that family."
+    raise ModelError("no family of Hugging Face's has this decoder", found=told, expected=f"one of {', '.join(FAMILIES)}", fix=fix)
 
 
 def read_rope(values: Mapping[str, Any], theta: float) -> dict[str, Any]:

@@ -20,8 +20,8 @@ from luyen.core import config as configs
 from luyen.core import manifest, storage
 from luyen.core.errors import ConfigError, ModelError, nearest
 from luyen.core.hub import download, has_hub_form
-from luyen.models.config import TransformerConfig, VariantConfig
-from luyen.models.families import FAMILIES, FIELDS, FIXED, IGNORED, NULL_IS_ZERO, Family, check_kind, family_of, read_rope, write_rope
+from luyen.models.config import TransformerConfig
+from luyen.models.families import FAMILIES, FIELDS, FIXED, IGNORED, NULL_IS_ZERO, Family, check_kind, read_rope, write_rope, written_as
 from luyen.models.transformer import Transformer
 
 WEIGHTS = "model.safetensors"
@@ -69,17 +69,6 @@ def save(
         save_file(tensors, Path(folder) / WEIGHTS, metadata={"format": "pt"})
     storage.write_json(Path(folder) / "config.json", description)
     storage.write_json(Path(folder) / "generation_config.json", generation)
-
-
-def written_as(config: TransformerConfig) -> tuple[str, dict[str, Any]]:
-    """The `model_type` that a decoder is written as and its family's own keys. Raises ModelError where no family has such a one."""
-    found = family_of(config)
-    if found is None:
-        variant = configs.dump(config.variant)
-        told = ", ".join(f"{key} {value}" for key, value in variant.items() if value != configs.dump(VariantConfig())[key])
-        fix = "Take the variant of a preset of that family."
-        raise ModelError("no family of Hugging Face's has this decoder", found=told, expected=f"one of {', '.join(FAMILIES)}", fix=fix)
-    return found
 
 
 def load(name: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> Transformer:

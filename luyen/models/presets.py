@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from luyen.core import config as configs
@@ -64,13 +65,15 @@ PRESETS: dict[str, Size] = {
 
 
 def preset(name: str, vocab_size: int, **changes: Any) -> TransformerConfig:
-    """The config of a named size for a vocabulary; `changes` replace single fields.
+    """The config of a named size for a vocabulary; `changes` replace single fields, also inside a `variant` that is given as a mapping.
 
     Raises ConfigError for an unknown name (with the nearest) and for a field that does not exist or does not fit.
     """
     if name not in PRESETS:
         raise ConfigError(f"unknown model preset {name!r}", fix=nearest(name, PRESETS))
     values = {**PRESETS[name]._asdict(), "vocab_size": vocab_size, **changes}
+    if isinstance(values["variant"], Mapping):
+        values["variant"] = configs.merge(configs.dump(PRESETS[name].variant), values["variant"])
     return configs.load(TransformerConfig, values, source=f"preset {name}")
 
 

@@ -7,8 +7,8 @@ import torch
 
 from luyen.core.errors import ConfigError
 from luyen.models.counts import idle_weights
-from luyen.models.families import FIELDS, write_rope
-from luyen.models.hf import read_config, written_as
+from luyen.models.families import FIELDS, write_rope, written_as
+from luyen.models.hf import read_config
 from luyen.models.presets import PRESETS, count_parameters, preset
 from luyen.models.transformer import Transformer
 
@@ -63,6 +63,15 @@ def test_the_count_is_that_of_the_model_and_the_name_is_honest(name) -> None:
 def test_changes_replace_fields() -> None:
     config = preset("llama-3m", 4096, tied=False, context_length=64)
     assert (config.tied, config.context_length, config.num_layers) == (False, 64, 6)
+
+
+def test_a_variant_changes_what_it_names() -> None:
+    config = preset("moe-6m", 4096, variant={"window": 64, "experts": {"balance": 0.5}})
+    assert (config.variant.window, config.variant.experts.balance, config.variant.experts.count) == (64, 0.5, 8)
+    assert preset("qwen2.5-0.5b", 4096, variant={"window": 64}).rope_theta == 1e6
+    assert preset("moe-6m", 4096, variant={"experts": None}).variant.experts is None
+    with pytest.raises(ConfigError, match=r"unknown key 'variant.windows'. Did you mean 'variant.window'"):
+        preset("llama-3m", 4096, variant={"windows": 64})
 
 
 def test_unknown_names_and_fields_are_told_with_the_nearest() -> None:
