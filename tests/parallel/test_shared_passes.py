@@ -15,7 +15,9 @@ from torch.nn import functional
 
 from luyen.core.config import load
 from luyen.core.errors import ConfigError
+from luyen.engine.config import ParallelConfig
 from luyen.engine.parallel.context import continued_attention, pieces, work
+from luyen.engine.parallel.plan import check_model
 from luyen.engine.parallel.tensor import check
 from luyen.models.attention import Layout, packed_attention
 from luyen.models.config import TransformerConfig
@@ -110,3 +112,12 @@ def test_what_is_not_split_by_heads_is_refused(variant, told):
     size = {"hidden_size": 16, "intermediate_size": 40, "num_layers": 2, "num_heads": 4, "num_kv_heads": 4, "context_length": 32}
     with pytest.raises(ConfigError, match=told):
         check(load(TransformerConfig, {"vocab_size": 8, **size, "variant": variant}), 2)
+
+
+@pytest.mark.parametrize("axis", ["tensor", "context", "pipeline"])
+def test_experts_are_refused_before_any_stage(axis):
+    size = {"vocab_size": 8, "hidden_size": 16, "intermediate_size": 40, "num_layers": 2, "num_heads": 4, "num_kv_heads": 4}
+    model = load(TransformerConfig, {**size, "variant": {"experts": {"count": 4, "per_token": 2}}})
+    with pytest.raises(ConfigError, match=f"train.parallel.{axis}; found 4 experts; expected a decoder without experts"):
+        check_model(load(ParallelConfig, {axis: 2}), model)
+    check_model(load(ParallelConfig, {"data": 2, "shard": 2}), model)
