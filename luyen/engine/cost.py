@@ -180,26 +180,13 @@ def kept_bytes(model: TransformerConfig, half: bool, tensor: int = 1, context: i
         shared = 16.0 * width + 8.0 * head * (model.num_heads + 2 * model.num_kv_heads) + 12.0 * columns
         inputs, gathered = 8.0 * width, 8.0 * head * model.num_kv_heads
     shared += 4.0 * head * (model.num_heads + model.num_kv_heads) if model.variant.qk_norm else 0.0
-    shared += _routing_bytes(model, half)
+    shared += counts.routing_bytes(model, half)
     return (inputs + shared / tensor) / context + (gathered / tensor if context > 1 else 0.0)
 
 
 def cheap_bytes(model: TransformerConfig, half: bool, tensor: int = 1, context: int = 1) -> float:
     """Those of them that `selective` makes again: what both norms give, and the gated product, which a tensor group shares."""
     return (2.0 if half else 4.0) * (2 * model.hidden_size + counts.inner_width(model) / tensor) / context
-
-
-def _routing_bytes(model: TransformerConfig, half: bool) -> float:
-    """Bytes that a mixture keeps of a token beside the products of its experts, on average over the layers.
-
-    The copies that go to experts and come back, with their places in 64 bits, what a shared expert gives, scores, and what the router
-    reads: all in fp32, of which there is a copy where the rest is in half precision.
-    """
-    each, found = 2.0 if half else 4.0, 0.0
-    for experts in filter(None, map(model.variant.experts_of, range(model.num_layers))):
-        copies = experts.per_token * (2 * each * model.hidden_size + 48) + each * model.hidden_size * (experts.shared_size > 0)
-        found += copies + 8 * experts.count + (4 * model.hidden_size if half else 0)
-    return found / model.num_layers
 
 
 def activation_bytes(model: TransformerConfig, tokens: float, activations: str, half: bool, tensor: int = 1, context: int = 1) -> float:

@@ -58,3 +58,16 @@ def inner_width(model: TransformerConfig) -> float:
     layers = [model.variant.experts_of(layer) for layer in range(model.num_layers)]
     widths = [each.per_token * each.intermediate_size + each.shared_size if each else model.intermediate_size for each in layers]
     return sum(widths) / model.num_layers
+
+
+def routing_bytes(model: TransformerConfig, half: bool) -> float:
+    """Bytes that a mixture keeps of a token for its backward pass, beside the products of its experts, on average over the layers.
+
+    The copies that go to experts and come back, with their places in 64 bits, what a shared expert gives, scores; and what the router
+    reads, which is fp32 and so a copy of its own where the rest is in half precision.
+    """
+    each, found = 2.0 if half else 4.0, 0.0
+    for experts in filter(None, map(model.variant.experts_of, range(model.num_layers))):
+        copies = experts.per_token * (2 * each * model.hidden_size + 48) + each * model.hidden_size * (experts.shared_size > 0)
+        found += copies + 8 * experts.count + (4 * model.hidden_size if half else 0)
+    return found / model.num_layers
