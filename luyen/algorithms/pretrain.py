@@ -2,6 +2,8 @@
 
     L = - sum_t  log p(x_t | x_1, ..., x_{t-1})        within one document; no token sees another document
 
+A mixture of experts adds its `balance` times how unevenly tokens are spread over the experts (objectives/load_balance.py).
+
 Shapes: T tokens of a packed batch, D hidden size, V vocabulary.
 """
 
@@ -13,9 +15,11 @@ from typing import Any
 from torch import Tensor
 
 from luyen.data.loader import Batch, PackedStream
+from luyen.models import moe
 from luyen.models.attention import Layout
 from luyen.models.transformer import Transformer
 from luyen.objectives.language_model import linear_cross_entropy
+from luyen.objectives.load_balance import load_balance
 from luyen.objectives.loss import Loss
 
 
@@ -42,8 +46,19 @@ def next_token_loss(model: Transformer, batch: Batch, each_T: Tensor | None = No
     `each_T`, where it is given, receives the loss of every position that has a target.
     """
     layout = Layout.packed(batch.lengths, batch.tokens_T.device)
-    hidden_TD = model(batch.tokens_T[None], layout)[0]
+    with moe.heard() as routings:
+        hidden_TD = model(batch.tokens_T[None], layout)[0]
     total = linear_cross_entropy(
         hidden_TD, model.head_weight, batch.targets_T, each_N=each_T, positions_K=batch.trained_positions_K
     )  # fmt: skip
-    return Loss(total, batch.num_targets)
+    return _balanced(Loss(total, batch.num_targets), model, routings)
+
+
+def _balanced(loss: Loss, model: Transformer, routings: list[moe.Routing]) -> Loss:
+    """The loss and, for each of its items, what the balance of the load counts; the balance by itself is a metric."""
+    experts = model.config.variant.experts if routings else None
+    if experts is None:
+        return loss
+    balance = load_balance([routing.logits_NE for routing in routings], [routing.choice_NK for routing in routings])
+    metrics = {**loss.metrics, "load_balance": (balance.detach() * loss.count, float(loss.count))}
+    return Loss(loss.total + experts.balance * loss.count * balance, loss.count, metrics)

@@ -43,7 +43,7 @@ class SFT:
             return next_token_loss(self.model, batch)
         each_T = torch.zeros(batch.tokens_T.shape, device=batch.tokens_T.device)
         loss = next_token_loss(self.model, batch, each_T)
-        return Loss(loss.total, loss.count, self._by_source(batch, each_T))
+        return Loss(loss.total, loss.count, {**loss.metrics, **self._by_source(batch, each_T)})
 
     def _by_source(self, batch: Batch, each_T: Tensor) -> dict[str, tuple[Tensor, float]]:
         """Name -> (sum, count) of every source that has targets in the batch; nothing is read back from the device."""

@@ -18,7 +18,7 @@ from torch import nn
 from luyen.core import progress
 from luyen.core.errors import ConfigError
 from luyen.engine.layers import wrapped
-from luyen.models import transformer
+from luyen.models import moe, transformer
 
 Compile = Literal["auto", "always", "never"]
 
@@ -78,22 +78,25 @@ def compiled(module: nn.Module, wanted: bool) -> Iterator[None]:
     if not wanted:
         yield
         return
-    with wrapped(module, _where_trained, "train.compile", found="always", expected="never"), _attention_apart():
+    with wrapped(module, _where_trained, "train.compile", found="always", expected="never"), _left_as_it_is():
         yield
 
 
 @contextlib.contextmanager
-def _attention_apart() -> Iterator[None]:
-    """Leave attention over packed sequences as it is: its loops follow the lengths of one batch, and every batch has others.
+def _left_as_it_is() -> Iterator[None]:
+    """Leave attention over packed sequences and mixtures of experts as they are: they follow the lengths of one batch and the choices of
+    its tokens, and every batch has others.
 
-    Marked here and not where it is defined, since marking anything loads the whole compiler, a second that other runs need not spend.
+    Marked here and not where they are defined, since marking anything loads the whole compiler, a second that other runs need not spend.
     """
-    whole = transformer.packed_attention
+    whole, mixture = transformer.packed_attention, moe.Mixture.forward
     transformer.packed_attention = torch.compiler.disable(whole)
+    moe.Mixture.forward = torch.compiler.disable(mixture)  # type: ignore[method-assign]
     try:
         yield
     finally:
         transformer.packed_attention = whole
+        moe.Mixture.forward = mixture  # type: ignore[method-assign]
 
 
 def _where_trained(forward: Callable[..., Any]) -> Callable[..., Any]:

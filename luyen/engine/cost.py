@@ -16,6 +16,7 @@ from dataclasses import dataclass, fields, replace
 
 from luyen.engine.config import OptimizerConfig
 from luyen.engine.layouts import Batch, Layout, rank_layers
+from luyen.models import counts
 from luyen.models.config import TransformerConfig
 
 BACKWARD = 2.0
@@ -55,7 +56,9 @@ class Parameters(Parts):
     embedding: int
     attention: int
     feed_forward: int
+    """With all experts and their routers."""
     norms: int
+    """With biases."""
     head: int
     """0 where the head is the embedding."""
 
@@ -72,21 +75,24 @@ class Parameters(Parts):
 
 def parameters(model: TransformerConfig) -> Parameters:
     """Weights of each part of a decoder of this size (Llama 2, arXiv:2307.09288, section 2.2)."""
-    width, heads = model.hidden_size, model.head_dim * (model.num_heads + model.num_kv_heads)
-    table = model.vocab_size * width
+    table = model.vocab_size * model.hidden_size
     return Parameters(
         embedding=table,
-        attention=model.num_layers * 2 * width * heads,
-        feed_forward=model.num_layers * 3 * width * model.intermediate_size,
-        norms=(2 * model.num_layers + 1) * width,
+        attention=counts.attention_weights(model),
+        feed_forward=counts.feed_forward_weights(model),
+        norms=counts.vector_weights(model),
         head=0 if model.tied else table,
     )
 
 
 def adapter_parameters(model: TransformerConfig, rank: int) -> int:
-    """Weights of LoRA (Hu et al., 2021, arXiv:2106.09685) of this rank on all seven projections: rank x (inputs + outputs) of each."""
+    """Weights of LoRA (Hu et al., 2021, arXiv:2106.09685) of this rank on all projections: rank x (inputs + outputs) of each.
+
+    Those are seven of a plain layer, and three of every expert.
+    """
     width, query, key = model.hidden_size, model.num_heads * model.head_dim, model.num_kv_heads * model.head_dim
-    return rank * model.num_layers * (2 * (width + query) + 2 * (width + key) + 3 * (width + model.intermediate_size))
+    inner = sum(3 * (width + size) for size in counts.feed_forwards(model))
+    return rank * (model.num_layers * (2 * (width + query) + 2 * (width + key)) + inner)
 
 
 @dataclass(frozen=True)
@@ -108,8 +114,9 @@ class Operations(Parts):
     projections: float
     """Query, key, value and output of attention."""
     scores: float
-    """Queries with keys, weights with values: half of the square, since no token sees a later one."""
+    """Queries with keys, weights with values: half of the square, since no token sees a later one, or what lies in a window."""
     feed_forward: float
+    """Of experts those that a token goes to."""
     head: float
 
     @property
@@ -123,8 +130,8 @@ def operations(model: TransformerConfig, length: int, trained: float = 1.0) -> O
     parts = parameters(model)
     return Operations(
         projections=2.0 * parts.attention,
-        scores=2.0 * model.num_layers * model.num_heads * model.head_dim * length,
-        feed_forward=2.0 * parts.feed_forward,
+        scores=4.0 * model.num_heads * model.head_dim * counts.attention_pairs(model, length) / length,
+        feed_forward=2.0 * (parts.feed_forward - counts.idle_weights(model)),
         head=2.0 * trained * model.vocab_size * model.hidden_size,
     )
 
@@ -161,21 +168,25 @@ def kept_bytes(model: TransformerConfig, half: bool, tensor: int = 1, context: i
     """Bytes that one layer keeps of one token for its backward pass, on each of `tensor` x `context` devices that share it.
 
     The residual twice in fp32, what both norms make of it, queries, keys, values, what attention gives, gate, up and their product. All is
-    shared but what the norms give, which a tensor group gathers, and keys and values, which a context group gathers.
+    shared but what the norms give, which a tensor group gathers, and keys and values, which a context group gathers. Norms of queries and
+    keys keep what they read, in fp32. On average over the layers.
     """
     width, head = model.hidden_size, model.head_dim
+    columns = counts.inner_width(model)
     if half:
-        shared = 8.0 * width + 4.0 * head * (model.num_heads + model.num_kv_heads) + 6.0 * model.intermediate_size
+        shared = 8.0 * width + 4.0 * head * (model.num_heads + model.num_kv_heads) + 6.0 * columns
         inputs, gathered = 4.0 * width, 4.0 * head * model.num_kv_heads
     else:
-        shared = 16.0 * width + 8.0 * head * (model.num_heads + 2 * model.num_kv_heads) + 12.0 * model.intermediate_size
+        shared = 16.0 * width + 8.0 * head * (model.num_heads + 2 * model.num_kv_heads) + 12.0 * columns
         inputs, gathered = 8.0 * width, 8.0 * head * model.num_kv_heads
+    shared += 4.0 * head * (model.num_heads + model.num_kv_heads) if model.variant.qk_norm else 0.0
+    shared += counts.routing_bytes(model, half)
     return (inputs + shared / tensor) / context + (gathered / tensor if context > 1 else 0.0)
 
 
 def cheap_bytes(model: TransformerConfig, half: bool, tensor: int = 1, context: int = 1) -> float:
     """Those of them that `selective` makes again: what both norms give, and the gated product, which a tensor group shares."""
-    return (2.0 if half else 4.0) * (2 * model.hidden_size + model.intermediate_size / tensor) / context
+    return (2.0 if half else 4.0) * (2 * model.hidden_size + counts.inner_width(model) / tensor) / context
 
 
 def activation_bytes(model: TransformerConfig, tokens: float, activations: str, half: bool, tensor: int = 1, context: int = 1) -> float:
@@ -247,6 +258,8 @@ class Training:
         """The part of it that one device of a layout has; None where something of it cannot be shared so."""
         model = self.model
         if any(size % layout.tensor for size in (model.num_heads, model.num_kv_heads, model.intermediate_size)):
+            return None
+        if (model.variant.experts and layout.alike * layout.pipeline > 1) or (model.variant.qk_norm == "whole" and layout.tensor > 1):
             return None
         if (self.fp8 and layout.tensor > 1) or (self.compiled and (layout.alike * layout.pipeline > 1 or self.activations == "selective")):
             return None

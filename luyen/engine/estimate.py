@@ -31,6 +31,7 @@ from luyen.engine.config import ParallelConfig, TrainConfig
 from luyen.engine.layouts import Batch, Layout, bubble, rank_layers
 from luyen.engine.optim import NEWTON_SCHULZ_STEPS
 from luyen.models.config import TransformerConfig
+from luyen.models.counts import feed_forwards, idle_weights
 from luyen.models.presets import count_parameters
 
 MATRIX_SHARE = 0.95
@@ -153,7 +154,7 @@ class Estimate:
 def token_work(model: TransformerConfig, length: int, trained: float = 1.0) -> Work:
     """Forward and backward of one token in a sequence of `length`; `trained` is the share of tokens whose target the head predicts."""
     counted = cost.operations(model, length, trained)
-    layers = 2.0 * cost.parameters(model).layers  # norms with the matrices
+    layers = 2.0 * (cost.parameters(model).layers - idle_weights(model))  # norms with the matrices
     forward = layers / MATRIX_SHARE + counted.head / HEAD_SHARE + counted.scores / ATTENTION_SHARE
     return Work((1 + cost.BACKWARD) * forward, MOVED_BYTES * model.num_layers * model.hidden_size)
 
@@ -167,14 +168,14 @@ def update_work(model: TransformerConfig, optimizer: str) -> Work:
     if optimizer != "muon":
         return update
     width, query, key = model.hidden_size, model.num_heads * model.head_dim, model.num_kv_heads * model.head_dim
-    shapes = [(query, width)] * 2 + [(key, width)] * 2 + [(model.intermediate_size, width)] * 3
+    shapes = ([(query, width)] * 2 + [(key, width)] * 2) * model.num_layers + [(size, width) for size in feed_forwards(model)] * 3
     products = sum(4 * min(shape) ** 2 * max(shape) + 2 * min(shape) ** 3 for shape in shapes)
-    return update + Work(NEWTON_SCHULZ_STEPS * model.num_layers * products / UPDATE_SHARE)
+    return update + Work(NEWTON_SCHULZ_STEPS * products / UPDATE_SHARE)
 
 
 def writing_work(model: TransformerConfig, tokens: float) -> Work:
     """Writing `tokens` tokens of answers: 2 operations for every weight and token, at the rate that small steps reach."""
-    return Work(2.0 * count_parameters(model) * tokens / DECODING_SHARE)
+    return Work(2.0 * (count_parameters(model) - idle_weights(model)) * tokens / DECODING_SHARE)
 
 
 def layout_of(parallel: ParallelConfig) -> Layout:

@@ -3,7 +3,8 @@
 Micikevicius et al., 2022, arXiv:2209.05433: inputs and weights in e4m3, gradients in e5m2, each tensor divided by its largest number
 before, so of every linear map in the model's lists of layers all three products, y = W x, dx = W' dy and dW = dy x', are made of 8-bit
 numbers and summed in more. Weights, optimizer and checkpoints stay fp32, all else is as in a bf16 run: norms, attention, embedding, head. A
-linear map with a size that is no multiple of 16, which the units want, stays bf16. Only training goes through it: what is evaluated and
+linear map with a size that is no multiple of 16, which the units want, stays bf16, and so do experts: one may have no token in a pass, and
+of nothing there is no largest number. Only training goes through it: what is evaluated and
 written is the model in its plain types. Parameter names do not change, and after the block the modules are those of before.
 """
 
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from luyen.core.errors import ConfigError
+from luyen.models.moe import Experts
 
 CAPABILITY = (8, 9)
 """The first GPUs that multiply 8-bit floats: Ada (8.9), then Hopper (9.0)."""
@@ -74,12 +76,14 @@ def trained_in_fp8(model: nn.Module, wanted: bool, emulate: bool = False) -> Ite
 
 
 def _linears(model: nn.Module) -> list[tuple[nn.Module, str, nn.Linear]]:
-    """Linear maps of fitting sizes in the model's lists of layers, by parent and name there."""
+    """Linear maps of fitting sizes in the model's lists of layers, by parent and name there; not those of experts."""
+    within_experts = {id(module) for experts in model.modules() if isinstance(experts, Experts) for module in experts.modules()}
     return [
         (parent, name, child)
         for listed in model.modules()
         if isinstance(listed, nn.ModuleList)
         for parent in listed.modules()
+        if id(parent) not in within_experts
         for name, child in parent.named_children()
         if isinstance(child, nn.Linear) and child.in_features % MULTIPLE == child.out_features % MULTIPLE == 0
     ]

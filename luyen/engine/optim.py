@@ -24,6 +24,7 @@ from luyen.engine.config import OptimizerConfig
 from luyen.engine.eight_bit import adamw8bit
 from luyen.engine.lion import Lion
 from luyen.engine.sgd import SGD
+from luyen.models.moe import Router
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 """Coefficients a, b, c of X <- a X + (b X X' + c (X X')^2) X: the steepest slope at 0 that stays bounded near 1."""
@@ -35,9 +36,9 @@ def build(model: nn.Module, config: OptimizerConfig) -> list[Optimizer]:
 
     With `ema_decay` every update also updates the average of the weights, in the optimizers' state.
 
-    Muon is for linear maps between hidden states: matrices inside the model's lists of layers. An untied head maps to tokens and
-    stays with AdamW, as everything that does not decay does beside adamw8bit. Raises ConfigError when Muon has nothing to do or
-    adamw8bit's library is missing.
+    Muon is for linear maps between hidden states: matrices inside the model's lists of layers. An untied head maps to tokens, a router
+    to experts: they stay with AdamW, as everything that does not decay does beside adamw8bit. Raises ConfigError when Muon has nothing
+    to do or adamw8bit's library is missing.
     """
     hidden, matrices, plain = split_parameters(model)
     rate, decay = config.learning_rate, config.weight_decay
@@ -83,6 +84,7 @@ def split_parameters(model: nn.Module) -> tuple[list[Tensor], list[Tensor], list
     The rest are norms, biases and embeddings, also an embedding that is the head as well.
     """
     embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    routers = {id(module.weight) for module in model.modules() if isinstance(module, Router)}
     in_layers = {
         id(parameter)
         for child in model.modules()
@@ -97,7 +99,7 @@ def split_parameters(model: nn.Module) -> tuple[list[Tensor], list[Tensor], list
             continue
         if parameter.ndim < 2 or id(parameter) in embeddings:
             plain.append(parameter)
-        elif parameter.ndim == 2 and id(parameter) in in_layers:
+        elif parameter.ndim == 2 and id(parameter) in in_layers and id(parameter) not in routers:
             hidden.append(parameter)
         else:
             matrices.append(parameter)

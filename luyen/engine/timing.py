@@ -19,6 +19,8 @@ import torch
 from torch import nn
 
 from luyen.models.config import TransformerConfig
+from luyen.models.counts import attention_pairs
+from luyen.models.moe import Mixture
 
 PARTS = ("data", "forward", "backward", "update", "communication", "wait", "other")
 """Of a step, in seconds: getting batches, also the next step's; the loss; its gradient; clipping and optimizer; exchange between processes
@@ -60,27 +62,41 @@ class Clock:
 
 
 class OperationCount:
-    """Operations of a model's products for a token, a target and a squared length; without attention for a model that is no Transformer."""
+    """Operations of a model's products for a token, a target and a pair of query and key; without attention for one that is no Transformer.
+
+    Of experts as many count for a token as it goes to.
+    """
 
     def __init__(self, model: nn.Module) -> None:
         head = getattr(model, "head_weight", None)
         tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
         left_out = tables | {id(head)}
-        self.token = sum(_multiplications(weight) for weight in model.parameters() if weight.ndim > 1 and id(weight) not in left_out)
+        matrices = [weight for weight in model.parameters() if weight.ndim > 1 and id(weight) not in left_out]
+        self.token = sum(map(_multiplications, matrices)) - sum(_idle(module) for module in model.modules() if isinstance(module, Mixture))
         self.target = 0 if head is None else _multiplications(head)
         config = getattr(model, "config", None)
-        self.square = 6 * config.num_layers * config.num_heads * config.head_dim if isinstance(config, TransformerConfig) else 0
+        self.config = config if isinstance(config, TransformerConfig) else None
 
     def of(self, batches: Iterable[Any]) -> float:
         """Operations for these batches; lengths are taken from those that are packed (`lengths`)."""
         return float(
             sum(
-                self.token * batch.tokens_T.numel()
-                + self.target * batch.num_targets
-                + self.square * sum(length**2 for length in getattr(batch, "lengths", ()))
+                self.token * batch.tokens_T.numel() + self.target * batch.num_targets + sum(map(self.pairs, getattr(batch, "lengths", ())))
                 for batch in batches
             )
         )
+
+    def pairs(self, length: int) -> float:
+        """Operations of attention between the tokens of one sequence: two products of a head's size, forward and backward."""
+        if self.config is None:
+            return 0.0
+        return 12 * self.config.num_heads * self.config.head_dim * attention_pairs(self.config, length)
+
+
+def _idle(mixture: Mixture) -> int:
+    """What the experts that a token does not go to would take for it."""
+    whole = sum(map(_multiplications, mixture.experts.parameters()))
+    return whole - whole * mixture.per_token // mixture.gate.weight.shape[0]
 
 
 def _multiplications(weight: torch.Tensor) -> int:

@@ -3,7 +3,7 @@
 Sequences are aligned at their ends: row b fills columns start_b .. width-1, so each new token is one column for all
 rows and the mask of a row never changes. Prompts are not padded when they are read, only when they are kept.
 
-Shapes: B rows, T flat prompt tokens, H query heads, K key-value heads, G = H / K, E head size, W columns in use, C columns.
+Shapes: B rows, T flat prompt tokens, H query heads, K key-value heads, G = H / K, E head size, W columns in sight, C columns.
 """
 
 from __future__ import annotations
@@ -47,14 +47,15 @@ class KeyValueCache:
         self.keys, self.values = self.keys.index_select(1, rows), self.values.index_select(1, rows)
         self.starts, self.mask = self.starts[rows], self.mask[rows]
 
-    def attend(self, layer: int, query_BTHE: Tensor, key_BTKE: Tensor, value_BTKE: Tensor) -> Tensor:
-        """Store the newest token's key and value and attend over the whole row. T is 1."""
+    def attend(self, layer: int, query_BTHE: Tensor, key_BTKE: Tensor, value_BTKE: Tensor, window: int) -> Tensor:
+        """Store the newest token's key and value and attend over the whole row, or its last `window` columns. T is 1."""
         self.keys[layer, :, :, self.width - 1] = key_BTKE[:, 0]
         self.values[layer, :, :, self.width - 1] = value_BTKE[:, 0]
-        key_BKWE, value_BKWE = self.keys[layer, :, :, : self.width], self.values[layer, :, :, : self.width]
+        columns = slice(max(0, self.width - window) if window else 0, self.width)
+        key_BKWE, value_BKWE = self.keys[layer, :, :, columns], self.values[layer, :, :, columns]
         rows, _, heads, size = query_BTHE.shape
         query_BKGE = query_BTHE.reshape(rows, key_BKWE.shape[1], -1, size) * size**-0.5
-        score_BKGW = query_BKGE @ key_BKWE.transpose(-1, -2) + self.mask[..., : self.width]
+        score_BKGW = query_BKGE @ key_BKWE.transpose(-1, -2) + self.mask[..., columns]
         attended_BTHE: Tensor = (score_BKGW.softmax(-1) @ value_BKWE).reshape(rows, 1, heads, size)
         return attended_BTHE
 
@@ -74,8 +75,8 @@ class PromptCache:
         """Position of each prompt token in its own prompt, (1, T)."""
         return self.layout.positions_T[None]
 
-    def attend(self, layer: int, query_BTHE: Tensor, key_BTKE: Tensor, value_BTKE: Tensor) -> Tensor:
+    def attend(self, layer: int, query_BTHE: Tensor, key_BTKE: Tensor, value_BTKE: Tensor, window: int) -> Tensor:
         """Attend within each prompt and store its keys and values. B is 1."""
         self.cache.keys[layer][self.rows, :, self.columns] = key_BTKE[0]
         self.cache.values[layer][self.rows, :, self.columns] = value_BTKE[0]
-        return packed_attention(query_BTHE[0], key_BTKE[0], value_BTKE[0], self.layout)[None]
+        return packed_attention(query_BTHE[0], key_BTKE[0], value_BTKE[0], self.layout, window)[None]

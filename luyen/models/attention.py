@@ -2,7 +2,8 @@
 
     attention(q, k, v) = softmax(q k^T / sqrt(E) + causal mask) v        (Vaswani et al., 2017, equation 1)
 
-Query head h reads key-value head h // (H / K) (grouped-query attention, Ainslie et al., 2023, arXiv:2305.13245).
+Query head h reads key-value head h // (H / K) (grouped-query attention, Ainslie et al., 2023, arXiv:2305.13245). With a window w a query
+sees itself and the w - 1 tokens before it (Jiang et al., 2023, arXiv:2310.06825, section 2); 0 is no window.
 
 Shapes: B rows, T tokens, H query heads, K key-value heads, E head size;
         S sequences of a group, L tokens of its longest, P = sum of S * L over the groups; Z = all sequences + 1.
@@ -38,8 +39,8 @@ class Cache(Protocol):
     def positions_BT(self) -> Tensor:
         """Positions of the tokens now in the model."""
 
-    def attend(self, layer: int, query_BTHE: Tensor, key_BTKE: Tensor, value_BTKE: Tensor) -> Tensor:
-        """Store the new (rotated) keys and the values of `layer`; return what the queries see, (B, T, H, E)."""
+    def attend(self, layer: int, query_BTHE: Tensor, key_BTKE: Tensor, value_BTKE: Tensor, window: int) -> Tensor:
+        """Store the new (rotated) keys and the values of `layer`; return what the queries see in their window, (B, T, H, E)."""
 
 
 @dataclass(frozen=True)
@@ -144,48 +145,46 @@ def _similar(sizes: numpy.ndarray[Any, Any], order: numpy.ndarray[Any, Any]) -> 
     return groups[::-1]
 
 
-def causal_attention(query_BTHE: Tensor, key_BTKE: Tensor, value_BTKE: Tensor) -> Tensor:
+def causal_attention(query_BTHE: Tensor, key_BTKE: Tensor, value_BTKE: Tensor, window: int = 0) -> Tensor:
     """Each row attends to its own earlier tokens. Returns (B, T, H, E)."""
-    if fits(query_BTHE):
-        return block_attention(query_BTHE, key_BTKE, value_BTKE)
+    tokens = query_BTHE.shape[1]
+    window = window if window < tokens else 0
+    if fits(query_BTHE, window):
+        return block_attention(query_BTHE, key_BTKE, value_BTKE, window)
     attended = functional.scaled_dot_product_attention(
         query_BTHE.transpose(1, 2),
         key_BTKE.transpose(1, 2),
         value_BTKE.transpose(1, 2),
-        is_causal=True,
+        attn_mask=seen(tokens, tokens, window, query_BTHE.device) if window else None,
+        is_causal=not window,
         enable_gqa=query_BTHE.shape[2] != key_BTKE.shape[2],
     )
     return attended.transpose(1, 2)
 
 
-def packed_attention(query_THE: Tensor, key_TKE: Tensor, value_TKE: Tensor, layout: Layout) -> Tensor:
+def seen(queries: int, keys: int, window: int, device: torch.device) -> Tensor:
+    """Which of a sequence's keys each of its last queries sees through a window (above 0), bool (queries, keys)."""
+    behind = torch.arange(keys - queries, keys, device=device)[:, None] - torch.arange(keys, device=device)
+    return (behind >= 0) & (behind < window)
+
+
+def packed_attention(query_THE: Tensor, key_TKE: Tensor, value_TKE: Tensor, layout: Layout, window: int = 0) -> Tensor:
     """Each sequence of the layout attends to itself alone. Returns (T, H, E)."""
     if varlen.takes(query_THE):
-        return varlen.varlen_attention(query_THE, key_TKE, value_TKE, layout.bounds_Z, layout.longest)
+        return varlen.varlen_attention(query_THE, key_TKE, value_TKE, layout.bounds_Z, layout.longest, window)
     grids = layout.grids
     if grids.gather_P is None or grids.scatter_T is None:
         grid = (grids.groups[0].rows, grids.groups[0].length)
-        return causal_attention(*(_grid(tensor, *grid) for tensor in (query_THE, key_TKE, value_TKE))).flatten(0, 1)
+        query, key, value = (_grid(tensor, *grid) for tensor in (query_THE, key_TKE, value_TKE))
+        return causal_attention(query, key, value, window).flatten(0, 1)
     sizes = [group.rows * group.length for group in grids.groups]
     parts = [pad(tensor, grids.gather_P, grids.scatter_T).split_with_sizes(sizes) for tensor in (query_THE, key_TKE, value_TKE)]
-    attended_groups = [
-        causal_attention(*(_grid(part[index], group.rows, group.length) for part in parts)).flatten(0, 1)
-        for index, group in enumerate(grids.groups)
-    ]
+    attended_groups = []
+    for index, group in enumerate(grids.groups):
+        query, key, value = (_grid(part[index], group.rows, group.length) for part in parts)
+        attended_groups.append(causal_attention(query, key, value, window).flatten(0, 1))
     return unpad(torch.cat(attended_groups), grids.scatter_T)
 
 
 def _grid(states: Tensor, rows: int, length: int) -> Tensor:
     return states.reshape(rows, length, *states.shape[1:])
-
-
-def rotation(positions_BT: Tensor, head_dim: int, theta: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Cosine (c, c) and sine (-s, s) of the rotary embedding's angles, each (B, T, 1, E).
-
-    The angle of pair i at position p is p theta^(-2i/E) (Su et al., 2021, arXiv:2104.09864). As in Hugging Face's
-    files, dimension i pairs with i + E/2.
-    """
-    exponent = torch.arange(0, head_dim, 2, device=positions_BT.device, dtype=torch.float32) / head_dim
-    angle = positions_BT[:, :, None, None].float() * (1.0 / theta**exponent)
-    cosine, sine = angle.cos().to(dtype), angle.sin().to(dtype)
-    return torch.cat([cosine, cosine], -1), torch.cat([-sine, sine], -1)

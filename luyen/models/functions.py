@@ -111,6 +111,8 @@ class UnpadFunction(torch.autograd.Function):
 
 def rms_norm(hidden: Tensor, weight: Tensor, eps: float) -> Tensor:
     """RMSNorm over the last dimension, in the autocast type where that is on: all who read it would turn it into that, each for itself."""
+    if weight.dtype == torch.float32 and hidden.dtype != torch.float32:  # what a product gave under autocast
+        hidden = hidden.to(weight.dtype)
     if torch.compiler.is_compiling():
         return _read_as(functional.rms_norm(hidden, weight.shape, weight, eps))
     return cheap(_rms_norm(hidden, weight, eps), _rms_norm, hidden, weight, eps)

@@ -1,7 +1,7 @@
 """Decoders as Hugging Face folders: `config.json` and safetensors, in and out.
 
-Only architectures that the decoder computes exactly are read; a key of `config.json` that is not known, or that asks
-for something else, is refused by name. Weights come from safetensors alone, single or sharded.
+Only architectures that the decoder computes exactly are read (models/families.py has them); a key of `config.json` that is not known, or
+that asks for something else, is refused by name. Weights come from safetensors alone, single or sharded.
 """
 
 from __future__ import annotations
@@ -21,61 +21,12 @@ from luyen.core import manifest, storage
 from luyen.core.errors import ConfigError, ModelError, nearest
 from luyen.core.hub import download, has_hub_form
 from luyen.models.config import TransformerConfig
+from luyen.models.families import FAMILIES, FIELDS, FIXED, IGNORED, NULL_IS_ZERO, Family, check_kind, read_rope, write_rope, written_as
 from luyen.models.transformer import Transformer
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model"]
-
-# config.json's key -> (our field, the value that transformers assumes when the key is missing; None: required)
-FIELDS: dict[str, tuple[str, object]] = {
-    "vocab_size": ("vocab_size", None),
-    "hidden_size": ("hidden_size", None),
-    "intermediate_size": ("intermediate_size", None),
-    "num_hidden_layers": ("num_layers", None),
-    "num_attention_heads": ("num_heads", None),
-    "num_key_value_heads": ("num_kv_heads", 0),
-    "head_dim": ("head_dim", 0),
-    "max_position_embeddings": ("context_length", 2048),
-    "rms_norm_eps": ("norm_eps", 1e-6),
-    "tie_word_embeddings": ("tied", False),
-    "initializer_range": ("init_std", 0.02),
-}
-# Keys whose only accepted values are those that change nothing.
-FIXED: dict[str, tuple[object, ...]] = {
-    "model_type": ("llama",),
-    "hidden_act": ("silu", "swish"),
-    "attention_bias": (False, None),
-    "mlp_bias": (False, None),
-    "rope_interleaved": (False, None),
-    "quantization_config": (None,),
-    "auto_map": (None, {}),
-    "sliding_window": (None,),
-}
-# Keys that do not change what the model computes.
-IGNORED = frozenset(
-    (
-        "_attn_implementation_autoset",
-        "_name_or_path",
-        "architectures",
-        "attention_dropout",
-        "bos_token_id",
-        "dtype",
-        "eos_token_id",
-        "is_llama_config",
-        "max_sequence_length",
-        "pad_token_id",
-        "pretraining_tp",
-        "rope_parameters",
-        "rope_scaling",
-        "rope_theta",
-        "torch_dtype",
-        "transformers.js_config",
-        "transformers_version",
-        "unsloth_version",
-        "use_cache",
-    )
-)
 
 
 def save(
@@ -90,27 +41,28 @@ def save(
     """Write config.json, model.safetensors and generation_config.json into an existing folder.
 
     stop_ids end an answer; sampling holds further fields of generation_config.json (do_sample, temperature ...).
-    The tokenizer's files are the tokenizer's; whole-or-nothing and the manifest are the caller's.
+    The tokenizer's files are the tokenizer's; whole-or-nothing and the manifest are the caller's. Raises ModelError for a decoder that no
+    family of Hugging Face's has.
     """
     config = model.config
+    model_type, own = written_as(config)
     eos = list(stop_ids) if len(stop_ids) > 1 else next(iter(stop_ids), None)
     ids = {"bos_token_id": bos_id, "eos_token_id": eos, "pad_token_id": pad_id}
-    tensors = {name: tensor.detach().contiguous().cpu() for name, tensor in sorted(model.state_dict().items())}
+    named = FAMILIES[model_type].in_file
+    tensors = {named(name): tensor.detach().contiguous().cpu() for name, tensor in sorted(model.state_dict().items())}
     description = {
         **{key: getattr(config, field) for key, (field, _) in FIELDS.items()},
         **ids,
-        "architectures": ["LlamaForCausalLM"],
-        "attention_bias": False,
+        "architectures": [FAMILIES[model_type].architecture],
         "attention_dropout": 0.0,
         "dtype": str(model.head_weight.dtype).removeprefix("torch."),
         "hidden_act": "silu",
-        "mlp_bias": False,
-        "model_type": "llama",
-        # transformers 5 reads rope_parameters, 4 reads rope_theta and torch_dtype.
-        "rope_parameters": {"rope_theta": config.rope_theta, "rope_type": "default"},
-        "rope_theta": config.rope_theta,
+        "model_type": model_type,
+        **write_rope(config.variant),
+        # transformers 5 reads dtype, 4 reads torch_dtype.
         "torch_dtype": str(model.head_weight.dtype).removeprefix("torch."),
         "use_cache": True,
+        **own,
     }
     generation = {key: value for key, value in {**ids, **(sampling or {})}.items() if value is not None}
     with storage.storage_errors(Path(folder)), storage.usual_mode(Path(folder) / WEIGHTS):
@@ -127,13 +79,13 @@ def load(name: str | Path, device: torch.device | str = "cpu", dtype: torch.dtyp
     """
     folder = locate(name)
     manifest.verify_listed(folder)
-    config = read_config(folder)
+    family, config = _described(folder)
     with torch.device("meta"):
         model = Transformer(config)
     if torch.device(device).type == "meta":
         return model
     expected = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
-    tensors = _read_weights(folder, device, dtype)
+    tensors = {family.in_model(key): tensor for key, tensor in _read_weights(folder, device, dtype).items()}
     _drop_redundant(tensors, config, folder)
     _check_names_and_shapes(tensors, expected, folder)
     model.load_state_dict(tensors, assign=True)
@@ -157,7 +109,11 @@ def locate(name: str | Path) -> Path:
 
 
 def read_config(folder: Path) -> TransformerConfig:
-    """The config of a Hugging Face Llama folder. ModelError names the first key that is unknown or asks for something else."""
+    """The config of a Hugging Face folder. ModelError names the first key that is unknown or asks for something else."""
+    return _described(folder)[1]
+
+
+def _described(folder: Path) -> tuple[Family, TransformerConfig]:
     path = Path(folder) / "config.json"
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
@@ -165,42 +121,42 @@ def read_config(folder: Path) -> TransformerConfig:
         raise ModelError(f"{path} cannot be read", found=error, expected="a Hugging Face config.json") from error
     if not isinstance(values, dict):
         raise ModelError(f"{path} is not a model's config", found=type(values).__name__, expected="a JSON object")
-    if values.get("model_type") != "llama":
-        found = repr(values.get("model_type"))
-        raise ModelError(f"{path}: model_type", found=found, expected="'llama'", fix="Other architectures are not read.")
-    for key, value in values.items():
-        if key in FIXED and value not in FIXED[key]:
-            allowed = " or ".join(map(repr, FIXED[key]))
-            raise ModelError(f"{path}: {key} is not supported", found=repr(value), expected=allowed)
-        if key not in FIELDS and key not in FIXED and key not in IGNORED:
-            raise ModelError(f"{path}: unknown key {key!r}", found=repr(value), fix=nearest(key, {*FIELDS, *FIXED, *IGNORED}))
-    fields: dict[str, Any] = {"rope_theta": _rope_theta(values, path)}
-    for key, (field, default) in FIELDS.items():
-        value = default if values.get(key) is None else values[key]
+    family = FAMILIES.get(str(values.get("model_type")))
+    if family is None:
+        found, expected = repr(values.get("model_type")), " or ".join(map(repr, FAMILIES))
+        raise ModelError(f"{path}: model_type", found=found, expected=expected, fix="Other architectures are not read.")
+    values = {family.other_names.get(key, key): value for key, value in values.items()}
+    _check_keys(values, family, path)
+    fields: dict[str, Any] = {}
+    for key, (field, usual) in FIELDS.items():
+        default = family.defaults.get(key, usual)
+        value = 0 if key in NULL_IS_ZERO and key in values and values[key] is None else values.get(key)
+        value = default if value is None else value
         if value is None:
             raise ModelError(f"{path}: key {key!r} is missing")
         fields[field] = value
     try:
-        return configs.load(TransformerConfig, fields, source=str(path))
+        layers = configs.load(TransformerConfig, fields, source=str(path)).num_layers
+        own = {**family.keys, **values}
+        for key, assumed in family.keys.items():
+            check_kind(key, own[key], assumed)
+        fields["variant"] = {**read_rope(values, family.theta), **family.read(own, layers)}
+        return family, configs.load(TransformerConfig, fields, source=str(path))
     except ConfigError as error:
         raise ModelError(str(error)) from error
+    except ValueError as error:
+        raise ModelError(f"{path}: {error}") from error
 
 
-def _rope_theta(values: Mapping[str, Any], path: Path) -> object:
-    """The rotary base. transformers 5 keeps it in rope_parameters, 4 at the top beside rope_scaling."""
-    theta = values.get("rope_theta")
-    for key in ("rope_scaling", "rope_parameters"):
-        rope = values.get(key)
-        if rope is None:
-            continue
-        kind = rope.get("rope_type", rope.get("type", "default")) if isinstance(rope, dict) else rope
-        if kind != "default":
-            raise ModelError(f"{path}: {key} is not supported", found=repr(kind), expected="'default'")
-        extra = set(rope) - {"rope_type", "type", "rope_theta"}
-        if extra:
-            raise ModelError(f"{path}: {key} has the unknown key {min(extra)!r}", found=repr(rope[min(extra)]))
-        theta = rope.get("rope_theta", theta)
-    return 10000.0 if theta is None else theta
+def _check_keys(values: Mapping[str, Any], family: Family, path: Path) -> None:
+    fixed = {**FIXED, **family.fixed}
+    for key, value in values.items():
+        if key in fixed and value not in fixed[key]:
+            allowed = " or ".join(map(repr, fixed[key]))
+            raise ModelError(f"{path}: {key} is not supported", found=repr(value), expected=allowed)
+        known = {*FIELDS, *fixed, *IGNORED, *family.keys}
+        if key not in known:
+            raise ModelError(f"{path}: unknown key {key!r}", found=repr(value), fix=nearest(key, known))
 
 
 def _read_weights(folder: Path, device: torch.device | str, dtype: torch.dtype) -> dict[str, Tensor]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from luyen.core import config as configs
 from luyen.core.errors import ConfigError, nearest
-from luyen.models.config import TransformerConfig
+from luyen.models.config import ExpertsConfig, RopeScaling, TransformerConfig, VariantConfig
+from luyen.models.counts import attention_weights, feed_forward_weights, vector_weights
 
 
 class Size(NamedTuple):
@@ -19,9 +21,22 @@ class Size(NamedTuple):
     intermediate_size: int
     context_length: int
     tied: bool
+    variant: VariantConfig = VariantConfig()
+    head_dim: int = 0
+    norm_eps: float = 1e-5
 
 
-# Millions in the names count a vocabulary of 4096 up to 8m, 8192 for 15m and 60m, 50257 for 124m and 350m, 32000 above.
+def _llama3(factor: float) -> VariantConfig:
+    """Llama 3.1's and 3.2's angles (arXiv:2407.21783)."""
+    return VariantConfig(rope_theta=500000.0, rope_scaling=RopeScaling(kind="llama3", factor=factor))
+
+
+QWEN2 = VariantConfig(rope_theta=1e6, qkv_bias=True)
+QWEN3 = VariantConfig(rope_theta=1e6, qk_norm="head")
+MIXTRAL = VariantConfig(rope_theta=1e6, experts=ExpertsConfig(count=8, per_token=2, balance=0.02))
+OLMOE = VariantConfig(qk_norm="whole", experts=ExpertsConfig(count=64, per_token=8, normalised=False))
+
+# Millions in the names count a vocabulary of 4096 up to 8m, 8192 for 15m and 60m, 50257 for 124m and 350m, the family's own above.
 PRESETS: dict[str, Size] = {
     "llama-1m": Size(128, 4, 4, 2, 352, 512, True),
     "llama-2m": Size(192, 4, 6, 2, 512, 512, True),
@@ -36,23 +51,33 @@ PRESETS: dict[str, Size] = {
     "llama-2-7b": Size(4096, 32, 32, 32, 11008, 4096, False),  # Llama 2 (arXiv:2307.09288)
     "llama-2-13b": Size(5120, 40, 40, 40, 13824, 4096, False),
     "llama-2-70b": Size(8192, 80, 64, 8, 28672, 4096, False),
+    "llama-3.1-8b": Size(4096, 32, 32, 8, 14336, 131072, False, _llama3(8)),
+    "llama-3.2-1b": Size(2048, 16, 32, 8, 8192, 131072, True, _llama3(32)),
+    "mistral-7b": Size(4096, 32, 32, 8, 14336, 32768, False, VariantConfig(window=4096)),  # v0.1 (arXiv:2310.06825)
+    "qwen2.5-0.5b": Size(896, 24, 14, 2, 4864, 32768, True, QWEN2, norm_eps=1e-6),  # arXiv:2412.15115
+    "qwen2.5-7b": Size(3584, 28, 28, 4, 18944, 131072, False, QWEN2, norm_eps=1e-6),
+    "qwen3-3m": Size(192, 6, 6, 2, 512, 512, True, VariantConfig(qk_norm="head")),
+    "qwen3-0.6b": Size(1024, 28, 16, 8, 3072, 40960, True, QWEN3, 128, 1e-6),  # arXiv:2505.09388
+    "moe-6m": Size(192, 4, 6, 2, 256, 512, True, VariantConfig(experts=ExpertsConfig(count=8, per_token=2))),
+    "mixtral-8x7b": Size(4096, 32, 32, 8, 14336, 32768, False, MIXTRAL),  # arXiv:2401.04088
+    "olmoe-1b-7b": Size(2048, 16, 16, 16, 1024, 4096, False, OLMOE),  # arXiv:2409.02060
 }
 
 
 def preset(name: str, vocab_size: int, **changes: Any) -> TransformerConfig:
-    """The config of a named size for a vocabulary; `changes` replace single fields.
+    """The config of a named size for a vocabulary; `changes` replace single fields, also inside a `variant` that is given as a mapping.
 
     Raises ConfigError for an unknown name (with the nearest) and for a field that does not exist or does not fit.
     """
     if name not in PRESETS:
         raise ConfigError(f"unknown model preset {name!r}", fix=nearest(name, PRESETS))
     values = {**PRESETS[name]._asdict(), "vocab_size": vocab_size, **changes}
+    if isinstance(values["variant"], Mapping):
+        values["variant"] = configs.merge(configs.dump(PRESETS[name].variant), values["variant"])
     return configs.load(TransformerConfig, values, source=f"preset {name}")
 
 
 def count_parameters(config: TransformerConfig) -> int:
     """Number of weights of a decoder of this size, without building it."""
-    width, heads = config.hidden_size, config.head_dim * (config.num_heads + config.num_kv_heads)
-    layer = 2 * width * heads + 3 * width * config.intermediate_size + 2 * width
-    embeddings = config.vocab_size * width * (1 if config.tied else 2)
-    return embeddings + config.num_layers * layer + width
+    embeddings = config.vocab_size * config.hidden_size * (1 if config.tied else 2)
+    return embeddings + attention_weights(config) + feed_forward_weights(config) + vector_weights(config)

@@ -3,7 +3,9 @@
     h = x + Attention(RMSNorm(x))                 rotary positions, grouped key-value heads
     y = h + down(silu(gate(n)) * up(n)),  n = RMSNorm(h)
 
-Parameters are named as in Hugging Face's Llama, so files need no mapping.
+What the families after it changed is its config's `variant`: slower angles (Llama 3), a window (Mistral), biases of queries, keys and
+values (Qwen2), norms of queries and keys (Qwen3), experts (Mixtral, OLMoE; models/moe.py). Parameters are named as in Hugging Face's
+Llama, so files of dense models need no mapping.
 
 Shapes: B rows, T tokens, D hidden size, H query heads, K key-value heads, E head size, F feed-forward size, V vocabulary.
 """
@@ -17,9 +19,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from luyen.models.attention import Cache, Layout, causal_attention, packed_attention, rotation
+from luyen.models.attention import Cache, Layout, causal_attention, packed_attention
 from luyen.models.config import TransformerConfig
-from luyen.models.functions import rms_norm, rotate, swiglu
+from luyen.models.functions import rms_norm, rotate
+from luyen.models.moe import FeedForward, Mixture
+from luyen.models.rotary import rotation
 
 
 @dataclass(frozen=True)
@@ -40,8 +44,8 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(size))
         self.eps = eps
 
-    def forward(self, hidden_BTD: Tensor) -> Tensor:
-        return rms_norm(hidden_BTD, self.weight, self.eps)
+    def forward(self, hidden: Tensor) -> Tensor:
+        return rms_norm(hidden, self.weight, self.eps)
 
 
 class Attention(nn.Module):
@@ -49,39 +53,38 @@ class Attention(nn.Module):
 
     def __init__(self, config: TransformerConfig, layer: int) -> None:
         super().__init__()
-        self.layer, self.head_dim = layer, config.head_dim
-        self.q_proj = nn.Linear(config.hidden_size, config.num_heads * config.head_dim, bias=False)
-        self.k_proj = nn.Linear(config.hidden_size, config.num_kv_heads * config.head_dim, bias=False)
-        self.v_proj = nn.Linear(config.hidden_size, config.num_kv_heads * config.head_dim, bias=False)
-        self.o_proj = nn.Linear(config.num_heads * config.head_dim, config.hidden_size, bias=False)
+        variant, query, key = config.variant, config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+        self.layer, self.head_dim, self.window, self.qk_norm = layer, config.head_dim, variant.window_of(layer), variant.qk_norm
+        self.q_proj = nn.Linear(config.hidden_size, query, bias=variant.qkv_bias)
+        self.k_proj = nn.Linear(config.hidden_size, key, bias=variant.qkv_bias)
+        self.v_proj = nn.Linear(config.hidden_size, key, bias=variant.qkv_bias)
+        self.o_proj = nn.Linear(query, config.hidden_size, bias=False)
+        whole = variant.qk_norm == "whole"
+        self.q_norm = RMSNorm(query if whole else config.head_dim, config.norm_eps) if variant.qk_norm else None
+        self.k_norm = RMSNorm(key if whole else config.head_dim, config.norm_eps) if variant.qk_norm else None
 
     def forward(self, hidden_BTD: Tensor, context: Context) -> Tensor:
         """What every position gathers from those before it: in the cache, in its own packed sequence, or in its row."""
-        query_BTHE = rotate(self.q_proj(hidden_BTD).unflatten(-1, (-1, self.head_dim)), context.cosine, context.sine)
-        key_BTKE = rotate(self.k_proj(hidden_BTD).unflatten(-1, (-1, self.head_dim)), context.cosine, context.sine)
+        query_BTHE = rotate(self._heads(self.q_proj(hidden_BTD), self.q_norm), context.cosine, context.sine)
+        key_BTKE = rotate(self._heads(self.k_proj(hidden_BTD), self.k_norm), context.cosine, context.sine)
         value_BTKE = self.v_proj(hidden_BTD).unflatten(-1, (-1, self.head_dim))
         if context.cache is not None:
-            attended_BTHE = context.cache.attend(self.layer, query_BTHE, key_BTKE, value_BTKE)
+            attended_BTHE = context.cache.attend(self.layer, query_BTHE, key_BTKE, value_BTKE, self.window)
         elif context.layout is not None:
-            attended_BTHE = packed_attention(query_BTHE[0], key_BTKE[0], value_BTKE[0], context.layout)[None]
+            attended_BTHE = packed_attention(query_BTHE[0], key_BTKE[0], value_BTKE[0], context.layout, self.window)[None]
         else:
-            attended_BTHE = causal_attention(query_BTHE, key_BTKE, value_BTKE)
+            attended_BTHE = causal_attention(query_BTHE, key_BTKE, value_BTKE, self.window)
         projected: Tensor = self.o_proj(attended_BTHE.flatten(-2))
         return projected
 
-
-class FeedForward(nn.Module):
-    """SwiGLU: down(silu(gate(x)) * up(x)) (Shazeer, 2020, arXiv:2002.05202)."""
-
-    def __init__(self, config: TransformerConfig) -> None:
-        super().__init__()
-        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
-
-    def forward(self, hidden_BTD: Tensor) -> Tensor:
-        output_BTD: Tensor = self.down_proj(swiglu(self.gate_proj(hidden_BTD), self.up_proj(hidden_BTD)))
-        return output_BTD
+    def _heads(self, projected_BTP: Tensor, norm: RMSNorm | None) -> Tensor:
+        """Queries or keys by head, normed head by head or before they are cut into heads. P is the number of heads times E."""
+        if norm is not None and self.qk_norm == "whole":
+            projected_BTP = norm(projected_BTP)
+        states_BTHE: Tensor = projected_BTP.unflatten(-1, (-1, self.head_dim))  # type: ignore[no-untyped-call]
+        if norm is not None and self.qk_norm == "head":
+            states_BTHE = norm(states_BTHE)
+        return states_BTHE
 
 
 class Block(nn.Module):
@@ -90,7 +93,8 @@ class Block(nn.Module):
     def __init__(self, config: TransformerConfig, layer: int) -> None:
         super().__init__()
         self.self_attn = Attention(config, layer)
-        self.mlp = FeedForward(config)
+        experts, width = config.variant.experts_of(layer), config.hidden_size
+        self.mlp = FeedForward(width, config.intermediate_size) if experts is None else Mixture(width, experts)
         self.input_layernorm = RMSNorm(config.hidden_size, config.norm_eps)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.norm_eps)
 
@@ -140,7 +144,8 @@ class Transformer(nn.Module):
             positions = layout.positions_T[None]
         else:
             positions = torch.arange(tokens_BT.shape[1], device=tokens_BT.device)[None]
-        cosine, sine = rotation(positions, self.config.head_dim, self.config.rope_theta, self.head_weight.dtype)
+        variant = self.config.variant
+        cosine, sine = rotation(positions, self.config.head_dim, variant.rope_theta, self.head_weight.dtype, variant.rope_scaling)
         hidden_BTD: Tensor = self.model(tokens_BT, Context(cosine, sine, layout, cache))
         return hidden_BTD
 
@@ -159,7 +164,7 @@ class Transformer(nn.Module):
         config = self.config
         for name, parameter in self.named_parameters():
             if parameter.ndim < 2:
-                parameter.fill_(1.0)
+                parameter.fill_(0.0 if name.endswith(".bias") else 1.0)
             elif parameter is self.head_weight:
                 parameter.normal_(0.0, head_std(config))
             elif name.endswith(("o_proj.weight", "down_proj.weight")):

@@ -40,13 +40,17 @@ def takes(query_THE: Tensor) -> bool:
     )
 
 
-def varlen_attention(query_THE: Tensor, key_TKE: Tensor, value_TKE: Tensor, bounds_Z: Tensor, longest: int) -> Tensor:
-    """Each sequence attends to its own earlier tokens; `bounds_Z` (int32) are its first tokens and the end. Returns (T, H, E) in half."""
+def varlen_attention(query_THE: Tensor, key_TKE: Tensor, value_TKE: Tensor, bounds_Z: Tensor, longest: int, window: int = 0) -> Tensor:
+    """Each sequence attends to its own earlier tokens, through a window above 0 to its last ones.
+
+    `bounds_Z` (int32) are the first tokens of the sequences and the end. Returns (T, H, E) in half.
+    """
     attention, dtype = kernel(), computed_in(query_THE)
     assert attention is not None, "asked for only where `takes` says so"
+    before = (window - 1, 0) if 0 < window < longest else CAUSAL  # the kernel does not count the query itself
     attended_THE: Tensor = attention(
         query_THE.to(dtype), key_TKE.to(dtype), value_TKE.to(dtype), bounds_Z, bounds_Z, longest, longest,
-        scale=query_THE.shape[-1] ** -0.5, window_size=CAUSAL, enable_gqa=query_THE.shape[1] != key_TKE.shape[1],
+        scale=query_THE.shape[-1] ** -0.5, window_size=before, enable_gqa=query_THE.shape[1] != key_TKE.shape[1],
     )  # fmt: skip
     return attended_THE
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -40,7 +40,7 @@ class ModelSection(Config):
     """The model to build. Everything left out comes from the preset."""
 
     preset: str = "llama-3m"
-    """Size by name, from llama-1m to llama-2-70b; a wrong name lists them."""
+    """Size by name, from llama-1m to mixtral-8x7b; a wrong name lists them."""
     context_length: int | None = Field(None, ge=2)
     """Longest sequence in tokens; empty: as the preset says."""
     tied: bool | None = None
@@ -49,6 +49,8 @@ class ModelSection(Config):
     """Blocks; empty: as the preset says."""
     hidden_size: int | None = None
     """Width; empty: as the preset says."""
+    variant: dict[str, Any] = {}
+    """What differs from the preset's variant, e.g. {window: 256} or {experts: {count: 8, per_token: 2}}; docs/families.md has the keys."""
 
     @model_validator(mode="after")
     def _check(self) -> ModelSection:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from luyen.core import config as configs
 from luyen.core.errors import ConfigError
 from luyen.models.config import TransformerConfig
+from luyen.models.families import written_as
 from luyen.models.presets import preset
 from luyen.recipe.configs import BatchSection, ModelSection
 
@@ -17,9 +18,11 @@ SAMPLE_TOKENS = 48
 
 
 def model_config(section: ModelSection, vocab_size: int) -> TransformerConfig:
-    """The preset with what the section changes."""
+    """The preset with what the section changes. Raises ConfigError, and ModelError for a decoder that could not be written in the end."""
     changes = {key: value for key, value in configs.dump(section).items() if key != "preset" and value is not None}
-    return preset(section.preset, vocab_size, **changes)
+    config = preset(section.preset, vocab_size, **changes)
+    written_as(config)
+    return config
 
 
 def row_length(batch: BatchSection, context_length: int) -> int:

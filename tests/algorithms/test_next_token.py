@@ -8,12 +8,15 @@ import pytest
 import torch
 from torch.nn import functional
 from training_toys import VOCABULARY, toy_algorithm, toy_config, toy_model, toy_samples
+from transformers import AutoModelForCausalLM
 
 from luyen.algorithms.pretrain import Pretrain
 from luyen.algorithms.sft import SFT
 from luyen.data.loader import PackedStream, collate
 from luyen.data.samples import Sample
+from luyen.engine.activations import recomputed
 from luyen.engine.trainer import fit
+from luyen.models import hf
 from luyen.models.presets import preset
 from luyen.models.transformer import Transformer
 
@@ -141,3 +144,62 @@ def test_the_loss_of_each_source_is_its_own_mean_and_changes_nothing(tmp_path):
     assert weights[0] == weights[1]
     piece = batches[0][0].share(1, 2)
     assert sum(piece.trained) == piece.num_targets and len(piece.trained) == len(piece.sample_ids)
+
+
+def experts(**changes):
+    """A toy whose router has learnt to prefer some experts."""
+    model = toy_model(variant={"experts": {"count": 4, "per_token": 2, **changes}})
+    with torch.no_grad():
+        for layer in model.model.layers:
+            layer.mlp.gate.weight.normal_(0.0, 0.5, generator=torch.Generator().manual_seed(3))
+    return model
+
+
+@pytest.mark.parametrize("algorithm_class", ALGORITHMS)
+def test_the_balance_of_experts_stands_beside_the_loss(algorithm_class, tmp_path):
+    """Loss and gradient are those of transformers with `output_router_logits`, whose loss is a mean over the targets."""
+    model, sample = experts(balance=0.3), toy_samples(3)[2]
+    hf.save(model, tmp_path)
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path, attn_implementation="eager")
+    targets = torch.from_numpy(sample.targets.astype(np.int64))[None]
+    output = theirs(torch.from_numpy(sample.tokens.astype(np.int64))[None], labels=targets, shift_labels=targets, output_router_logits=True)
+    output.loss.backward()
+    loss = algorithm_class(model, None).loss(collate([sample]))
+    (loss.total / loss.count).backward()
+    assert (loss.total / loss.count).item() == pytest.approx(output.loss.item(), rel=1e-5)
+    total, count = loss.metrics["load_balance"]
+    assert count == loss.count and total.item() / count == pytest.approx(output.aux_loss.item(), rel=1e-5)
+    for name in ("embed_tokens.weight", "layers.0.mlp.gate.weight", "layers.1.mlp.gate.weight", "layers.0.self_attn.q_proj.weight"):
+        ours, other = model.model.get_parameter(name).grad, theirs.model.get_parameter(name).grad
+        torch.testing.assert_close(ours, other, rtol=1e-4, atol=2e-6)
+
+
+def test_sources_and_balance_are_both_logged():
+    samples = [Sample(f"one:{number}", sample.tokens, sample.targets) for number, sample in enumerate(toy_samples(3))]
+    assert SFT(experts(), None, ["one"]).loss(collate(samples)).metrics.keys() == {"load_balance", "loss_one"}
+    assert SFT(toy_model(), None).loss(collate(samples)).metrics == {}
+
+
+@pytest.mark.parametrize("mode", ["selective", "full"])
+def test_a_recomputed_mixture_has_the_same_gradients(mode):
+    """What was heard of a router inside a layer that is computed again still leads back to its weights."""
+    model, batch = experts(balance=0.3), collate(toy_samples(5))
+    found = []
+    for activations in ("none", mode):
+        model.zero_grad()
+        with recomputed(model, activations):
+            Pretrain(model, None).loss(batch).total.backward()
+        found.append(gradients(model))
+    for name, gradient in found[0].items():
+        assert torch.equal(found[1][name], gradient), name
+
+
+def test_training_balances_experts(tmp_path):
+    """With a large coefficient the load ends more even than with none, and each step's row says how even it was: 1 is even."""
+    ends = []
+    for balance in (0.0, 3.0):
+        model = experts(balance=balance, per_token=1)
+        fit(Pretrain(model, PackedStream(toy_samples(), capacity=32, rows=2, seed=0)), toy_config(steps=40), tmp_path / str(balance))
+        rows = [json.loads(line) for line in (tmp_path / str(balance) / "metrics.jsonl").read_text().splitlines()]
+        ends.append(np.mean([row["load_balance"] for row in rows if "loss" in row][-10:]))
+    assert ends[1] - 1 < 0.6 * (ends[0] - 1), ends

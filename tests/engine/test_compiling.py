@@ -58,6 +58,29 @@ def gradients(model: Transformer, tokens_T: torch.Tensor, layout: Layout) -> tup
     return loss.item(), {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
+VARIANT = {"qkv_bias": True, "qk_norm": "head", "window": 5, "experts": {"count": 3, "per_token": 2, "shared_size": 8, "balance": 0.5}}
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")
+def test_a_compiled_mixture_has_the_same_gradients_and_its_routers_are_heard() -> None:
+    algorithm = toy_algorithm(variant=VARIANT)
+    torch._dynamo.reset()
+    stream = algorithm.batches(None)
+    for _ in range(3):
+        found = []
+        batch = next(stream)[0]
+        for fast in (False, True):
+            algorithm.model.zero_grad()
+            with compiled(algorithm.model, fast):
+                loss = algorithm.loss(batch)
+                loss.total.backward()
+            found.append({name: parameter.grad.clone() for name, parameter in algorithm.model.named_parameters()})
+            assert loss.metrics.keys() == {"load_balance"}
+        for name, gradient in found[0].items():
+            torch.testing.assert_close(found[1][name], gradient, rtol=1e-4, atol=1e-4, msg=name)
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("default")  # torch's compiler warns of itself, and hides it only where warnings are no errors
 def test_compiled_layers_have_the_same_gradients_for_every_layout_with_few_compilations() -> None:

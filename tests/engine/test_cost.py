@@ -39,6 +39,7 @@ from luyen.engine.parallel.plan import ELEMENTWISE
 from luyen.models import attention
 from luyen.models.attention import Layout as Packed
 from luyen.models.config import TransformerConfig
+from luyen.models.counts import feed_forwards
 from luyen.models.presets import PRESETS, count_parameters, preset
 from luyen.models.transformer import Transformer
 from luyen.objectives import language_model
@@ -128,20 +129,61 @@ def test_activations_of_a_7b_by_hand() -> None:
     assert cheap_bytes(model, True, tensor=2) == split and cheap_bytes(model, True, 2, 4) == split / 4
 
 
-def test_what_torch_keeps_of_a_layer_is_what_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+VARIANTS: dict[str, dict[str, object]] = {
+    "llama": {}, "qwen2": {"qkv_bias": True}, "qwen3": {"qk_norm": "head"}, "window": {"window": 64},
+    "mixtral": {"experts": {"count": 8, "per_token": 2, "intermediate_size": 176}},
+    "qwen2-moe": {"qkv_bias": True, "experts": {"count": 16, "per_token": 4, "intermediate_size": 88, "shared_size": 200}},
+    "olmoe": {"qk_norm": "whole", "experts": {"count": 16, "per_token": 8, "intermediate_size": 64, "normalised": False}},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
+def test_the_parts_of_a_variant_are_those_of_the_built_model(variant: dict[str, object]) -> None:
+    built = Transformer(tiny(num_layers=2, hidden_size=8, variant=variant))
+    named = {name: weight for name, weight in built.named_parameters()}
+    parts = parameters(built.config)
+    assert parts.count == sum(weight.numel() for weight in named.values()) == count_parameters(built.config)
+    assert parts.attention == sum(weight.numel() for name, weight in named.items() if "self_attn" in name and weight.ndim == 2)
+    assert parts.feed_forward == sum(weight.numel() for name, weight in named.items() if "mlp" in name)
+    assert sum(3 * 8 * size for size in feed_forwards(built.config)) == sum(
+        weight.numel() for name, weight in named.items() if "mlp" in name and "gate.weight" not in name
+    )
+
+
+def test_operations_of_a_mixture_by_hand() -> None:
+    # Two of four experts of 3x 6x4 and a router of 4x4 instead of 96; a window of 2 leaves 28 / 2 of 64 / 2 pairs.
+    experts = {"count": 4, "per_token": 2, "intermediate_size": 6, "shared_size": 5}
+    counted = operations(tiny(variant={"experts": experts, "window": 2}), 8)
+    assert counted.feed_forward == 2 * (2 * 72 + 16 + 60 + 4)
+    assert counted.scores == 4 * 2 * 2 * (64 - 36) / 2 / 8
+    assert parameters(tiny(variant={"experts": experts})).feed_forward == 4 * 72 + 16 + 60 + 4
+    assert adapter_parameters(tiny(variant={"experts": experts}), 1) == 2 * (4 + 4) + 2 * (4 + 2) + 4 * 3 * (4 + 6) + 3 * (4 + 5)
+
+
+def test_experts_are_not_split_over_layers_tokens_or_heads() -> None:
+    model = preset("moe-6m", 512, num_kv_heads=6)
+    batch = Batch(8, 8, 64)
+    assert run(model, batch=batch).on(Layout(data=2, shard=4)) is not None
+    assert [run(model, batch=batch).on(layout) for layout in (Layout(tensor=2), Layout(context=2), Layout(pipeline=2))] == [None] * 3
+    whole = tiny(hidden_size=8, num_kv_heads=2, variant={"qk_norm": "whole"})
+    assert run(whole, batch=batch).on(Layout(tensor=2)) is None and run(whole, batch=batch).on(Layout(context=2)) is not None
+
+
+@pytest.mark.parametrize("variant", [VARIANTS[name] for name in VARIANTS if name != "window"])  # a GPU's kernel needs no mask
+def test_what_torch_keeps_of_a_layer_is_what_is_counted(monkeypatch: pytest.MonkeyPatch, variant: dict[str, object]) -> None:
     """Bytes of the different tensors that autograd keeps, from the difference of two depths, without the copies of the weights.
 
     With torch's fused attention, as on a GPU: attention in blocks, which a CPU takes, keeps its probabilities too.
     """
-    monkeypatch.setattr(attention, "fits", lambda _: False)
+    monkeypatch.setattr(attention, "fits", lambda *_: False)
     kept = {}
     for depth in (1, 3):
-        model = Transformer(preset("llama-1m", 64, num_layers=depth))
+        model = Transformer(preset("llama-1m", 64, num_layers=depth, variant=variant))
         own = {weight.untyped_storage().data_ptr() for weight in model.parameters()}
         found: dict[int, torch.Tensor] = {}
         pack = lambda tensor, found=found: found.setdefault(tensor.untyped_storage().data_ptr(), tensor) is None or tensor  # noqa: E731
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), torch.autocast("cpu", torch.bfloat16):
-            model(torch.zeros(1, 256, dtype=torch.int64), Packed.packed([256]))
+            model(torch.arange(256)[None] % 64, Packed.packed([256]))
         kept[depth] = sum(tensor.untyped_storage().nbytes() for place, tensor in found.items() if place not in own)
     layer = parameters(model.config).layers / 3
     assert ((kept[3] - kept[1]) / 2 - 2 * layer) / 256 == pytest.approx(kept_bytes(model.config, half=True), rel=0.08)

@@ -117,6 +117,12 @@ def test_only_fitting_maps_of_the_layers_are_converted_and_only_where_trained(li
     assert torch.equal(model(tokens), trained)
 
 
+def test_experts_and_their_router_stay_as_they_are() -> None:
+    variant = {"qkv_bias": True, "experts": {"count": 16, "per_token": 2, "intermediate_size": 32, "shared_size": 16}}
+    model = toy_model(**SIZES, num_layers=1, variant=variant)
+    assert [name for _, name, _ in fp8._linears(model)] == ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
 def test_a_run_learns_as_in_bf16_and_goes_on_to_the_same_bits(library: None, tmp_path: Path) -> None:
     losses, config = {}, toy_config(precision="fp8", steps=30, checkpoint={"every_steps": 10, "keep_last": 3}, activations="full")
     for name, settings in {"bf16": toy_config(precision="bf16", steps=30), "fp8": config}.items():

@@ -114,6 +114,16 @@ def test_muon_takes_the_hidden_matrices_and_adamw_the_rest():
     assert {group["lr"] for optimizer in (adamw, muon) for group in optimizer.param_groups} == {0.125}
 
 
+def test_of_a_variant_routers_norms_of_heads_and_biases_are_not_muons():
+    model = toy_model(variant={"qkv_bias": True, "qk_norm": "head", "experts": {"count": 3, "per_token": 1, "shared_size": 8}})
+    hidden, matrices, plain = (names_of(model, part) for part in split_parameters(model))
+    assert {name.split(".", 3)[3] for name in matrices} == {"mlp.gate.weight", "mlp.shared_expert_gate.weight"}
+    assert {name.split(".", 3)[3] for name in hidden if "mlp" not in name} == {f"self_attn.{part}_proj.weight" for part in "qkvo"}
+    assert len([name for name in hidden if "mlp" in name]) == 2 * 3 * (3 + 1)
+    assert {"model.layers.0.self_attn.q_norm.weight", "model.layers.0.self_attn.k_proj.bias"} <= set(plain)
+    build(model, OptimizerConfig(name="muon"))
+
+
 def test_muon_without_layers_is_refused():
     with pytest.raises(ConfigError, match=r"optimizer\.name; found muon; expected adamw"):
         build(nn.Linear(3, 3), OptimizerConfig(name="muon"))

@@ -21,9 +21,13 @@ def gradients(algorithm, batch, half=False):
     return found
 
 
+VARIANT = {"qkv_bias": True, "qk_norm": "head", "window": 5, "experts": {"count": 3, "per_token": 2, "shared_size": 8}}
+
+
+@pytest.mark.parametrize("variant", [{}, VARIANT], ids=["llama", "variant"])
 @pytest.mark.parametrize("half", [False, True])
-def test_gradients_are_the_same_to_the_bit(half):
-    algorithm = toy_algorithm()
+def test_gradients_are_the_same_to_the_bit(half, variant):
+    algorithm = toy_algorithm(variant=variant)
     batch = next(algorithm.batches(None))[0]
     expected = gradients(algorithm, batch, half)
     with recomputed(algorithm.model, "selective"):
@@ -36,7 +40,7 @@ def test_gradients_are_the_same_to_the_bit(half):
 def test_norms_and_the_gated_product_of_a_layer_are_not_kept_and_made_once(half, monkeypatch):
     algorithm = toy_algorithm()
     batch, packed, made = next(algorithm.batches(None))[0], [], []
-    monkeypatch.setattr(attention, "fits", lambda _: False)
+    monkeypatch.setattr(attention, "fits", lambda *_: False)
     plain = CheapOutputs.pack
     monkeypatch.setattr(CheapOutputs, "pack", lambda outputs, tensor: packed.append(plain(outputs, tensor)) or packed[-1])
     norm, product = functions._rms_norm, functions._swiglu

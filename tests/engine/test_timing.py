@@ -53,7 +53,7 @@ def test_operations_of_a_decoder_by_hand():
         algorithm = toy_algorithm(tied=tied)
         count = OperationCount(algorithm.model)
         assert (count.token, count.target) == (6 * 2 * layer, 6 * 16 * VOCABULARY)
-        assert count.square == 6 * 2 * 2 * 8  # both products, forward and twice backward, over half of the square
+        assert count.pairs(3) == 6 * 2 * 2 * 8 * 9  # both products, forward and twice backward, over half of the square
         batch = next(algorithm.batches(None))[0]
         by_hand = 6 * 2 * layer * sum(batch.lengths) + 6 * 16 * VOCABULARY * batch.num_targets + 192 * sum(n * n for n in batch.lengths)
         assert count.of([batch]) == by_hand
@@ -66,7 +66,17 @@ def test_a_frozen_weight_costs_a_third_less_and_other_models_have_no_attention()
         parameter.requires_grad = False
     assert OperationCount(model).token == whole * 2 // 3
     plain = nn.Sequential(nn.Embedding(10, 4), nn.Linear(4, 5))
-    assert (OperationCount(plain).token, OperationCount(plain).target, OperationCount(plain).square) == (120, 0, 0)
+    assert (OperationCount(plain).token, OperationCount(plain).target, OperationCount(plain).pairs(9)) == (120, 0, 0)
+
+
+def test_a_token_costs_the_experts_it_goes_to_and_what_it_sees():
+    """Four experts of width 12, two of them for a token, a router of 4 and a shared expert of 8 with its gate; a window in one layer."""
+    variant = {"experts": {"count": 4, "per_token": 2, "intermediate_size": 12, "shared_size": 8}, "window": 4, "window_layers": [1]}
+    count = OperationCount(toy_model(variant=variant))
+    layer = 2 * 16 * 16 + 2 * 16 * 8 + 3 * 16 * (2 * 12 + 8) + 16 * 4 + 16
+    assert count.token == 6 * 2 * layer
+    # Of ten tokens each layer's half square is 50; behind a window of 4 lie 6 * 6 / 2 = 18 of it.
+    assert count.pairs(10) == 12 * 16 * (50 + 32) and count.pairs(4) == 12 * 16 * (8 + 8)
 
 
 def test_a_row_says_tokens_and_the_share_of_the_rate():

@@ -14,12 +14,14 @@ def states(rows: int, tokens: int, heads: int, kv_heads: int, size: int, dtype: 
     return [torch.randn(shape, generator=generator, dtype=dtype).requires_grad_() for shape in shapes]
 
 
-def usual(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+def usual(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, window: int = 0) -> torch.Tensor:
     """One matrix of scores for each head, as in the equation."""
     group = query.shape[2] // key.shape[2]
     key, value = (part.repeat_interleave(group, 2) for part in (key, value))
     scores = torch.einsum("bthe,bshe->bhts", query, key) / query.shape[-1] ** 0.5
     hidden = torch.ones(scores.shape[-2:], dtype=torch.bool).triu(1)
+    if window:
+        hidden |= torch.ones(scores.shape[-2:], dtype=torch.bool).tril(-window)
     return torch.einsum("bhts,bshe->bthe", scores.masked_fill(hidden, float("-inf")).softmax(-1), value)
 
 
@@ -35,9 +37,32 @@ def test_values_and_gradients_are_the_equations(tokens: int, heads: int, kv_head
         torch.testing.assert_close(mine, wanted, rtol=1e-10, atol=1e-12)
 
 
-def test_gradients_by_finite_differences(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("window", [1, 2, 63, 64, 65, 100, 199, 200, 1000])
+def test_a_window_hides_what_lies_before_it(window: int) -> None:
+    """Inside a block, over several blocks, as long as the row, and longer; with and without gradients."""
+    inputs = states(2, 200, 4, 2, 8, torch.float64)
+    slope = torch.randn(2, 200, 4, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    assert block_attention.fits(inputs[0], window)
+    ours, theirs = causal_attention(*inputs, window), usual(*inputs, window)
+    torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+    for mine, wanted in zip(torch.autograd.grad(ours, inputs, slope), torch.autograd.grad(theirs, inputs, slope), strict=True):
+        torch.testing.assert_close(mine, wanted, rtol=1e-10, atol=1e-12)
+    with torch.no_grad():
+        torch.testing.assert_close(causal_attention(*inputs, window), theirs, rtol=1e-12, atol=1e-12)
+
+
+def test_a_window_keeps_less() -> None:
+    """So rows may be longer than without one before torch's kernel must do it."""
+    inputs = states(1, 3000, 1, 1, 2)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(block_attention, "MOST_KEPT", 3000 * (100 + block_attention.BLOCK))
+        assert block_attention.fits(inputs[0], 100) and not block_attention.fits(inputs[0], 101) and not block_attention.fits(inputs[0])
+
+
+@pytest.mark.parametrize("window", [0, 2, 3])
+def test_gradients_by_finite_differences(monkeypatch: pytest.MonkeyPatch, window: int) -> None:
     monkeypatch.setattr(block_attention, "BLOCK", 2)
-    assert torch.autograd.gradcheck(causal_attention, states(1, 5, 2, 1, 3, torch.float64))
+    assert torch.autograd.gradcheck(lambda *inputs: causal_attention(*inputs, window), states(1, 5, 2, 1, 3, torch.float64))
 
 
 def test_inputs_that_do_not_lie_in_one_piece() -> None:

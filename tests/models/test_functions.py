@@ -3,8 +3,8 @@
 import torch
 from torch.nn import functional
 
-from luyen.models.attention import rotation
 from luyen.models.functions import RMSNormFunction, pad, rms_norm, rotate, swiglu, unpad
+from luyen.models.rotary import rotation
 
 
 def random(*shape: int) -> torch.Tensor:

@@ -106,13 +106,17 @@ def test_a_model_without_a_manifest_of_its_own_is_checked_against_its_stage(tmp_
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"model_type": "mistral"}, "model_type; found 'mistral'"),
+        ({"model_type": "gemma"}, "model_type; found 'gemma'; expected 'llama' or 'mistral'"),
         ({"attention_bias": True}, "attention_bias is not supported; found True"),
         ({"mlp_bias": True}, "mlp_bias"),
         ({"hidden_act": "gelu"}, "hidden_act"),
         ({"quantization_config": {"bits": 4}}, "quantization_config"),
         ({"auto_map": {"AutoModel": "evil.py"}}, "auto_map"),
-        ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "rope_scaling is not supported; found 'llama3'"),
+        (
+            {"rope_scaling": {"rope_type": "yarn", "factor": 8.0}},
+            "rope_scaling is not supported; found 'yarn'; expected 'default' or 'linear'",
+        ),
+        ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "rope_scaling lacks the key 'low_freq_factor' of llama3"),
         ({"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "factor": 2}}, "unknown key 'factor'"),
         ({"atention_bias": False}, r"unknown key 'atention_bias'; found False. Did you mean 'attention_bias'\?"),
         ({"hidden_size": None}, "key 'hidden_size' is missing"),

@@ -20,12 +20,14 @@ def states(tokens, heads=4, kv_heads=2, size=8, dtype=torch.float32):
     return [torch.randn(tokens, count, size, generator=generator).to(dtype).requires_grad_() for count in (heads, kv_heads, kv_heads)]
 
 
-def by_sequence(query, key, value, bounds, scale, grouped):
-    """Causal attention of one sequence after another by torch's own."""
+def by_sequence(query, key, value, bounds, scale, grouped, before=-1):
+    """Causal attention of one sequence after another by torch's own, with so many tokens before the query or all."""
     parts = []
     for start, end in zip(bounds.tolist(), bounds.tolist()[1:], strict=False):
         rows = [part[start:end].transpose(0, 1)[None] for part in (query, key, value)]
-        parts.append(functional.scaled_dot_product_attention(*rows, is_causal=True, scale=scale, enable_gqa=grouped)[0].transpose(0, 1))
+        mask = torch.ones(end - start, end - start, dtype=torch.bool).tril()
+        mask = mask if before < 0 else mask.triu(-before)
+        parts.append(functional.scaled_dot_product_attention(*rows, attn_mask=mask, scale=scale, enable_gqa=grouped)[0].transpose(0, 1))
     return torch.cat(parts)
 
 
@@ -51,7 +53,7 @@ def asked(monkeypatch):
 
     def standin(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, scale, window_size, enable_gqa):
         calls.append(SimpleNamespace(**locals()))
-        return by_sequence(query, key, value, cu_seq_q, scale, enable_gqa)
+        return by_sequence(query, key, value, cu_seq_q, scale, enable_gqa, window_size[0])
 
     monkeypatch.setattr(varlen, "takes", lambda query: True)
     monkeypatch.setattr(varlen, "kernel", lambda: standin)
@@ -76,6 +78,16 @@ def test_it_is_asked_for_the_whole_batch_and_gives_what_the_groups_give(monkeypa
     torch.testing.assert_close(attended, grouped, rtol=1e-5, atol=1e-6)
     for mine, theirs in zip(found, torch.autograd.grad(grouped.pow(3).sum(), inputs), strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("window", "told"), [(1, (0, 0)), (4, (3, 0)), (29, (28, 0)), (30, (-1, 0)), (0, (-1, 0))])
+def test_a_window_is_told_without_the_query_itself(monkeypatch, asked, window, told):
+    """And not at all where no sequence is longer."""
+    layout, inputs = Layout.packed(LENGTHS[0]), states(sum(LENGTHS[0]))
+    attended = packed_attention(*inputs, layout, window)
+    assert asked[0].window_size == told
+    monkeypatch.setattr(varlen, "takes", lambda query: False)
+    torch.testing.assert_close(attended, packed_attention(*inputs, layout, window), rtol=1e-5, atol=1e-6)
 
 
 def test_mixed_types_of_autocast_reach_it_in_half(asked):

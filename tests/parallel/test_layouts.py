@@ -12,6 +12,7 @@ from parallel_driver import main_jobs
 
 CUT: dict[str, Any] = {"toy": {"rows": 4}, "config": {**BASE, "accumulation": 1}}
 MUON: dict[str, Any] = {"config": {**BASE, "optimizer": {"name": "muon", "learning_rate": 1e-2}}}
+EXPERTS: dict[str, Any] = {"toy": {"variant": {"experts": {"count": 4, "per_token": 1, "intermediate_size": 12, "balance": 0.5}}}}
 LION = {"optimizer": {"name": "lion", "learning_rate": 1e-3}}
 
 
@@ -28,6 +29,7 @@ JOBS: dict[str, dict[str, Any]] = {
     "lion": {"config": {**BASE, **LION, "activations": "full", "parallel": {"shard": 2}}},
     "term": stop_at(5, shard=2), "term-again": stop_at(8, tensor=2),
     "nan": {**layout(data=2), "signal": {"rank": 1, "nth": 5, "name": "nan"}},
+    **{f"experts-{axis}": {**layout(**{axis: 2}), **EXPERTS} for axis in ("data", "shard", "context", "pipeline")},
     "no-muon": {"config": {**MUON["config"], "parallel": {"shard": 2}}},
     "too-many": layout(data=3),
     "heads": {**layout(tensor=2), "toy": {"num_kv_heads": 1}},
@@ -42,6 +44,7 @@ def root(tmp_path_factory: pytest.TempPathFactory, train: Any) -> Path:
     done = train(2, folder, copy.deepcopy(JOBS))
     assert done.returncode == 0, done.stderr[-3000:]
     one = {"one": layout(), "one-cut": CUT, "one-muon": MUON, "one-lion": {"config": {**BASE, **LION, "activations": "full"}}}
+    one["one-experts"] = {**layout(), **EXPERTS}
     main_jobs([{"folder": str(folder / name), **copy.deepcopy(job)} for name, job in one.items()])
     return folder
 
@@ -50,7 +53,7 @@ def root(tmp_path_factory: pytest.TempPathFactory, train: Any) -> Path:
     ("name", "equal"),
     [(name, "one") for name in ("data", "shard", "tensor", "context", "pipeline")]
     + [(f"selective-{axis}", "one") for axis in SELECTIVE]
-    + [("cut", "one-cut"), ("muon", "one-muon")],
+    + [("cut", "one-cut"), ("muon", "one-muon"), ("experts-data", "one-experts"), ("experts-shard", "one-experts")],
 )
 def test_a_layout_trains_as_one_process_does(root, name, equal):
     check_equal(root / equal, root / name)
@@ -93,6 +96,8 @@ REFUSED = {
     "no-muon": "optimizer.name with train.parallel.shard; found muon; expected adamw or lion or sgd",
     "too-many": "train.parallel; found data 3 x shard 1 x tensor 1 = 3 processes; expected 2, as many as were started",
     "heads": "train.parallel.tensor 2; found num_kv_heads 1; expected a multiple of it",
+    "experts-context": "train.parallel.context; found 4 experts; expected a decoder without experts",
+    "experts-pipeline": "train.parallel.pipeline; found 4 experts; expected a decoder without experts",
     "few-rows": "a micro-batch is cut for several ranks; found 1 samples in it; expected at least 2",
 }
 

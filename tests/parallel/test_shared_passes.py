@@ -15,12 +15,14 @@ from torch.nn import functional
 
 from luyen.core.config import load
 from luyen.core.errors import ConfigError
+from luyen.engine.config import ParallelConfig
 from luyen.engine.parallel.context import continued_attention, pieces, work
+from luyen.engine.parallel.plan import check_model
 from luyen.engine.parallel.tensor import check
 from luyen.models.attention import Layout, packed_attention
 from luyen.models.config import TransformerConfig
 
-CASES = ("tensor", "tensor, tied", "context", "context, tied", "head", "half")
+CASES = ("tensor", "tensor, tied", "tensor, variant", "context", "context, tied", "context, variant", "head", "half")
 
 
 @pytest.fixture(scope="module")
@@ -59,22 +61,22 @@ def test_every_token_has_one_rank_and_ranks_have_equally_many(case):
 
 
 @settings(deadline=None)  # the first call loads the compiler
-@given(lengths_and_ranks)
-def test_the_parts_of_attention_are_the_whole(case):
+@given(lengths_and_ranks, st.integers(0, 20))
+def test_the_parts_of_attention_are_the_whole(case, window):
     lengths, ranks = case
     generator = torch.Generator().manual_seed(sum(lengths))
     total = sum(lengths)
     query, key, value = (torch.randn(total, heads, 4, generator=generator, dtype=torch.float64) for heads in (4, 2, 2))
-    whole = packed_attention(query, key, value, Layout.packed(lengths))
+    whole = packed_attention(query, key, value, Layout.packed(lengths), window)
     for rank in range(ranks):
         both = pieces(total, ranks, rank)
         own = [token for piece in both for token in piece]
         for item in work(lengths, both):
             places, keys = own[item.first : item.first + item.tokens], slice(item.start, item.end)
             if item.lengths:
-                found = packed_attention(query[places], key[keys], value[keys], Layout.packed(item.lengths))
+                found = packed_attention(query[places], key[keys], value[keys], Layout.packed(item.lengths), window)
             else:
-                found = continued_attention(query[places], key[keys], value[keys])
+                found = continued_attention(query[places], key[keys], value[keys], window)
             assert torch.allclose(found, whole[places], atol=1e-12)
 
 
@@ -97,3 +99,25 @@ def test_a_vocabulary_that_leaves_a_rank_without_any_is_refused():
     check(load(TransformerConfig, {"vocab_size": 7, **size}), 4)
     with pytest.raises(ConfigError, match="train.parallel.tensor 4; found vocab_size 6; expected some of it for every process"):
         check(load(TransformerConfig, {"vocab_size": 6, **size}), 4)
+
+
+@pytest.mark.parametrize(
+    ("variant", "told"),
+    [
+        ({"experts": {"count": 4, "per_token": 2}}, "train.parallel.tensor; found 4 experts; expected a decoder without experts"),
+        ({"qk_norm": "whole"}, "train.parallel.tensor; found norms over all heads; expected none, or one of each head"),
+    ],
+)
+def test_what_is_not_split_by_heads_is_refused(variant, told):
+    size = {"hidden_size": 16, "intermediate_size": 40, "num_layers": 2, "num_heads": 4, "num_kv_heads": 4, "context_length": 32}
+    with pytest.raises(ConfigError, match=told):
+        check(load(TransformerConfig, {"vocab_size": 8, **size, "variant": variant}), 2)
+
+
+@pytest.mark.parametrize("axis", ["tensor", "context", "pipeline"])
+def test_experts_are_refused_before_any_stage(axis):
+    size = {"vocab_size": 8, "hidden_size": 16, "intermediate_size": 40, "num_layers": 2, "num_heads": 4, "num_kv_heads": 4}
+    model = load(TransformerConfig, {**size, "variant": {"experts": {"count": 4, "per_token": 2}}})
+    with pytest.raises(ConfigError, match=f"train.parallel.{axis}; found 4 experts; expected a decoder without experts"):
+        check_model(load(ParallelConfig, {axis: 2}), model)
+    check_model(load(ParallelConfig, {"data": 2, "shard": 2}), model)

@@ -26,8 +26,9 @@ from torch.nn import functional
 
 from luyen.core.device import to_device
 from luyen.core.errors import ConfigError
+from luyen.engine.parallel.mesh import check_dense
 from luyen.engine.parallel.sequence import gather, gather_equal, lengthen, scale_gradient
-from luyen.models.attention import Cache, Layout, packed_attention
+from luyen.models.attention import Cache, Layout, packed_attention, seen
 from luyen.models.transformer import Transformer
 
 
@@ -39,6 +40,7 @@ def join(model: nn.Module, group: dist.ProcessGroup) -> None:
     if type(model) is not Transformer:  # what more a subclass makes of hidden states every rank makes alike: a sum would count it R times
         fix = "Use train.parallel.data or shard."
         raise ConfigError("train.parallel.context", found=type(model).__name__, expected="a decoder", fix=fix)
+    check_dense("train.parallel.context", model.config)
     model.forward = functools.partial(_forward, model.forward, group)  # type: ignore[method-assign]
     model.logits = functools.partial(_logits, model.logits, group.size())  # type: ignore[method-assign]
 
@@ -104,7 +106,7 @@ class Share:
         """Position of each own token in its sequence, (1, O)."""
         return self.positions_1O
 
-    def attend(self, layer: int, query_BTHE: Tensor, key_BTKE: Tensor, value_BTKE: Tensor) -> Tensor:
+    def attend(self, layer: int, query_BTHE: Tensor, key_BTKE: Tensor, value_BTKE: Tensor, window: int) -> Tensor:
         """What the own tokens see in their sequences, on whatever rank that stands. B is 1, T is O."""
         both_O2KE = torch.cat([key_BTKE[0], value_BTKE[0]], 1)
         both_T2KE = gather(lengthen(both_O2KE, self.longest), self.group)[self.place_T]
@@ -113,9 +115,9 @@ class Share:
             query_NHE = query_BTHE[0, item.first : item.first + item.tokens]
             key_MKE, value_MKE = both_T2KE[item.start : item.end].chunk(2, 1)
             if layout is not None:
-                found.append(packed_attention(query_NHE, key_MKE, value_MKE, layout))
+                found.append(packed_attention(query_NHE, key_MKE, value_MKE, layout, window))
             else:
-                found.append(continued_attention(query_NHE, key_MKE, value_MKE))
+                found.append(continued_attention(query_NHE, key_MKE, value_MKE, window))
         return torch.cat(found)[None]
 
 
@@ -142,11 +144,14 @@ def work(lengths: Sequence[int], own: Sequence[range]) -> Iterator[Work]:
             first += piece.stop - begin
 
 
-def continued_attention(query_NHE: Tensor, key_MKE: Tensor, value_MKE: Tensor) -> Tensor:
-    """The last N of a sequence's M tokens attend to it causally. Returns (N, H, E)."""
+def continued_attention(query_NHE: Tensor, key_MKE: Tensor, value_MKE: Tensor, window: int = 0) -> Tensor:
+    """The last N of a sequence's M tokens attend to it causally, through a window above 0 to its last ones. Returns (N, H, E)."""
     from torch.nn.attention.bias import causal_lower_right  # it loads the whole compiler, which others need not wait for
 
-    mask = causal_lower_right(query_NHE.shape[0], key_MKE.shape[0])
+    queries = query_NHE.shape[0]
+    if window:  # what the first query does not see none does
+        key_MKE, value_MKE = (states[-(queries + window - 1) :] for states in (key_MKE, value_MKE))
+    mask = seen(queries, key_MKE.shape[0], window, key_MKE.device) if window else causal_lower_right(queries, key_MKE.shape[0])
     attended: Tensor = functional.scaled_dot_product_attention(
         *(states.transpose(0, 1)[None] for states in (query_NHE, key_MKE, value_MKE)),
         attn_mask=mask,

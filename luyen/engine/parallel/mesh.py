@@ -18,6 +18,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from luyen.core import distributed
 from luyen.core.errors import ConfigError
 from luyen.engine.config import ParallelConfig
+from luyen.models.config import TransformerConfig
 
 AXES = ("pipeline", "data", "shard", "context", "tensor")
 
@@ -90,6 +91,13 @@ class Shape:
     def mesh(self, device: torch.device) -> DeviceMesh:
         """torch's mesh of this shape."""
         return init_device_mesh(device.type, tuple(getattr(self, axis) for axis in AXES), mesh_dim_names=AXES)
+
+
+def check_dense(setting: str, config: TransformerConfig) -> None:
+    """Raise ConfigError for a mixture of experts: the balance of their load is that of all tokens of a pass in all layers, on one rank."""
+    if config.variant.experts is not None:
+        found, fix = f"{config.variant.experts.count} experts", "Use train.parallel.data or shard."
+        raise ConfigError(setting, found=found, expected="a decoder without experts", fix=fix)
 
 
 @contextlib.contextmanager

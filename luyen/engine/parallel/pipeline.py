@@ -31,6 +31,7 @@ from torch.nn import functional
 
 from luyen.core.errors import ConfigError
 from luyen.engine.layouts import bounds
+from luyen.engine.parallel.mesh import check_dense
 from luyen.engine.parallel.sequence import piece_length
 from luyen.engine.parallel.tensors import local
 from luyen.models.transformer import Transformer
@@ -299,6 +300,7 @@ def check(model: nn.Module, stages: int) -> Transformer:
     """The model as a decoder that can be cut into so many stages. Raises ConfigError."""
     if not isinstance(model, Transformer):
         raise ConfigError("train.parallel.pipeline", found=type(model).__name__, expected="a decoder", fix="Use train.parallel.shard.")
+    check_dense("train.parallel.pipeline", model.config)
     check_layers(model.config.num_layers, stages)
     return model
 

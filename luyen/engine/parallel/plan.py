@@ -23,7 +23,7 @@ from luyen.engine.config import ParallelConfig, TrainConfig
 from luyen.engine.parallel import tensors
 from luyen.engine.parallel.context import join, leave
 from luyen.engine.parallel.data import cut, share_out, sum_gradients
-from luyen.engine.parallel.mesh import Shape
+from luyen.engine.parallel.mesh import Shape, check_dense
 from luyen.engine.parallel.pipeline import Pipeline, Work, check_count, check_layers
 from luyen.engine.parallel.shard import layers, make_room, settle, shard
 from luyen.engine.parallel.start import emptied, fill
@@ -212,7 +212,10 @@ def check(config: TrainConfig, ranks: int, device: torch.device) -> Shape:
 
 
 def check_model(config: ParallelConfig, model: TransformerConfig) -> None:
-    """Raise ConfigError for a decoder of a size that the layout cannot deal out."""
+    """Raise ConfigError for a decoder of a size, or with experts, that the layout cannot deal out."""
+    for axis in ("tensor", "context", "pipeline"):
+        if getattr(config, axis) > 1:
+            check_dense(f"train.parallel.{axis}", model)
     if config.tensor > 1:
         check_heads(model, config.tensor)
     if config.pipeline > 1:

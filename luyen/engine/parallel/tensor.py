@@ -7,7 +7,7 @@ each half of a block, tokens are gathered before it and the sum is dealt after i
 split by the rows of their tables (vocabulary.py has the loss). Hidden states come out of the decoder in whole.
 
 A piece is ceil(N / R) of all N tokens of the batch, whatever rows they stand in; the last ones may end in zeros, which stay zeros
-through norms and products without bias and are cut off before attention sees them.
+through norms and products without bias and are cut off before queries, keys and values, which may have one, are made.
 
 Shapes: N = B T tokens of B rows, R ranks, S tokens of a piece, D hidden size, V vocabulary, U rows of it on a rank.
 """
@@ -26,6 +26,7 @@ from torch.distributed.tensor import Shard, distribute_tensor
 from torch.nn import functional
 
 from luyen.core.errors import ConfigError
+from luyen.engine.parallel.mesh import check_dense
 from luyen.engine.parallel.sequence import add_and_deal, add_gradients, gather, gather_equal, lengthen, piece_length
 from luyen.engine.parallel.tensors import local
 from luyen.models.config import TransformerConfig
@@ -68,7 +69,7 @@ def finished(piece_1SD: Tensor, tokens_BT: Tensor, group: dist.ProcessGroup) -> 
 
 
 def summed(model: nn.Module) -> list[nn.Parameter]:
-    """The parameters that every rank has in whole and uses on its own tokens alone, so that their gradients are added over the ranks."""
+    """The parameters that every rank has in whole and uses on its own tokens or heads alone: their gradients are added over the ranks."""
     return [module.weight for module in model.modules() if isinstance(module, RMSNorm) and module.weight is not None]
 
 
@@ -78,13 +79,16 @@ def _deal(module: nn.Module, mesh: DeviceMesh, axis: int) -> None:
         return
     dealt = distribute_tensor(weight.detach(), mesh, [Shard(axis)], src_data_rank=None)
     module.weight = nn.Parameter(dealt, weight.requires_grad)
+    bias = module._parameters.get("bias")
+    if bias is not None:  # only maps that are split by output have one
+        module.bias = nn.Parameter(distribute_tensor(bias.detach(), mesh, [Shard(0)], src_data_rank=None), bias.requires_grad)
 
 
 def _product(linear: nn.Module, hidden: Tensor) -> Tensor:
     """This rank's part of a product: some outputs, or of every output the sum over some inputs."""
-    weight = linear.weight
+    weight, bias = linear.weight, linear.bias
     assert isinstance(weight, Tensor)
-    return functional.linear(hidden, local(weight))
+    return functional.linear(hidden, local(weight), local(bias) if isinstance(bias, Tensor) else None)
 
 
 def _look_up(table: nn.Embedding, group: dist.ProcessGroup, tokens_BT: Tensor) -> Tensor:
@@ -144,7 +148,14 @@ def own_heads(model: nn.Module, ranks: int) -> Iterator[None]:
 
 
 def check(config: TransformerConfig, ranks: int) -> None:
-    """Raise ConfigError unless heads and feed-forward columns can be dealt evenly to `ranks`, and each gets some of the vocabulary."""
+    """Raise ConfigError unless heads and feed-forward columns can be dealt evenly to `ranks`, and each gets some of the vocabulary.
+
+    Experts are not dealt, and a norm over all heads would need those of other ranks.
+    """
+    check_dense("train.parallel.tensor", config)
+    if config.variant.qk_norm == "whole":
+        fix = "Use train.parallel.shard."
+        raise ConfigError("train.parallel.tensor", found="norms over all heads", expected="none, or one of each head", fix=fix)
     for name in ("num_heads", "num_kv_heads", "intermediate_size"):
         size = getattr(config, name)
         if size % ranks:
