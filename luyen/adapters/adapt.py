@@ -1,0 +1,51 @@
+"""An adapter on a model: the table of methods, what is trained then, and what that costs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import nn
+
+from luyen.adapters.config import AdapterConfig
+from luyen.adapters.lora import lora
+from luyen.adapters.targets import whole_parameters
+from luyen.core.errors import ConfigError
+
+METHODS: dict[str, Callable[[nn.Module, AdapterConfig], None]] = {"lora": lora}
+"""Each puts its modules into a frozen model; what they add is trained."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A group of parameters that are trained."""
+
+    module: str
+    count: int
+
+
+def adapt(model: nn.Module, config: AdapterConfig) -> None:
+    """Freeze a model and put the adapter on it, in place; `full` leaves all weights trained.
+
+    New weights are drawn from torch's generator. Raises ConfigError where a pattern matches nothing or a size does not fit.
+    """
+    if config.method == "full":
+        return
+    also = whole_parameters(model, config.also)
+    model.requires_grad_(False)
+    METHODS[config.method](model, config)
+    names = {name.replace(".base.", "."): parameter for name, parameter in model.named_parameters()}
+    for name in also:
+        names[name].requires_grad_(True)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ConfigError("adapter", found=f"method {config.method}, which trains nothing here")
+
+
+def trained(model: nn.Module) -> list[Trained]:
+    """What is trained of a model: parameters by the module that owns them, in order."""
+    groups: dict[str, int] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            owner = name.rpartition(".")[0]
+            groups[owner] = groups.get(owner, 0) + parameter.numel()
+    return [Trained(module, count) for module, count in groups.items()]
