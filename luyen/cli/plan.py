@@ -73,6 +73,8 @@ def _plan(words: tuple[str, ...], budget: str | None, vocabulary: int | None, pr
         lines += ["", *text.counted(item)]
         lines += text.probed(probes[name], found.here[name]) if name in probes else []
         lines += ["", *text.table(item, bool(stated["devices"]), "" if made.name == item.verb else f"{name}.")]
+    for name, writing in found.evaluations.items():
+        lines += ["", *text.wrapped(f"{name}: evaluate, {text.written(writing)}", "")]
     if found.trainings:
         lines += ["", *text.legend(assumptions, tuple(found.trainings.values()), NOT_COUNTED)]
     print("\n".join(line.rstrip() for line in lines))
@@ -152,5 +154,6 @@ def _as_dict(made: Plan, found: Outline, probes: dict[str, Probe], assumptions: 
                     "co2_grams_per_kwh": assumptions.intensity, "most_devices": assumptions.most},
         "this_machine": {name: item.as_dict() for name, item in found.here.items()},
         "training": {name: item.as_dict() for name, item in found.trainings.items()},
+        "evaluations": {name: item.as_dict() for name, item in found.evaluations.items()},
         "probes": {name: item.as_dict() for name, item in probes.items()},
     }  # fmt: skip

@@ -5,11 +5,11 @@ from __future__ import annotations
 import shlex
 import textwrap
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from luyen.recipe.estimate import Prediction
-    from luyen.recipe.planning import Assumptions, TrainingPlan, Way
+    from luyen.recipe.planning import Assumptions, TrainingPlan, Way, Writing
     from luyen.recipe.probe import Probe
 
 COLUMNS = 80
@@ -95,17 +95,38 @@ def counted(plan: TrainingPlan) -> list[str]:
         f"  {name:<24}{count or '-':>18,}{3 * done or 0:>18,.0f}" if count else f"  {name:<24}{'-':>18}{3 * done:>18,.0f}"
         for name, count, done in rows
     ]
-    memory = facts["memory_one_device"]
-    parts = ", ".join(f"{name} {size(amount)}" for name, amount in memory.items() if name != "total")
     lines += wrapped(f"FLOP: forward and backward; {plan.operations:.3g} for the stage.")
-    lines += wrapped(f"memory on one GPU, as the recipe says: {parts}; together {size(memory['total'])}")
+    lines += memory(facts, plan.verb == "sft")
     cache, context = facts["cache_bytes_per_token"], plan.training.model.context_length
-    lines += wrapped(f"key-value cache when it writes: {size(cache)} a token, {size(cache * context)} for {context:,} tokens")
-    if plan.verb == "sft":
-        lora = facts["lora_parameters"]
-        share = lora["count"] / weights["total"]
-        lines += wrapped(f"LoRA of rank {lora['rank']} on all projections would train {lora['count']:,} parameters ({share:.1%})")
+    lines += wrapped(f"key-value cache of the finished model: {size(cache)} a token, {size(cache * context)} for {context:,} tokens")
+    lines += wrapped(f"samples at an evaluation: {written(plan.samples)}") if plan.samples else []
     return lines + (wrapped(plan.advice) if plan.advice else [])
+
+
+def memory(facts: Mapping[str, Any], with_lora: bool) -> list[str]:
+    """Memory by part on one GPU as the recipe says, beside what an adapter would take."""
+    columns = [facts["memory_one_device"], *([facts["memory_one_device_lora"]] if with_lora else [])]
+    lora = facts["lora_parameters"]
+    names = ["as it says", *([f"LoRA, rank {lora['rank']}"] if with_lora else [])]
+    lines = [f"  {'memory on one GPU':<24}" + "".join(f"{name:>18}" for name in names)]
+    for part in columns[0]:
+        name = {"total": "together", "cache": "key-value cache"}.get(part, part)
+        lines.append(f"  {name:<24}" + "".join(f"{size(column[part]) if column[part] else '-':>18}" for column in columns))
+    if with_lora:
+        share = lora["count"] / facts["parameters"]["total"]
+        told = f"LoRA of rank {lora['rank']} on all projections would train {lora['count']:,} parameters ({share:.1%})"
+        lines += wrapped(told)
+    return lines
+
+
+def written(item: Writing) -> str:
+    """What a stage writes, and what keys and values take while it does."""
+    context, full = item.model.context_length, item.tokens == item.model.context_length
+    rest = "" if full else f"; {size(item.most)} if each had all {context:,}"
+    return (
+        f"{item.rows} at a time, answers of at most {item.new_tokens:,} tokens; their key-value cache {size(item.bytes)} "
+        f"at {item.tokens:,} tokens a row{' (the whole context)' if full else ''}{rest}"
+    )
 
 
 def table(plan: TrainingPlan, every: bool, prefix: str) -> list[str]:
@@ -118,7 +139,8 @@ def table(plan: TrainingPlan, every: bool, prefix: str) -> list[str]:
     head = f"  {'device':<9}{'n':>4}  {'layout':<9} {'kept, rows':<13}{'memory':>7}{'time':>9}{'kWh':>8}{'kg CO2':>8}{'money':>8}"
     lines = [head] if chosen else []
     for way in chosen:
-        layout = " ".join(f"{count}{name[0]}" for name, count in vars(way.layout).items() if count > 1) or "-"
+        axes = [f"{count}{name[0]}" for name, count in vars(way.layout).items() if count > 1] or ["-"]
+        layout = " ".join(axes) if len(" ".join(axes)) < 10 else "".join(axes)
         kept = f"{way.part.activations} {way.part.batch.rows}"
         line = f"{'*' if way is best else ' '} {way.device:<9}{way.layout.devices:>4}  {layout:<9} {kept:<13}"
         line += f"{size(way.bytes):>7}{duration(way.seconds):>9}{number(way.kwh):>8}"
@@ -145,8 +167,8 @@ def legend(assumptions: Assumptions, trainings: Sequence[TrainingPlan], not_coun
     told = [
         f"Assumed: {assumptions.mfu:.0%} of the data sheet's peak (--mfu), recomputed work included; the most power a device may take; "
         f"{', '.join(given)}.",
-        "Layout: d groups of equal weights, s shards of a group, t devices a layer, p stages of layers; rows at a time on each device. "
-        "Memory is on each device, an upper bound; 1 GB and 5 % of it are left free.",
+        "Layout: d groups of equal weights, s shards of a group, t devices a layer, c devices a row, p stages of layers; rows at a time "
+        "on each device. Memory is on each device, an upper bound; 1 GB and 5 % of it are left free.",
         f"Not counted: {not_counted}.",
     ]
     if any(plan.training.model.hidden_size < LARGE_WIDTH for plan in trainings):

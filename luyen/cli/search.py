@@ -16,6 +16,7 @@ from luyen.core import progress
 from luyen.core.errors import Interrupted, LuyenError, UserError
 from luyen.recipe.graph import find_recipe
 from luyen.recipe.search_space import Space, read_space
+from luyen.recipe.search_study import PRUNERS, RUNNING, library
 
 HELP = """Search for settings of one training stage, for example
 
@@ -43,7 +44,7 @@ def command(name: str) -> click.Command:
         click.Option(["--rate-finder"], is_flag=True, help="No trials: one short training with a rising learning rate, and which to take."),
         click.Option(["--steps"], type=click.IntRange(min=5), default=100, show_default=True, help="Steps of --rate-finder."),
         click.Option(["--trials"], type=click.IntRange(min=1), default=20, show_default=True, help="Trials in all."),
-        click.Option(["--pruner"], type=click.Choice(["median", "asha", "none"]), default="median", show_default=True,
+        click.Option(["--pruner"], type=click.Choice(list(PRUNERS)), default="median", show_default=True,
                      help="What ends a trial early."),
         click.Option(["--metric"], default="heldout_bits_per_byte", show_default=True, help="Figure of the stage to look at."),
         click.Option(["--maximize"], is_flag=True, help="More of the metric is better; else less is."),
@@ -79,7 +80,6 @@ def _check_options(others: str, rate_finder: bool) -> None:
 def _trials(space: Space, out: str | None, dry_run: bool, options: Mapping[str, Any]) -> None:
     """Say what the search takes, search, show what came of it. optuna is asked for last: a wrong word is told without it."""
     from luyen.recipe.search import Goal, at_work, search, training
-    from luyen.recipe.search_study import library
 
     made = space.plan({item.key: item.ends[0] for item in space.dimensions})
     training(made, space.stage)
@@ -140,7 +140,6 @@ def foretell(space: Space, trials: int, folder: Path) -> None:
     from luyen.recipe.estimate import predict
     from luyen.recipe.run import up_to_date
     from luyen.recipe.search import SHARED, needed, read_trials, training
-    from luyen.recipe.search_study import RUNNING
 
     made = space.plan({item.key: item.ends[0] for item in space.dimensions})
     training(made, space.stage)
@@ -153,14 +152,15 @@ def foretell(space: Space, trials: int, folder: Path) -> None:
     for place in (0, -1):
         whole = predict(space.plan({item.key: item.ends[place] for item in space.dimensions}), done)
         each.append(whole[space.stage].seconds)
+    trial = "trial" if left == 1 else "trials"
     known = sorted(seconds for seconds in each if seconds is not None)
     if not known:
-        progress.say(f"{left} trials of {space.stage}; how long one takes is not known before")
+        progress.say(f"{left} {trial} of {space.stage}; how long one takes is not known before")
         return
     one = " to ".join(dict.fromkeys(map(duration, known)))
     together = " to ".join(dict.fromkeys(duration(left * seconds + others) for seconds in known))
     unknown = [name for name, item in shared.items() if item.seconds is None]
     progress.say(
-        f"estimate: {left} trials of {space.stage} of {one} each without pruning, {together} with the stages before it"
+        f"estimate: {left} {trial} of {space.stage} of {one} each without pruning, {together} with the stages before it"
         + (f", without {', '.join(unknown)}" if unknown else "")
     )

@@ -68,7 +68,7 @@ class _PlainTask:
         self.printed = time.monotonic()
         of = f"/{self.total:,.0f}" if self.total else ""
         note = f"  {self.text}" if self.text else ""
-        print(f"  {self.name}: {self.done:,.0f}{of} {self.unit}, {self.printed - self.started:.0f} s{note}", flush=True)
+        print(f"  {self.name}: {self.done:,.0f}{of} {self.unit}, {self.printed - self.started:.0f} s elapsed{note}", flush=True)
 
 
 class Plain:
@@ -112,7 +112,7 @@ class Terminal:
 
         columns = (
             TextColumn("  {task.description}"), BarColumn(bar_width=20), MofNCompleteColumn(), TextColumn(unit),
-            TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}"),
+            TimeElapsedColumn(), TextColumn("elapsed,"), TimeRemainingColumn(), TextColumn("left"), TextColumn("{task.fields[note]}"),
         )  # fmt: skip
         with Progress(*columns, console=self.console, refresh_per_second=4) as bar:
             yield _RichTask(bar, bar.add_task(name, total=total, note=""))

@@ -15,6 +15,9 @@ from __future__ import annotations
 from dataclasses import dataclass, fields, replace
 
 from luyen.engine.config import OptimizerConfig
+from luyen.engine.layouts import Batch as Batch
+from luyen.engine.layouts import Layout as Layout
+from luyen.engine.layouts import bubble as bubble
 from luyen.models.config import TransformerConfig
 
 BACKWARD = 2.0
@@ -22,13 +25,16 @@ BACKWARD = 2.0
 STATE_BYTES: dict[str, float] = {"adamw": 8, "muon": 4, "adafactor": 0, "lion": 4, "sgd": 4, "adamw8bit": 2}
 """Bytes of state for each parameter: two fp32 moments, one (lion, sgd with momentum, muon's matrices), two of 8 bits (matrices alone);
 adafactor keeps one number for each row and column of a matrix, counted as nothing."""
+ONE_DEVICE = Layout()
 LAYERS_GATHERED = 2
 """Layers that a sharded run holds whole at a time: the one at work and the next."""
 SLICED = ("adamw", "lion", "sgd")
 """Optimizers that can work on a slice of a weight, so that `shard` and `tensor` may be more than one."""
 LOGITS = 32_000_000
-"""Logits that are counted at most, twice, in fp32. The loss makes fewer at a time (objectives/language_model.py); the rest stands for its
-gradients and for what its products take beside it, and predicts 15 and 60 million weights within 10 % at a vocabulary of 8,192."""
+"""Logits that are counted at most, twice, in fp32, on a processor. The loss makes fewer at a time (`loss_bytes`); the rest stands for what
+else is there: probabilities of attention in blocks, which `activation_bytes` leaves out, and what products take for themselves."""
+CHUNK_LOGITS, CHUNK_POSITIONS = 1 << 23, 64
+"""Logits that the loss makes at a time, and positions at least (objectives/language_model.py)."""
 
 
 class Parts:
@@ -83,6 +89,18 @@ def adapter_parameters(model: TransformerConfig, rank: int) -> int:
     """Weights of LoRA (Hu et al., 2021, arXiv:2106.09685) of this rank on all seven projections: rank x (inputs + outputs) of each."""
     width, query, key = model.hidden_size, model.num_heads * model.head_dim, model.num_kv_heads * model.head_dim
     return rank * model.num_layers * (2 * (width + query) + 2 * (width + key) + 3 * (width + model.intermediate_size))
+
+
+@dataclass(frozen=True)
+class AdapterCost:
+    """What is trained in place of a model's own weights, which are frozen."""
+
+    weights: int
+    """Numbers of the adapter, all trained, in fp32."""
+
+    def state_bytes(self, optimizer: OptimizerConfig) -> float:
+        """Bytes that an optimizer keeps; an adapter is made of matrices."""
+        return state_bytes(Parameters(embedding=0, attention=self.weights, feed_forward=0, norms=0, head=0), optimizer)
 
 
 @dataclass(frozen=True)
@@ -178,68 +196,28 @@ def activation_bytes(model: TransformerConfig, tokens: float, activations: str, 
 
 
 def logits_bytes(model: TransformerConfig, tokens: float, share: int = 1) -> float:
-    """Bytes of the logits that exist at once on each of `share` devices, which split vocabulary or positions."""
+    """Bytes of the logits that exist at once on each of `share` devices, which split vocabulary or positions; see LOGITS."""
     return 8.0 * min(tokens * model.vocab_size / share, LOGITS)
+
+
+def loss_bytes(model: TransformerConfig, tokens: float, half: bool, tensor: int = 1, context: int = 1, trained: bool = True) -> float:
+    """Bytes that the loss of so many tokens holds at most: what objectives/language_model.py makes and drops, and nothing else.
+
+    While it goes through the chunks: logits in fp32 of this chunk and of the one before (in half precision also those as they come out and
+    their gradients as they are multiplied), the gradient of the hidden states, and in fp32 that of the head, where it is `trained`, with
+    one chunk's part of it in half precision. In the backward pass: both gradients and what they are scaled to.
+    """
+    rows, positions, each = model.vocab_size / tensor, tokens / context, 2 if half else 4
+    size = max(CHUNK_POSITIONS, CHUNK_LOGITS // rows)
+    chunk = min(positions, size) * rows
+    logits = ((6 if half else 4) if positions <= size else (12 if half else 8)) * chunk
+    states, head = each * positions * model.hidden_size, 4 * rows * model.hidden_size * trained
+    return max(logits + states + head * (1.5 if half else 1.0), 2 * states + 2 * head)
 
 
 def cache_bytes(model: TransformerConfig, tokens: float, half: bool) -> float:
     """Bytes of the key-value cache for `tokens` tokens of answers and their prompts: a key and a value a layer."""
     return 2.0 * model.num_layers * model.num_kv_heads * model.head_dim * tokens * (2 if half else 4)
-
-
-@dataclass(frozen=True)
-class Layout:
-    """How many devices share the work, and how."""
-
-    data: int = 1
-    """Groups that hold the same weights and see other rows."""
-    shard: int = 1
-    """Devices of a group that hold a part of weights, gradients and optimizer each, and see other rows."""
-    tensor: int = 1
-    """Devices that compute one layer together."""
-    context: int = 1
-    """Devices that share the tokens of the same rows and have the same weights."""
-    pipeline: int = 1
-    """Devices that have some of the layers each and hand the rows on (1F1B)."""
-
-    @property
-    def devices(self) -> int:
-        """All devices."""
-        return self.data * self.shard * self.tensor * self.context * self.pipeline
-
-    @property
-    def alike(self) -> int:
-        """Devices that work on the same rows."""
-        return self.tensor * self.context
-
-    @property
-    def streams(self) -> int:
-        """Devices that see other rows than their neighbours."""
-        return self.data * self.shard
-
-    def __str__(self) -> str:
-        """Only what is more than one, for example "data 2, shard 4"."""
-        named = ((item.name, getattr(self, item.name)) for item in fields(self))
-        return ", ".join(f"{name} {count}" for name, count in named if count > 1) or "one device"
-
-
-@dataclass(frozen=True)
-class Batch:
-    """What one update of the weights sees, and in which pieces."""
-
-    rows: int
-    """Rows of a micro-batch on one device."""
-    accumulation: int
-    length: int
-
-    def split(self, streams: int, rows: int | None = None) -> Batch | None:
-        """The same update on `streams` devices, at most `rows` rows at a time on each (else as many as now); None if they do not divide."""
-        whole = self.rows * self.accumulation
-        if whole % streams:
-            return None
-        each, most = whole // streams, rows or self.rows
-        pieces = next(size for size in range(min(most, each), 0, -1) if each % size == 0)
-        return Batch(pieces, each // pieces, self.length)
 
 
 @dataclass(frozen=True)
@@ -258,6 +236,14 @@ class Training:
     """Whether products are made in fp8, which takes whole ones."""
     compiled: bool = False
     """Whether the layers must be compiled, which takes whole ones and decides by itself what is kept."""
+    adapter: AdapterCost | None = None
+    """What is trained where the model's own weights are frozen; None: they are trained."""
+    gpu: bool = False
+    """Whether the loss is counted as what it makes (`loss_bytes`), and not as on a processor (`logits_bytes`)."""
+    cached: int = 0
+    """Tokens, of all rows together, whose keys and values are kept while the run writes its samples."""
+    stages: int = 1
+    """Runs of layers that each device of a pipeline has (`train.parallel.pipeline_stages`)."""
 
     def on(self, layout: Layout) -> Training | None:
         """The part of it that one device of a layout has; None where something of it cannot be shared so."""
@@ -271,10 +257,24 @@ class Training:
         if self.offload and (layout.alike * layout.pipeline > 1 or layout.shard == 1 < layout.devices):
             return None
         each = self.batch.rows * self.batch.accumulation // layout.streams
-        if layout.pipeline > min(model.num_layers, each):
+        if layout.pipeline > each or (layout.pipeline > 1 and layout.pipeline * self.stages > model.num_layers):
             return None
         batch = self.batch.split(layout.streams, min(self.batch.rows, each // layout.pipeline))  # a micro-batch for every stage
         return None if batch is None else replace(self, batch=batch)
+
+    def fills(self, layout: Layout) -> bool:
+        """Whether the micro-batches of one device suit a pipeline's schedule; the interleaved one takes them in equal rounds."""
+        count = self.batch.accumulation
+        rounds = max(1, count // layout.pipeline)
+        return layout.pipeline == 1 or (count >= layout.pipeline and (self.stages == 1 or count % rounds == 0))
+
+    def under_way(self, layout: Layout) -> float:
+        """Micro-batches whose activations the first device of a pipeline holds at once, as 1F1B and interleaved 1F1B warm up."""
+        count, pipeline = self.batch.accumulation, layout.pipeline
+        if self.stages == 1:
+            return min(pipeline, count)
+        runs = (self.stages - 1) * (count // max(1, count // pipeline)) + 2 * (pipeline - 1) + 1
+        return min(runs / self.stages, count)
 
 
 @dataclass(frozen=True)
@@ -286,12 +286,17 @@ class Memory(Parts):
     """Of the weights in half precision, which autograd keeps; in a sharded run instead what is gathered at a time, with its gradient."""
     gradients: float
     optimizer: float
+    adapters: float
+    """Weights, gradients and optimizer of what is trained in place of the model's own weights, whose gradients and optimizer are then 0."""
     activations: float
+    """With an adapter as many: the products of one on every linear map read what the frozen products read, so it is kept all the same."""
     logits: float
-    """With the head's gradient, which is summed beside the one in `gradients`."""
+    """With the head's gradient, where it is trained, which is summed beside the one in `gradients`."""
+    cache: float
+    """Keys and values of the samples that the run writes, in fp32 as the weights are, in whole on every device."""
 
 
-def memory(training: Training, layout: Layout = Layout()) -> Memory:
+def memory(training: Training, layout: Layout = ONE_DEVICE) -> Memory:
     """Bytes by part on each device; `training.batch` is that of one device (see `Training.on`).
 
     Of a pipeline's devices the fullest: the first has as many micro-batches under way as there are stages, the last one the loss.
@@ -301,38 +306,51 @@ def memory(training: Training, layout: Layout = Layout()) -> Memory:
         return _memory(training, layout, model, parameters(model))
     part = model.model_copy(update={"num_layers": -(-model.num_layers // stages)})
     parts = replace(parameters(part), head=0)  # the embedding or the head, or where they are one both ends have it
-    ends = (_memory(training, layout, part, parts, min(stages, training.batch.accumulation)), _memory(training, layout, part, parts, 1))
-    received = 4.0 * training.batch.accumulation * training.batch.rows * training.batch.length * model.hidden_size / layout.alike
+    ends = (_memory(training, layout, part, parts, training.under_way(layout)), _memory(training, layout, part, parts, 1))
+    batch = training.batch
+    tokens = training.stages * batch.accumulation * batch.rows * batch.length
+    received = 4.0 * tokens * model.hidden_size / layout.alike
     first, last = (replace(end, activations=end.activations + received) for end in ends)
     return max(replace(first, logits=0.0), last, key=lambda end: end.total)
 
 
-def _memory(training: Training, layout: Layout, model: TransformerConfig, parts: Parameters, under_way: int = 1) -> Memory:
+def _memory(training: Training, layout: Layout, model: TransformerConfig, parts: Parameters, under_way: float = 1) -> Memory:
     """Of a device that has these layers and tables, with so many micro-batches under way.
 
     It is responsible for 1 / tensor of all matrices and for the norms in whole; of that 1 / shard lies there for good, of layers whose
-    slices are on the host nothing.
+    slices are on the host nothing. An adapter is sliced by `shard`, and in whole on each device of a tensor group. What is frozen has no
+    gradient, neither kept nor gathered.
     """
+    trained = 1 if training.adapter is None else 0
+    adapter = AdapterCost(0) if training.adapter is None else training.adapter
+    own = adapter.weights * model.num_layers / training.model.num_layers
     tables = (parts.embedding + parts.head) / layout.tensor
     layers = (parts.attention + parts.feed_forward) / layout.tensor + parts.norms
     held = layers + tables
     kept = (tables if training.offload else held) / layout.shard
-    copies = 2 * held if training.half else 0.0
+    copies = 2 * (held + own) if training.half else 0.0
     if layout.shard > 1 or training.offload:
         layer, gathered = layers / model.num_layers, min(LAYERS_GATHERED, model.num_layers)
         if training.half and layout.pipeline == 1:  # gathered in half, with a gradient in half that is summed in fp32; the head's copy
-            copies = layer * (2 * gathered + 2 + 4) + 2 * (parts.head or parts.embedding) / layout.tensor
+            copies = layer * (2 * gathered + (2 + 4) * trained) + 2 * own + 2 * (parts.head or parts.embedding) / layout.tensor
         else:
-            copies += 4 * layer * (gathered + 1)
-        copies += 4 * 2 * tables
+            copies += 4 * layer * (gathered + trained)
+        copies += 4 * (1 + trained) * tables
     tokens = training.batch.rows * training.batch.length
+    head = 4 * model.vocab_size * model.hidden_size / layout.tensor * trained
+    logits = logits_bytes(model, tokens, layout.alike) + head
+    if training.gpu:
+        logits = loss_bytes(model, tokens, training.half, layout.tensor, layout.context, bool(trained))
+    state = adapter.state_bytes(training.optimizer) / max(1, adapter.weights)
     return Memory(
         weights=4 * kept,
         copies=copies,
-        gradients=4 * kept,
-        optimizer=state_bytes(parts, training.optimizer) * kept / parts.count,
+        gradients=4 * kept * trained,
+        optimizer=state_bytes(parts, training.optimizer) * kept / parts.count * trained,
+        adapters=(4 + 4 + state) * own / layout.shard,
         activations=under_way * activation_bytes(model, tokens, training.activations, training.half, layout.tensor, layout.context),
-        logits=logits_bytes(model, tokens, layout.alike) + 4 * model.vocab_size * model.hidden_size / layout.tensor,
+        logits=logits,
+        cache=cache_bytes(training.model, training.cached, half=False),
     )
 
 
@@ -346,30 +364,3 @@ def device_operations(training: Training, layout: Layout, trained: float = 1.0) 
     again = recomputed_share(training.activations) * layers
     stage = -(-depth // layout.pipeline) / depth
     return ((forward.training + again) - (1 - stage) * ((1 + BACKWARD) * layers + again)) / layout.alike
-
-
-def bubble(layout: Layout, micro_batches: int) -> float:
-    """Share of the time in which a device of a pipeline waits for others: (p - 1) / (m + p - 1) (arXiv:2104.04473, section 2.2.1)."""
-    return (layout.pipeline - 1) / (micro_batches + layout.pipeline - 1)
-
-
-def layouts(devices: int, most_tensor: int = 8) -> list[Layout]:
-    """Every way to use this many devices by powers of two, the simplest first: data alone, then shards, then tensor parallelism.
-
-    Then pipelines, with data and shards.
-    """
-    powers = [2**power for power in range(devices.bit_length()) if 2**power <= devices]
-    found = [
-        Layout(devices // (shard * tensor), shard, tensor)
-        for tensor in powers
-        if tensor <= most_tensor
-        for shard in powers
-        if devices % (shard * tensor) == 0
-    ]
-    found += [
-        Layout(devices // (shard * pipeline), shard, pipeline=pipeline)
-        for pipeline in powers[1:]
-        for shard in powers
-        if devices % (shard * pipeline) == 0
-    ]
-    return sorted(found, key=lambda layout: (layout.pipeline, layout.tensor, layout.shard))

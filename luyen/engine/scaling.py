@@ -44,10 +44,8 @@ class Law:
         return parameters, product / parameters
 
 
-HOFFMANN = Law(1.69, 406.4, 410.7, 0.34, 0.28)
-"""As printed in 2022 (equation 10), rounded."""
 BESIROGLU = Law(1.8172, 482.01, 2085.43, 0.3478, 0.3658)
-"""Fitted again in 2024 (table 1); used here."""
+"""Fitted again in 2024 (table 1)."""
 
 
 def advice(parameters: float, tokens: float, unique: float | None = None) -> str:

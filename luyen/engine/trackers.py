@@ -34,14 +34,20 @@ class Tracker(Protocol):
 
 
 class _WandB:
-    """Queues and sends from a process of its own; WANDB_MODE=offline keeps everything here."""
+    """Queues and sends from a process of its own; WANDB_MODE=offline keeps everything here.
+
+    It drops figures of a step before the newest one that it was given. Those of a save that ended beside later steps are therefore
+    filed under the newest; the other trackers take steps in any order.
+    """
 
     def __init__(self, module: Any, project: str, name: str, config: Mapping[str, Any], folder: Path) -> None:
         (folder / FOLDER).mkdir(parents=True, exist_ok=True)
         self._run = module.init(project=project, name=name, config=dict(config), dir=str(folder / FOLDER))
+        self._newest = 0
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        self._run.log(dict(values), step=step)
+        self._newest = max(self._newest, step)
+        self._run.log(dict(values), step=self._newest)
 
     def close(self) -> None:
         self._run.finish()

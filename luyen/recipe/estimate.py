@@ -74,6 +74,9 @@ ANSWER_SHARE = 0.33
 """Share of a conversation's tokens that are answers and so have a target (quickstart)."""
 CURATION_BYTES = 180_000_000
 """What curation's language model and filters add to a process, also for the stages after it."""
+TRAINING_BYTES = 45_000_000
+"""What a training stage adds to a process beside torch's kernels, also for the stages after it: the loop's libraries, what reads rows,
+evaluations and answers on the way (42 to 57 MB with and without curation before it)."""
 
 
 @dataclass(frozen=True)
@@ -129,6 +132,8 @@ def predict(
                 outlook.kept["curation"] = CURATION_BYTES
             if isinstance(stage.config, EvaluateConfig):
                 outlook.kept["kernels"] = FIRST_STEP_BYTES
+            if isinstance(stage.config, PretrainConfig | SFTConfig):
+                outlook.kept["training"] = TRAINING_BYTES
             found[stage.name] = outlook.of(stage)
             behind = (steps or {}).get(stage.name, 0)
             if behind and isinstance(stage.config, PretrainConfig | SFTConfig):
@@ -178,7 +183,7 @@ class Outlook:
     vocabulary: int = 0
     """Tokens of a tokenizer that is not here; 0: not known."""
     kept: dict[str, int] = field(default_factory=dict)
-    """Bytes that stay in the process from the first stage on that uses curation's libraries, or torch's kernels."""
+    """Bytes that stay in the process from the first stage on that uses curation's libraries, torch's kernels or the training loop."""
 
     def of(self, stage: StagePlan) -> Prediction:
         """The prediction for one stage."""
@@ -260,8 +265,9 @@ class Outlook:
         held_out = self.held_out_tokens(config.heldout if isinstance(config, SFTConfig) else config.data, HELD_OUT_BYTES)
         length = row_length(config.batch, model.context_length)
         once = token_work(model, length) * (FORWARD * held_out) + writing_work(model, SAMPLE_TOKENS * len(config.prompts))
-        work = estimate.work + once * evaluations(config.train)
+        work = estimate.own + once * evaluations(config.train)  # every process evaluates
         told = f"{estimate.parameters / 1e6:.1f} million parameters, at most {estimate.tokens:,} tokens"
+        told += f"; {estimate.told}" if estimate.told else ""
         memory = estimate.bytes + (0 if counts_gpu(config.train) else self._memory())
         return Prediction(work.seconds(training_rate(config.train, estimate)), memory, told)
 

@@ -3,7 +3,8 @@
 This machine is predicted as before a run (estimate.py). Other devices are counted (engine/cost.py): a stage's operations at a stated
 share of a device's peak, its memory by part. What is left out is in `NOT_COUNTED`. The global batch of the recipe stays: a layout that
 cannot share its rows evenly is none. When it does not fit as the recipe says, fewer rows at a time are tried, then shards, then
-recomputed activations, then tensor parallelism, then pipelines, whose devices wait for each other.
+recomputed activations, then tensor parallelism, then pipelines, whose devices wait for each other, then context parallelism, which comes
+before these two where rows are long.
 """
 
 from __future__ import annotations
@@ -16,16 +17,29 @@ from luyen.core.config import dump
 from luyen.engine import carbon, cost
 from luyen.engine.cost import Batch, Layout, Memory, Training
 from luyen.engine.devices import Device, usable_bytes
+from luyen.engine.layouts import layouts
 from luyen.engine.scaling import advice
-from luyen.recipe.configs import PretrainConfig, SFTConfig
+from luyen.models.config import TransformerConfig
+from luyen.recipe.configs import EvaluateConfig, PretrainConfig, SFTConfig
 from luyen.recipe.estimate import ANSWER_SHARE, BYTES_PER_TOKEN, Outlook, Prediction, predict
 from luyen.recipe.graph import Plan, StagePlan
-from luyen.recipe.sizes import row_length
+from luyen.recipe.sizes import SAMPLE_TOKENS, row_length
 
 NOT_COUNTED = "evaluations, loading, checkpoints, communication between devices, the computer around them"
 """What the figures of other devices leave out."""
+LONG_ROW = 32_768
+"""Tokens of a row from which context parallelism is tried before tensor parallelism. Llama 3 (arXiv:2407.21783, table 4) was trained
+without it at 8,192 tokens and with 16 devices to a row at 131,072; this lies between."""
+PLAIN, TENSOR, PIPELINE = (False, False, False), (True, False, False), (False, True, False)
+CONTEXT, CONTEXT_AND_TENSOR = (False, False, True), (True, False, True)
+KINDS, KINDS_OF_LONG = (PLAIN, TENSOR, PIPELINE, CONTEXT, CONTEXT_AND_TENSOR), (PLAIN, CONTEXT, TENSOR, CONTEXT_AND_TENSOR, PIPELINE)
+"""Which axes beside data and shard a layout has, in the order in which they are tried, for usual and for long rows."""
 LORA_RANK = 16
-"""Rank of the adapter whose size is told beside a full fine-tuning."""
+"""Rank of the adapter whose memory is told beside that of a full fine-tuning."""
+TOGETHER = 128
+"""Samples that are written at a time (inference/generate.py)."""
+TEMPLATE_TOKENS = 64
+"""Counted for a chat template around one question; a token of text is counted as a byte, the least that it can be."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +78,7 @@ class Way:
     @property
     def bubble(self) -> float:
         """Share of the time in which a pipeline's device waits."""
-        return cost.bubble(self.layout, self.part.batch.accumulation)
+        return cost.bubble(self.layout, self.part.batch.accumulation, self.part.stages)
 
     @property
     def kilograms(self) -> float | None:
@@ -93,6 +107,38 @@ class Way:
 
 
 @dataclass(frozen=True)
+class Writing:
+    """What a stage writes with a model."""
+
+    model: TransformerConfig
+    rows: int
+    """Answers at a time."""
+    new_tokens: int
+    """Of an answer at most."""
+    tokens: int
+    """Of a prompt and its answer at most."""
+    half: bool
+    """Whether keys and values are in half precision."""
+
+    @property
+    def bytes(self) -> float:
+        """Of the key-value cache at most."""
+        return cost.cache_bytes(self.model, self.rows * self.tokens, self.half)
+
+    @property
+    def most(self) -> float:
+        """The same where every row is as long as the model's context."""
+        return cost.cache_bytes(self.model, self.rows * self.model.context_length, self.half)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "rows": self.rows, "new_tokens": self.new_tokens, "tokens": self.tokens, "cache_bytes": self.bytes,
+            "context_length": self.model.context_length, "cache_bytes_full_context": self.most,
+        }  # fmt: skip
+
+
+@dataclass(frozen=True)
 class TrainingPlan:
     """A training stage, counted."""
 
@@ -109,6 +155,8 @@ class TrainingPlan:
     ways: tuple[Way, ...]
     refused: Mapping[str, str]
     """Device -> why there is no way."""
+    samples: Writing | None
+    """What it writes at an evaluation; None: nothing."""
 
     @property
     def cheapest(self) -> Way | None:
@@ -127,6 +175,12 @@ class TrainingPlan:
         return cost.memory(self.training)
 
     @property
+    def lora(self) -> Memory:
+        """The same where an adapter of LORA_RANK on all projections is trained instead."""
+        adapter = cost.AdapterCost(cost.adapter_parameters(self.training.model, LORA_RANK))
+        return cost.memory(replace(self.training, adapter=adapter))
+
+    @property
     def advice(self) -> str:
         """What is known of tokens and sizes; only for pretraining."""
         return advice(cost.parameters(self.training.model).count, self.tokens, self.unique) if self.verb == "pretrain" else ""
@@ -140,6 +194,8 @@ class TrainingPlan:
             "parameters": {**cost.parameters(model).by_part(), "total": cost.parameters(model).count},
             "operations_per_token_forward": cost.operations(model, batch.length, self.trained).by_part(),
             "memory_one_device": {**self.memory.by_part(), "total": self.memory.total},
+            "memory_one_device_lora": {**self.lora.by_part(), "total": self.lora.total},
+            "samples": self.samples and self.samples.as_dict(),
             "cache_bytes_per_token": cost.cache_bytes(model, 1, self.training.half),
             "lora_parameters": {"rank": LORA_RANK, "count": cost.adapter_parameters(model, LORA_RANK)},
             "advice": self.advice,
@@ -156,6 +212,8 @@ class Outline:
     here: Mapping[str, Prediction]
     """Stage -> what it takes on this machine."""
     trainings: Mapping[str, TrainingPlan]
+    evaluations: Mapping[str, Writing]
+    """Stage -> what it writes with the model that has the largest key-value cache."""
 
 
 def outline(plan: Plan, assumptions: Assumptions, vocabulary: int = 0) -> Outline:
@@ -165,7 +223,31 @@ def outline(plan: Plan, assumptions: Assumptions, vocabulary: int = 0) -> Outlin
     """
     outlook = Outlook({stage.name: stage for stage in plan.stages}, {}, vocabulary)
     counted = {stage.name: _training(stage, outlook, assumptions) for stage in plan.stages}
-    return Outline(predict(plan, vocabulary=vocabulary), {name: item for name, item in counted.items() if item is not None})
+    written = {stage.name: _evaluated(stage, outlook) for stage in plan.stages}
+    return Outline(
+        predict(plan, vocabulary=vocabulary),
+        {name: item for name, item in counted.items() if item is not None},
+        {name: item for name, item in written.items() if item is not None},
+    )
+
+
+def _evaluated(stage: StagePlan, outlook: Outlook) -> Writing | None:
+    """What an evaluation writes, each row as long as the context, since its questions may be; None where it asks none."""
+    config = stage.config
+    if not isinstance(config, EvaluateConfig) or config.questions is None:
+        return None
+    models = [model for model in map(outlook.model, config.models.values()) if model is not None]
+    half, new = config.precision != "fp32", config.sampling.max_new_tokens
+    written = [Writing(model, config.batch_size, min(new, model.context_length), model.context_length, half) for model in models]
+    return max(written, key=lambda item: item.bytes, default=None)
+
+
+def _samples(config: PretrainConfig | SFTConfig, model: TransformerConfig) -> Writing | None:
+    """What a training stage writes at an evaluation: its prompts, continued by the weights, which are fp32."""
+    if not config.prompts:
+        return None
+    longest = max(len(prompt.encode()) for prompt in config.prompts) + TEMPLATE_TOKENS + SAMPLE_TOKENS
+    return Writing(model, min(TOGETHER, len(config.prompts)), SAMPLE_TOKENS, min(model.context_length, longest), False)
 
 
 def training_model(config: PretrainConfig | SFTConfig, outlook: Outlook) -> Any:
@@ -183,12 +265,15 @@ def _training(stage: StagePlan, outlook: Outlook, assumptions: Assumptions) -> T
     train, length = config.train, row_length(config.batch, model.context_length)
     batch = Batch(config.batch.rows, train.accumulation, length)
     training = Training(model, batch, train.optimizer, train.activations, train.precision != "fp32", train.parallel.offload)
-    training = replace(training, fp8=train.precision == "fp8", compiled=train.compile == "always")
+    samples = _samples(config, model)
+    training = replace(training, gpu=True, cached=samples.rows * samples.tokens if samples else 0)
+    training = replace(training, fp8=train.precision == "fp8", compiled=train.compile == "always", stages=train.parallel.pipeline_stages)
     size = outlook.text(config.data) if isinstance(config, PretrainConfig) else None
     found = TrainingPlan(
         stage=stage.name, verb=stage.verb, training=training, steps=train.steps,
         tokens=train.steps * train.accumulation * config.batch.rows * length,
-        trained=ANSWER_SHARE if isinstance(config, SFTConfig) else 1.0, unique=size and size / BYTES_PER_TOKEN, ways=(), refused={},
+        trained=ANSWER_SHARE if isinstance(config, SFTConfig) else 1.0, unique=size and size / BYTES_PER_TOKEN,
+        ways=(), refused={}, samples=samples,
     )  # fmt: skip
     ways: list[Way] = []
     refused: dict[str, str] = {}
@@ -218,24 +303,26 @@ def _ways(plan: TrainingPlan, name: str, device: Device, assumptions: Assumption
 
 def candidates(training: Training, devices: int) -> Iterator[tuple[Layout, Training]]:
     """Layouts of so many devices with what each device has, the ones that cost least speed first."""
-    layouts = cost.layouts(devices)
+    found = layouts(devices)
     modes = cost.slower_modes(training.activations)
-    for kind in ((False, False), (True, False), (False, True)):
+    for kind in KINDS_OF_LONG if training.batch.length >= LONG_ROW else KINDS:
         for activations in modes:
-            for layout in (layout for layout in layouts if (layout.tensor > 1, layout.pipeline > 1) == kind):
+            for layout in (layout for layout in found if (layout.tensor > 1, layout.pipeline > 1, layout.context > 1) == kind):
                 part = replace(training, activations=activations).on(layout)
                 rows = part.batch.rows if part else 0
                 while part is not None and rows:
                     batch = training.batch.split(layout.streams, rows)
                     assert batch is not None
-                    yield layout, replace(part, batch=batch)
+                    tried = replace(part, batch=batch)
+                    if tried.fills(layout):
+                        yield layout, tried
                     rows = batch.rows // 2
 
 
 def _way(plan: TrainingPlan, name: str, layout: Layout, part: Training, assumptions: Assumptions) -> Way:
     device = assumptions.devices[name]
     done = plan.tokens / layout.streams * cost.device_operations(part, layout, plan.trained)
-    seconds = done / (device.peak(part.half) * assumptions.mfu) / (1 - cost.bubble(layout, part.batch.accumulation))
+    seconds = done / (device.peak(part.half) * assumptions.mfu) / (1 - cost.bubble(layout, part.batch.accumulation, part.stages))
     hours = seconds / 3600 * layout.devices
     kwh = carbon.kilowatt_hours(hours, device.watts, assumptions.pue)
     grams = None if assumptions.intensity is None else carbon.grams(kwh, assumptions.intensity)

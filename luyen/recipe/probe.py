@@ -16,6 +16,7 @@ from luyen.core.files import read_jsonl
 from luyen.core.random_state import seed_everything
 from luyen.data.loader import PackedStream
 from luyen.data.samples import NOT_TRAINED, Sample
+from luyen.engine.compiling import worth
 from luyen.engine.config import CheckpointConfig, ParallelConfig, ScheduleConfig, TrainConfig, WatchConfig
 from luyen.engine.estimate import FIRST_STEP_BYTES, LIBRARIES_BYTES
 from luyen.engine.memory import reset_peak
@@ -45,7 +46,7 @@ class Probe:
     expected_bytes: int
     """The prediction for the stage alone; within a recipe the process also holds what earlier stages loaded."""
     seconds: float
-    """Of the whole stage at this pace; evaluations are added as they are predicted."""
+    """Of the whole stage at this pace; evaluations are added as they are predicted, and the time of compiling where it compiles."""
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -60,23 +61,35 @@ def probe(config: PretrainConfig | SFTConfig, model: TransformerConfig, predicte
     """
     trained = ANSWER_SHARE if isinstance(config, SFTConfig) else 1.0
     length = row_length(config.batch, model.context_length)
+    alone = of_stage(config.train, config.batch, model, trained)
+    short = _short(config.train, steps, alone.work.operations)
     seed_everything(0)
     samples = random_samples(model.vocab_size, length, 2 * config.batch.rows * config.train.accumulation, trained)
     stream = PackedStream(samples, capacity=length, rows=config.batch.rows, seed=0)
     reset_peak(pick_device(config.train.device))
     with tempfile.TemporaryDirectory(prefix="luyen-probe-") as folder:
-        result = fit(Pretrain(Transformer(model), stream), _short(config.train, steps), Path(folder))
+        result = fit(Pretrain(Transformer(model), stream), short, Path(folder))
         times = [float(row["seconds"]) for row in read_jsonl(Path(folder) / "timings.jsonl") if "seconds" in row]
     step = median(times[WARM:] or times)
-    alone = of_stage(config.train, config.batch, model, trained)
-    expected = alone.bytes + (0 if counts_gpu(config.train) else LIBRARIES_BYTES + FIRST_STEP_BYTES)
+    tried = of_stage(short, config.batch, model, trained)  # in one process, whatever train.parallel says
+    expected = tried.bytes + (0 if counts_gpu(config.train) else LIBRARIES_BYTES + FIRST_STEP_BYTES)
     rest = max(0.0, predicted - alone.seconds(training_rate(config.train, alone)))
-    return Probe(steps, step, result.peak_bytes, expected, step * config.train.steps + rest)
+    compiling = max(0.0, sum(times[:WARM]) - step * len(times[:WARM])) if short.compile == "always" else 0.0
+    return Probe(steps, step, result.peak_bytes, expected, step * config.train.steps + compiling + rest)
 
 
-def _short(train: TrainConfig, steps: int) -> TrainConfig:
-    """The same loop for a few steps in one process, without evaluations; nothing is watched, tracked or profiled."""
-    plain = {"schedule": ScheduleConfig(), "checkpoint": CheckpointConfig(), "watch": WatchConfig(), "parallel": ParallelConfig()}
+def _short(train: TrainConfig, steps: int, operations: float) -> TrainConfig:
+    """The same loop for a few steps in one process, without evaluations; nothing is watched, tracked or profiled.
+
+    Whether it compiles is what the stage's own `operations` and layout decide. Raises ConfigError where the stage could not train here.
+    """
+    parallel = train.parallel
+    splits_layers = max(parallel.tensor, parallel.context, parallel.pipeline) > 1
+    compiles = worth(train.compile, operations, pick_device(train.device), splits_layers, train.activations)
+    plain = {
+        "schedule": ScheduleConfig(), "checkpoint": CheckpointConfig(), "watch": WatchConfig(),
+        "parallel": ParallelConfig(offload=parallel.offload), "compile": "always" if compiles else "never",
+    }  # fmt: skip
     return train.model_copy(update={"steps": steps, "evaluate_every": 0, **plain})
 
 

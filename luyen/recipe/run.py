@@ -114,15 +114,19 @@ def _run_stage(item: StagePlan, stage: Stage, fingerprints: Mapping[str, str]) -
     event(run_folder, "resumed" if resumed else "started", item.name)
     host_memory.reset_peak()
     _tell(item, work=True)
-    seconds = _work(item, stage, run_folder)
+    spent = _work(item, stage, run_folder)
     facts = {
         "verb": item.verb, "stage": item.name, "fingerprint": wanted, "config": dump(item.config), "inputs": inputs, "seed": stage.seed,
-        "metrics": stage.metrics, "seconds": round(seconds, 2), "peak_bytes": host_memory.peak(), "versions": versions(), **stage.facts,
+        "metrics": stage.metrics, "versions": versions(), **stage.facts,
+        "seconds": round(spent["seconds"], 2), "peak_bytes": spent["peak_bytes"],
     }  # fmt: skip
+    estimate = stage.facts.get("estimate")
+    if estimate and estimate.get("bytes"):
+        facts["estimate"] = {**estimate, "bytes": spent["expected_bytes"]}
     sealed = attempts.seal(folder, VERBS[item.verb].kind, facts)
-    event(run_folder, "finished", item.name, seconds=round(seconds, 2))
+    event(run_folder, "finished", item.name, seconds=facts["seconds"])
     summary = stage.metrics.get("summary")
-    progress.say(f"{item.name}: done in {seconds:.0f} s{f': {summary}' if summary else ''}")
+    progress.say(f"{item.name}: done in {spent['seconds']:.0f} s{f': {summary}' if summary else ''}")
     return manifest.content_fingerprint(sealed)
 
 
@@ -148,22 +152,32 @@ def _take_part(plan: Plan, folder: Path) -> None:
             earlier[item.name] = folder / item.name
 
 
-def _work(item: StagePlan, stage: Stage, run_folder: Path) -> float:
-    """Do the stage's work; returns the seconds it took, earlier attempts included."""
-    mark = storage.read_object(stage.folder / IN_PROGRESS)
-    before = mark.get("seconds", 0.0)
+def _work(item: StagePlan, stage: Stage, run_folder: Path) -> dict[str, Any]:
+    """Do the stage's work; returns what it took, earlier attempts that ended by themselves included (see `_spent`)."""
+    before = storage.read_object(stage.folder / IN_PROGRESS)
     started = time.monotonic()
     try:
         load_verb(item.verb).run(item.config, stage)
     except BaseException as error:
         with contextlib.suppress(OSError, StorageError):
-            storage.write_json(stage.folder / IN_PROGRESS, mark | {"seconds": before + time.monotonic() - started})
+            storage.write_json(stage.folder / IN_PROGRESS, before | _spent(before, stage, started))
             name = "interrupted" if isinstance(error, (Interrupted, KeyboardInterrupt)) else "failed"
             event(run_folder, name, item.name, error=str(error)[:500])
             if isinstance(error, UserError) and not isinstance(error, Interrupted):
                 attempts.give_way(stage.folder)
         raise
-    return float(before + time.monotonic() - started)
+    return _spent(before, stage, started)
+
+
+def _spent(before: Mapping[str, Any], stage: Stage, started: float) -> dict[str, Any]:
+    """Seconds of all attempts; the most memory that one of them took, and the most that was expected of one.
+
+    An attempt that goes on in a new process holds less there than one that comes after other stages, and is expected to: so the peak of
+    one would stand beside the prediction for another.
+    """
+    now = {"peak_bytes": stage.facts.get("peak_bytes", host_memory.peak()), "expected_bytes": stage.facts.get("estimate", {}).get("bytes")}
+    most = {name: max(value or 0, before.get(name, 0)) for name, value in now.items()}
+    return {"seconds": float(before.get("seconds", 0.0) + time.monotonic() - started), **most}
 
 
 @contextlib.contextmanager

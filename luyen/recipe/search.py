@@ -38,7 +38,7 @@ class Goal:
 
     trials: int
     pruner: str = "median"
-    """median, asha or none."""
+    """One of PRUNERS."""
     metric: str = "heldout_bits_per_byte"
     """A figure of the stage's evaluations, or another number among its metrics."""
     direction: str = "minimize"
@@ -239,7 +239,8 @@ def result(space: Space, goal: Goal, judge: Judge, trials: list[Trial], plan: Pl
 def remarks(space: Space, goal: Goal, trials: list[Trial], ordered: list[Trial]) -> list[str]:
     """What must be known before the result is believed; `ordered` are the completed trials, the best first."""
     counts = {state: sum(trial.state == state for trial in trials) for state in (COMPLETE, PRUNED, FAILED)}
-    ended = f"{len(trials)} trials stand behind this: {counts[COMPLETE]} complete, {counts[PRUNED]} pruned, {counts[FAILED]} failed."
+    stand = "1 trial stands" if len(trials) == 1 else f"{len(trials)} trials stand"
+    ended = f"{stand} behind this: {counts[COMPLETE]} complete, {counts[PRUNED]} pruned, {counts[FAILED]} failed."
     told = [f"{ended} All have one seed; how much another seed changes was not measured, so train the best few again with other seeds."]
     if len(ordered) > 1:
         first, second = (trial.value or 0.0 for trial in ordered[:2])

@@ -11,7 +11,7 @@ decision depends on the finished trials alone, and a search that was killed goes
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,6 +24,14 @@ STARTUP = 5
 """Trials that are drawn at random before TPE proposes, and that are complete before the median prunes."""
 DIGITS = 4
 """Significant digits of a proposed number: more would suggest a precision that no search has."""
+
+
+PRUNERS: dict[str, Callable[[Any, int], Any]] = {
+    "median": lambda pruners, first: pruners.MedianPruner(n_startup_trials=STARTUP, n_warmup_steps=1),
+    "asha": lambda pruners, first: pruners.SuccessiveHalvingPruner(min_resource=first),
+    "none": lambda pruners, first: pruners.NopPruner(),
+}
+"""What ends a trial early, by name: made of optuna's module of them and the step of the first evaluation."""
 
 
 @dataclass
@@ -97,13 +105,9 @@ class Judge:
         A failed trial is shown as one that was pruned before its first figure: optuna would leave it out and propose the like again.
         """
         optuna = library()
-        pruners = {
-            "none": optuna.pruners.NopPruner(),
-            "median": optuna.pruners.MedianPruner(n_startup_trials=STARTUP, n_warmup_steps=1),
-            "asha": optuna.pruners.SuccessiveHalvingPruner(min_resource=self.first),
-        }
         sampler = optuna.samplers.TPESampler(seed=seed % 2**32, n_startup_trials=STARTUP)
-        study = optuna.create_study(direction=self.direction, sampler=sampler, pruner=pruners[self.pruner])
+        pruner = PRUNERS[self.pruner](optuna.pruners, self.first)
+        study = optuna.create_study(direction=self.direction, sampler=sampler, pruner=pruner)
         kinds = {item.key: distribution(item) for item in self.dimensions}
         for trial in trials:
             if trial.state == RUNNING:

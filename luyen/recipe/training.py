@@ -17,7 +17,7 @@ from luyen.engine import carbon
 from luyen.engine.algorithm import Algorithm, Hooks, TrainResult
 from luyen.engine.config import TrainConfig
 from luyen.engine.estimate import FIRST_STEP_BYTES, LIBRARIES_BYTES, Estimate
-from luyen.engine.memory import reset_peak
+from luyen.engine.memory import peak_bytes, reset_peak
 from luyen.engine.trainer import fit
 from luyen.evaluation.perplexity import bits_per_byte
 from luyen.inference.config import SamplingConfig
@@ -93,11 +93,13 @@ def train_stage(
         progress.say(hint)
     seed_everything(derive(stage.seed, "loop"))
     hooks = dataclasses.replace(hooks, rate=rate.operations, operations=estimate.work.operations, measured=stage.measured)
-    result = fit(algorithm, config, stage.folder, seed=stage.seed, hooks=hooks)
+    try:
+        result = fit(algorithm, config, stage.folder, seed=stage.seed, hooks=hooks)
+    finally:
+        if on_gpu:  # also of a run that is stopped, whose next attempt has a peak of its own
+            stage.facts["peak_bytes"] = peak_bytes(pick_device(config.device))
     stage.metrics.update(dataclasses.asdict(result))
     stage.facts.update(tokens=result.tokens, joules=result.joules, processes=distributed.ranks())
-    if on_gpu:
-        stage.facts["peak_bytes"] = result.peak_bytes
     if config.watch.carbon != "" and result.joules is not None:
         kwh, each = carbon.from_joules(result.joules), carbon.intensity(str(config.watch.carbon))
         stage.facts["grams_co2"] = round(carbon.grams(kwh, each), 3)

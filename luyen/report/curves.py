@@ -88,7 +88,8 @@ def draw(
         if floor_zero:
             axes.set_ylim(bottom=0)
         if sum(bool(line.label) for line in lines) > 1:
-            axes.legend(frameon=False, labelcolor=SOFT, fontsize=9.5, loc="upper right", bbox_to_anchor=(1, 0.9 if level else 1))
+            axes.legend(frameon=False, labelcolor=SOFT, fontsize=9.5, ncols=len(lines), loc="lower right", bbox_to_anchor=(1.01, 1),
+                        borderaxespad=0, borderpad=0.3, handlelength=1.2, handletextpad=0.5, columnspacing=1)  # fmt: skip
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     return Markup(embed(buffer.getvalue(), name))  # noqa: S704 (our own drawing, which holds no foreign text)

@@ -12,7 +12,7 @@ from luyen.report.blocks import Block, Cell, Charts, Exchange, Facts, Heading, L
 from luyen.report.curves import SECOND, Line, draw, smooth, thin
 from luyen.report.optimising import optimised
 from luyen.report.reading import Run, Stage, mapping, number, parameters, pick, series, text
-from luyen.report.watching import ending, watched
+from luyen.report.watching import ending, expected_time, watched
 from luyen.report.wording import clip, counted, decimal, duration, foretold, short, size, whole
 
 Columns = dict[str, tuple[list[float], list[float]]]
@@ -99,7 +99,7 @@ def _figures(run: Run, stage: Stage, curves: Curves) -> Facts:
     steps = curves.of("loss")[0]
     target = pick(stage.config, "train.steps", "steps")
     rate = _median(series(run.rows(stage.folder / "timings.jsonl"), "step", "tokens_per_second")["tokens_per_second"][1])
-    estimate, measured = pick(stage.manifest, "estimate.seconds"), pick(stage.manifest, "seconds")
+    measured = pick(stage.manifest, "seconds")
     memory, expected = pick(stage.manifest, "peak_bytes"), pick(stage.manifest, "estimate.bytes")
     first, last = (curves.of("loss")[1][0], final_loss(run, stage)) if steps else (None, None)
     bits, best = curves.last("heldout_bits_per_byte"), decimal(curves.lowest("heldout_bits_per_byte"))
@@ -113,7 +113,7 @@ def _figures(run: Run, stage: Stage, curves: Curves) -> Facts:
         ("Loss", last, lambda value: decimal(value, 3), f"from {decimal(first, 3)} at the first step" if first is not None else ""),
         ("Held-out text", bits, lambda value: decimal(value, 3), f"bits/byte; best {best}"),
         ("Tokens a second", rate, whole, "median over the steps"),
-        ("Time", measured, duration, foretold(estimate, measured, duration(estimate)) or "no estimate was kept"),
+        ("Time", measured, duration, expected_time(stage) or "no estimate was kept"),
         ("Most memory", memory, size, foretold(expected, memory, size(expected))),
     ]  # fmt: skip
     shown = [(label, show(value), remark) for label, value, show, remark in candidates if value is not None]

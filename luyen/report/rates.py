@@ -11,6 +11,7 @@ from luyen.core.storage import read_object, write_atomic
 from luyen.report.blocks import Charts, Code, Note, Section, Table
 from luyen.report.curves import SECOND, Line, draw
 from luyen.report.search import page
+from luyen.report.wording import counted
 
 PAGE = "rates.html"
 ROWS = 40
@@ -57,8 +58,9 @@ def _curve(found: Mapping[str, Any]) -> Section:
         place = rates.index(found["suggestion"])
         lines.append(Line([math.log10(rates[place])], [found["averaged"][place]], "falls fastest", SECOND, dots=True))
     drawing = draw(lines, name="rates", x_label="learning rate, as a power of ten", y_label="loss")
-    said = f"{len(rates)} rates from {rates[0]:.2g} to {rates[-1]:.2g}; {found['verdict']}"
-    said += f" {len(losses) - len(near)} losses far above the first are not drawn." if len(near) < len(losses) else ""
+    said = f"{len(rates)} rates from {rates[0]:.2g} to {rates[-1]:.2g}. {found['verdict']}"
+    far = counted(len(losses) - len(near), "loss far above the first is", "losses far above the first are")
+    said += f" {far} not drawn." if len(near) < len(losses) else ""
     section.blocks.append(Charts([(drawing, "Loss after the update with each rate.", said)]))
     return section
 
@@ -69,6 +71,6 @@ def _steps(found: Mapping[str, Any]) -> Section:
     every = math.ceil(len(rates) / ROWS) or 1
     rows = [[str(place + 1), f"{rates[place]:.3g}", f"{found['losses'][place]:.4f}", f"{found['averaged'][place]:.4f}"]
             for place in range(0, len(rates), every)]  # fmt: skip
-    caption = "Every step" if every == 1 else f"One of {every} steps; all are in rates.json"
+    caption = "Every step" if every == 1 else f"One step in {every}; all are in rates.json"
     section.blocks.append(Table(caption, ["Step", "Rate", "Loss after it", "Averaged"], rows, numeric=(1, 2, 3)))
     return section

@@ -9,6 +9,7 @@ from luyen.report.answers import results
 from luyen.report.blocks import Block, Cell, Code, Limits, Note, Section, Table
 from luyen.report.model_sections import final_loss, tokens_of, weights_of
 from luyen.report.reading import ENVIRONMENT, RECIPE, Run, Stage, documents, mapping, number, pick, text
+from luyen.report.watching import expected_seconds, expected_time
 from luyen.report.wording import carbon, clip, counted, decimal, duration, energy, foretold, moment, share, size, whole
 
 STATES = {"done": "done", "failed": "failed", "stopped": "not finished", "waiting": "not begun"}
@@ -36,7 +37,7 @@ def stages(run: Run, limits: Limits) -> Section:
 
 
 def _row(run: Run, stage: Stage, longest: float) -> list[Cell | str]:
-    seconds, estimate = pick(stage.manifest, "seconds"), pick(stage.manifest, "estimate.seconds")
+    seconds = pick(stage.manifest, "seconds")
     memory, expected = pick(stage.manifest, "peak_bytes"), pick(stage.manifest, "estimate.bytes")
     unforeseen = "not known before" if "counted" in mapping(stage.manifest.get("estimate")) else ""
     trained = stage.kind == "model"
@@ -48,7 +49,7 @@ def _row(run: Run, stage: Stage, longest: float) -> list[Cell | str]:
         Cell(result, "" if stage.planned or not run.recipe else "left from an earlier recipe", "" if stage.state == "done" else "bad"),
         Cell(
             duration(seconds),
-            foretold(estimate, seconds, duration(estimate)) or unforeseen,
+            expected_time(stage) or unforeseen,
             share=seconds / longest if seconds and longest else None,
         ),
         Cell(whole(tokens_of(stage)) if trained else "–"),
@@ -77,8 +78,8 @@ def _total(run: Run) -> list[Cell | str]:
 
 
 def _expected_together(run: Run) -> str:
-    """All stages that had an estimate, expected beside measured."""
-    both = [(pick(stage.manifest, "estimate.seconds"), pick(stage.manifest, "seconds")) for stage in run.stages]
+    """All stages that had an estimate, expected beside measured; of a training that ended early the steps that were done."""
+    both = [(expected_seconds(stage), pick(stage.manifest, "seconds")) for stage in run.stages]
     known = [(expected, measured) for expected, measured in both if expected is not None and measured is not None]
     if not known:
         return ""

@@ -17,7 +17,7 @@ from luyen.core.storage import read_object, write_atomic
 from luyen.report.blocks import Cell, Charts, Code, Note, Section, Table
 from luyen.report.curves import FIRST, RULE, SECOND, SETTINGS, SOFT, Line, draw, embed
 from luyen.report.page import TEMPLATES, UNSAFE, environment
-from luyen.report.wording import short
+from luyen.report.wording import counted, short
 
 PAGE = "search.html"
 FAR = 3
@@ -77,7 +77,8 @@ def _course(found: Mapping[str, Any]) -> Section:
     lines = [shown, Line([numbers[place] for place in near], [so_far[place] for place in near], "best so far")]
     drawing = draw(lines, name="course", x_label="trial", y_label="figure")
     said = f"From {values[0]:.4f} in trial {numbers[0]} to {so_far[-1]:.4f}."
-    said += f" {len(values) - len(near)} far worse than the median are not drawn." if len(near) < len(values) else ""
+    far = counted(len(values) - len(near), "trial far worse than the median is", "trials far worse than the median are")
+    said += f" {far} not drawn." if len(near) < len(values) else ""
     section.blocks.append(Charts([(drawing, f"{found['metric']} of the complete trials, and the best so far.", said)]))
     return section
 
@@ -91,7 +92,8 @@ def _coordinates(found: Mapping[str, Any]) -> Section:
         return section
     said = f"{len(complete)} complete trials; the strong line is trial {found['best']['number'] + 1}, the best."
     pruned = sum(trial["state"] == "pruned" for trial in found["trials"])
-    said += f" {pruned} dotted lines without a figure were pruned." if pruned else ""
+    dotted = counted(pruned, "dotted line without a figure was", "dotted lines without a figure were")
+    said += f" {dotted} pruned." if pruned else ""
     section.blocks.append(Charts([(_parallel(found, complete), "Upwards is more on every axis.", said)]))
     rows = []
     for place, item in enumerate(found["space"], 1):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from luyen.report.reading import Run, Stage, series, text
-from luyen.report.wording import JOIN, counted, share
+from luyen.report.reading import Run, Stage, pick, series, text
+from luyen.report.wording import JOIN, counted, duration, foretold, share, whole
 
 PARTS = {
     "data": "data", "forward": "forward", "backward": "backward", "update": "update", "communication": "communication",
@@ -24,6 +24,25 @@ Fact = tuple[str, str, str]
 def ending(stage: Stage) -> str:
     """Why a run ended before its last step; "" when it did not."""
     return ENDS.get(text(stage.metrics.get("ended")), "")
+
+
+def expected_seconds(stage: Stage) -> float | None:
+    """What the estimate has for the work that was done: all of it, or the share of a training's steps that were done before it ended."""
+    seconds, part = pick(stage.manifest, "estimate.seconds"), _part(stage)
+    return seconds * part[0] / part[1] if seconds is not None and part else seconds
+
+
+def expected_time(stage: Stage) -> str:
+    """The estimate beside the time that was measured, and of which steps it is where not all were done; "" without an estimate."""
+    expected, part = expected_seconds(stage), _part(stage)
+    told = foretold(expected, pick(stage.manifest, "seconds"), duration(expected))
+    return f"{told} for {whole(part[0])} of {counted(part[1], 'step')}" if told and part else told
+
+
+def _part(stage: Stage) -> tuple[float, float] | None:
+    """Steps done and planned of a training that something ended before its last step."""
+    done, planned = stage.number("steps"), pick(stage.config, "train.steps")
+    return (done, planned) if ending(stage) and done and planned and done < planned else None
 
 
 def watched(run: Run, stage: Stage) -> list[Fact]:

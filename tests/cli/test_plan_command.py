@@ -49,6 +49,8 @@ def test_a_recipe_is_told_stage_by_stage(tmp_path: Path, capsys: pytest.CaptureF
     assert "the least money; to run it so: as the recipe says" in " ".join(text.split())
     assert "does not keep a GPU busy" in " ".join(text.split()) and "2 an hour for every device" in " ".join(text.split())
     assert text.count("tokens per parameter") == 1 and "LoRA of rank 16" in text
+    assert text.count("  adapters  ") == text.count("  key-value cache  ") == 2 and text.count("LoRA, rank 16") == 1
+    assert "before_after: evaluate, 64 at a time, answers of at most" in text
 
 
 def test_devices_that_are_named_are_shown_in_every_number(capsys: pytest.CaptureFixture[str]) -> None:

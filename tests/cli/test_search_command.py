@@ -12,7 +12,8 @@ from click.testing import CliRunner, Result
 from luyen.cli.search import command
 from luyen.core import interrupt
 from luyen.core.errors import ConfigError, Interrupted, NonFinite, UserError
-from luyen.recipe.search_study import Judge
+from luyen.recipe.search_space import Dimension
+from luyen.recipe.search_study import PRUNERS, Judge
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "recipe"))
 from toy import write_recipe  # noqa: E402
@@ -28,6 +29,8 @@ def test_a_dry_run_says_what_it_takes_and_writes_nothing(tmp_path: Path) -> None
     found = call(str(write_recipe(tmp_path)), *WORDS, "--trials", "3", "--out", str(tmp_path / "out"), "--dry-run")
     assert found.exit_code == 0, found.output
     assert "3 trials of base" in found.output
+    one = call(str(write_recipe(tmp_path)), *WORDS, "--trials", "1", "--out", str(tmp_path / "out"), "--dry-run")
+    assert "1 trial of base" in one.output
     assert not (tmp_path / "out").exists()
 
 
@@ -99,3 +102,12 @@ def test_no_connection_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         monkeypatch.setattr(socket.socket, name, refused)
     found = call(str(write_recipe(tmp_path)), *WORDS, "--trials", "2", "--out", str(tmp_path / "out"))
     assert found.exit_code == 0, found.output
+
+
+def test_the_pruners_of_the_command_are_those_that_a_search_knows() -> None:
+    (option,) = (param for param in command("search").params if param.name == "pruner")
+    assert list(option.type.choices) == list(PRUNERS)
+    pytest.importorskip("optuna")
+    for name in PRUNERS:
+        judge = Judge((Dimension("a.rate", 1e-4, 1.0, log=True),), "minimize", name, 2, 0)
+        assert set(judge.propose([])) == {"a.rate"}

@@ -1,18 +1,23 @@
 """Counts by hand, against the built model, against what torch keeps, and against the published sizes and rules."""
 
 import itertools
+from collections.abc import Callable
 from dataclasses import replace
 from typing import get_args
 
 import pytest
 import torch
+from torch.profiler import ProfilerActivity, profile
 
 from luyen.core.config import load
+from luyen.core.errors import ConfigError
+from luyen.engine import cost
 from luyen.engine.config import OptimizerConfig, TrainConfig
 from luyen.engine.cost import (
     RECOMPUTED,
     SLICED,
     STATE_BYTES,
+    AdapterCost,
     Batch,
     Layout,
     Training,
@@ -23,20 +28,24 @@ from luyen.engine.cost import (
     cheap_bytes,
     device_operations,
     kept_bytes,
-    layouts,
+    loss_bytes,
     memory,
     operations,
     parameters,
     slower_modes,
     state_bytes,
 )
+from luyen.engine.layouts import layouts
 from luyen.engine.optim import build
+from luyen.engine.parallel.pipeline import check_count
 from luyen.engine.parallel.plan import ELEMENTWISE
 from luyen.models import attention
 from luyen.models.attention import Layout as Packed
 from luyen.models.config import TransformerConfig
 from luyen.models.presets import PRESETS, count_parameters, preset
 from luyen.models.transformer import Transformer
+from luyen.objectives import language_model
+from luyen.objectives.language_model import linear_cross_entropy
 
 
 def tiny(**changes: object) -> TransformerConfig:
@@ -207,7 +216,7 @@ def test_layouts_multiply_to_the_devices_and_the_simplest_is_first() -> None:
         found = layouts(devices)
         assert all(layout.devices == devices for layout in found) and len(set(found)) == len(found)
         assert found[0] == Layout(data=devices)
-    assert [str(layout) for layout in layouts(2)] == ["data 2", "shard 2", "tensor 2", "pipeline 2"]
+    assert [str(layout) for layout in layouts(2)] == ["data 2", "shard 2", "tensor 2", "pipeline 2", "context 2"]
     assert run(preset("llama-2-70b", 32_000)).on(Layout(tensor=16)) is None  # eight key-value heads
 
 
@@ -288,6 +297,7 @@ def test_a_pipeline_shares_layers_and_waits() -> None:
     part = whole.on(layout)
     assert part is not None and part.batch == Batch(4, 4, 1024)  # a micro-batch for every stage
     assert bubble(layout, 4) == 3 / 7 and bubble(Layout(data=4), 4) == 0
+    assert bubble(layout, 4, stages=2) == 3 / 11 and bubble(Layout(data=4), 4, stages=2) == 0
     mine, counted = memory(part, layout), parameters(whole.model)
     table = 32_000 * 4096
     assert mine.weights == 4 * ((counted.attention + counted.feed_forward + counted.norms - 4096) / 4 + 4096 + table)
@@ -297,3 +307,99 @@ def test_a_pipeline_shares_layers_and_waits() -> None:
     kept = operations(whole.model, 1024)
     assert device_operations(part, layout) == pytest.approx(3 * ((kept.total - kept.head) / 4 + kept.head))
     assert whole.on(Layout(pipeline=32)) is None and whole.on(Layout(pipeline=2, shard=2)) is None
+
+
+def test_an_interleaved_pipeline_waits_less_and_holds_more() -> None:
+    """Two runs of layers on each of two devices: before the first backward pass of the first device 2 + 2 + 1 runs have gone forward."""
+    plain = run(preset("llama-2-7b", 32_000), activations="none", batch=Batch(1, 8, 1024))
+    layout, interleaved = Layout(pipeline=2), replace(plain, stages=2)
+    part = interleaved.on(layout)
+    assert part is not None and part.fills(layout) and part.under_way(layout) == 5 / 2 and plain.under_way(layout) == 2
+    assert memory(part, layout).activations > memory(plain, layout).activations
+    assert interleaved.on(Layout(pipeline=32)) is None, "32 layers give no 64 runs"
+    assert not replace(part, batch=Batch(1, 5, 1024)).fills(layout), "five micro-batches make no two equal rounds"
+    assert replace(plain, batch=Batch(1, 5, 1024)).fills(layout)
+
+
+@pytest.mark.parametrize(("count", "pipeline", "stages"), [(8, 2, 2), (5, 2, 2), (5, 2, 1), (1, 2, 1), (6, 4, 3), (9, 4, 2), (12, 4, 2)])
+def test_what_fills_a_pipeline_is_what_the_engine_takes(count: int, pipeline: int, stages: int) -> None:
+    part = replace(run(preset("llama-2-7b", 32_000), batch=Batch(1, count, 64)), stages=stages)
+    if part.fills(Layout(pipeline=pipeline)):
+        check_count(count, pipeline, stages)
+    else:
+        with pytest.raises(ConfigError):
+            check_count(count, pipeline, stages)
+
+
+def test_an_adapter_is_trained_alone_by_hand() -> None:
+    model, size = preset("llama-2-7b", 32_000), 6_738_415_616
+    full = run(model, half=False)
+    lora = replace(full, adapter=AdapterCost(2 * 19_988_480))  # rank 16
+    whole, mine = memory(full), memory(lora)
+    assert (mine.weights, mine.gradients, mine.optimizer) == (4 * size, 0, 0)
+    assert mine.adapters == 16 * 2 * 19_988_480 and whole.adapters == 0
+    assert mine.activations == whole.activations and mine.copies == 0
+    assert whole.logits - mine.logits == 4 * 32_000 * 4096, "a frozen head has no gradient"
+    split, layer, tables = memory(lora, Layout(shard=8)), (size - 2 * 131_072_000) / 32, 2 * 131_072_000
+    assert split.adapters == mine.adapters / 8 and split.weights == 4 * size / 8
+    assert split.copies == pytest.approx(4 * (2 * layer + tables)), "gathered without gradients"
+    cut = replace(lora, batch=Batch(1, 2, 1024))
+    assert memory(cut, Layout(pipeline=2)).adapters == mine.adapters / 2
+    assert memory(replace(lora, half=True)).copies == 2 * (size + 2 * 19_988_480)
+
+
+@pytest.mark.parametrize(("name", "each"), [("adamw", 8), ("muon", 4), ("lion", 4), ("adamw8bit", 2), ("adafactor", 0)])
+def test_an_adapters_state_is_that_of_matrices(name: str, each: int) -> None:
+    assert AdapterCost(1000).state_bytes(optimizer(name)) == each * 1000
+
+
+def test_samples_keep_keys_and_values_in_fp32_on_every_device() -> None:
+    whole = replace(run(preset("llama-2-7b", 32_000)), cached=4096)
+    assert memory(whole).cache == memory(whole, Layout(shard=8)).cache == 4096 * 1024 * 1024
+    assert memory(replace(whole, cached=0)).cache == 0
+    assert memory(whole).total - memory(replace(whole, cached=0)).total == 4096 * 1024 * 1024
+
+
+def test_the_loss_by_hand() -> None:
+    assert cost.CHUNK_LOGITS == language_model.CHUNK_LOGITS
+    model, head, states = preset("llama-2-7b", 32_000), 32_000 * 4096, 4096 * 4096
+    chunk = 262 * 32_000  # 2^23 / 32,000 positions
+    assert loss_bytes(model, 4096, half=False) == max(8 * chunk + 4 * states + 4 * head, 8 * states + 8 * head) == 8 * states + 8 * head
+    assert loss_bytes(model, 4096, half=False, trained=False) == 2 * 4 * states > 4 * states + 8 * 262
+    assert loss_bytes(model, 4096, half=True) == 2 * 2 * states + 2 * 4 * head
+    small = preset("llama-1m", 8192)
+    width = small.hidden_size
+    assert loss_bytes(small, 4096, half=True) == 12 * 1024 * 8192 + 2 * 4096 * width + 6 * 8192 * width
+    assert loss_bytes(small, 1000, half=False) == 4 * 1000 * 8192 + 4 * 1000 * width + 4 * 8192 * width, "one chunk"
+    assert loss_bytes(small, 8192, half=False, tensor=2) == 8 * 2048 * 4096 + 4 * 8192 * width + 4 * 4096 * width
+    whole = run(preset("llama-2-7b", 32_000))
+    assert memory(replace(whole, gpu=True)).logits == loss_bytes(whole.model, 1024, half=True) != memory(whole).logits
+
+
+@pytest.mark.parametrize("tokens", [48, 512])
+@pytest.mark.parametrize("trained", [True, False])
+def test_the_loss_takes_what_is_counted(tokens: int, trained: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Most bytes that the allocator gave during one loss and its backward pass, in fp32."""
+    for module in (cost, language_model):
+        monkeypatch.setattr(module, "CHUNK_LOGITS", 64 * 4096)
+    model = preset("llama-1m", 4096)
+    hidden = torch.randn(tokens, model.hidden_size, requires_grad=True)
+    head = torch.randn(4096, model.hidden_size, requires_grad=trained)
+    targets = torch.randint(4096, (tokens,))
+    asked = [hidden, head] if trained else [hidden]
+    taken = most_allocated(lambda: torch.autograd.grad(linear_cross_entropy(hidden, head, targets), asked))
+    counted = loss_bytes(model, tokens, half=False, trained=trained)
+    assert 0.9 * counted <= taken <= 1.15 * counted
+
+
+def most_allocated(work: Callable[[], object]) -> int:
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        work()
+    sizes: list[tuple[int, int]] = []
+    events = list(profiled.profiler.kineto_results.experimental_event_tree())  # type: ignore[union-attr]
+    while events:
+        event = events.pop()
+        events += event.children
+        if hasattr(event.extra_fields, "alloc_size"):
+            sizes.append((event.start_time_ns, event.extra_fields.alloc_size))
+    return max(itertools.accumulate(size for _, size in sorted(sizes)))

@@ -2,10 +2,13 @@
 
 import pytest
 
-from luyen.engine.scaling import BESIROGLU, HOFFMANN, advice, amount
+from luyen.engine.scaling import BESIROGLU, Law, advice, amount
 
 CHINCHILLA = 5.76e23
 """Operations of Gopher and Chinchilla (Hoffmann et al., 2022, section 4.1)."""
+
+HOFFMANN = Law(1.69, 406.4, 410.7, 0.34, 0.28)
+"""As printed in 2022 (equation 10), rounded. The package has the replication alone, for what `test_the_first_fit_does_not` shows."""
 
 
 def test_the_replication_agrees_with_twenty_tokens_per_parameter() -> None:

@@ -3,6 +3,7 @@
 import random
 import subprocess
 import sys
+import threading
 from types import SimpleNamespace
 
 import numpy
@@ -11,6 +12,7 @@ from training_toys import toy_algorithm, toy_config
 
 from luyen.core import progress
 from luyen.core.errors import ConfigError
+from luyen.engine import checkpoint
 from luyen.engine.trackers import TRACKERS
 from luyen.engine.trainer import Hooks, fit
 
@@ -127,3 +129,27 @@ def test_wandb_keeps_its_files_in_the_stage_but_not_among_the_results(tmp_path, 
     fit(toy_algorithm(), toy_config(steps=1, watch={"trackers": ["wandb"]}), tmp_path)
     where = SimpleNamespace(**next(keywords for name, _, keywords in package.calls if name == "init"))
     assert where.dir == str(tmp_path / "trackers") and (tmp_path / "trackers").is_dir()
+
+
+def test_wandb_is_told_of_no_step_before_the_newest(tmp_path, fake, monkeypatch):
+    """wandb drops what is filed under an older step, and a save beside the loop ends when later steps are told already."""
+    told_later, plain = threading.Event(), checkpoint.write
+    monkeypatch.setattr(checkpoint, "write", lambda *arguments: (told_later.wait(10), plain(*arguments))[1])
+    packages = {name: fake(name) for name in ("wandb", "mlflow")}
+    keep = Fake.log
+
+    def log(self, values, step, **keywords):
+        keep(self, values, step, **keywords)
+        if step >= 6:
+            told_later.set()
+
+    monkeypatch.setattr(Fake, "log", log)
+    monkeypatch.setattr(Fake, "log_metrics", log)
+    saving = {"asynchronous": True, "every_steps": 4}
+    fit(toy_algorithm(), toy_config(watch={"trackers": list(packages)}, checkpoint=saving), tmp_path)
+    steps, beside = {}, {}
+    for name, package in packages.items():
+        steps[name] = [step for step, _ in package.told]
+        beside[name] = [step for step, values in package.told if "time/save_beside" in values]
+    assert steps["wandb"] == sorted(steps["wandb"]) and len(beside["wandb"]) == 2
+    assert beside["mlflow"] == [4, 8] and steps["mlflow"] != sorted(steps["mlflow"]), "the save of step 4 ended after step 6"

@@ -12,6 +12,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from toy import write_recipe  # noqa: E402
 
 from luyen.cli.verb import command  # noqa: E402
+from luyen.core import manifest  # noqa: E402
 from luyen.core.config import load, parse_overrides  # noqa: E402
 from luyen.engine.config import TrainConfig  # noqa: E402
 from luyen.engine.estimate import (  # noqa: E402
@@ -32,7 +33,7 @@ from luyen.engine.estimate import (  # noqa: E402
 from luyen.models.config import TransformerConfig  # noqa: E402
 from luyen.models.presets import count_parameters, preset  # noqa: E402
 from luyen.recipe import estimate  # noqa: E402
-from luyen.recipe.estimate import ANSWER_SHARE, CURATION_BYTES, Prediction, lines, predict  # noqa: E402
+from luyen.recipe.estimate import ANSWER_SHARE, CURATION_BYTES, TRAINING_BYTES, Prediction, lines, predict  # noqa: E402
 from luyen.recipe.graph import Plan, find_recipe, plan  # noqa: E402
 from luyen.recipe.run import run, up_to_date  # noqa: E402
 
@@ -127,7 +128,8 @@ def test_every_stage_of_the_quickstart_has_a_time_near_the_measured() -> None:
 def test_a_gpus_memory_holds_no_libraries(monkeypatch: pytest.MonkeyPatch) -> None:
     usual = predict(quickstart())["base"].bytes
     monkeypatch.setattr(estimate, "counts_gpu", lambda train: True)
-    assert usual is not None and predict(quickstart())["base"].bytes == usual - LIBRARIES_BYTES - CURATION_BYTES - FIRST_STEP_BYTES
+    process = LIBRARIES_BYTES + CURATION_BYTES + FIRST_STEP_BYTES + TRAINING_BYTES
+    assert usual is not None and predict(quickstart())["base"].bytes == usual - process
 
 
 def test_a_crawl_of_the_web_takes_its_pauses() -> None:
@@ -200,3 +202,23 @@ def test_what_goes_on_is_told_by_what_is_left_and_kept_whole() -> None:
     assert later.as_dict()["seconds"] == whole.as_dict()["seconds"] and later.left == 0.5
     (line,) = [line for line in lines({"base": later}) if line.startswith("  base")]
     assert "continues after step 75 of 150" in line and f"about {whole.seconds / 2:.0f} s" in line  # type: ignore[operator]
+
+
+def test_several_processes_are_told_as_each_of_them() -> None:
+    alone, shared = (
+        predict(quickstart("base.train.optimizer.name=adamw", f"base.train.parallel.shard={count}"))["base"] for count in (1, 4)
+    )
+    assert alone.seconds and shared.seconds and alone.bytes and shared.bytes
+    assert shared.seconds < alone.seconds / 2 and shared.bytes < alone.bytes
+    assert shared.told == f"{alone.told}; of each of 4 processes (shard 4); their exchange is not counted"
+
+
+def test_memory_of_a_run_that_goes_on_is_near_the_measured(tmp_path: Path) -> None:
+    """The quickstart stopped in its first training, and run again: curation's libraries are not in the new process, the loop's are."""
+    done = {name: tmp_path / name for name in ("pages", "corpus", "tokenizer")}
+    for folder in done.values():
+        folder.mkdir()
+        manifest.seal(folder, "data", metrics={"train": {"bytes": 175_000}})
+    found = predict(quickstart(), done, {"base": 75})
+    for name, peak in {"base": 0.74e9, "questions": 0.44e9, "chat": 0.705e9}.items():
+        assert found[name].bytes == pytest.approx(peak, rel=0.06), name

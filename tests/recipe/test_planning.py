@@ -1,6 +1,7 @@
 """Ways to run a training stage elsewhere: what fits, in which layout, for how much; and a probe of real steps here."""
 
 import dataclasses
+import inspect
 import itertools
 import sys
 from pathlib import Path
@@ -17,12 +18,14 @@ from luyen.engine import cost  # noqa: E402
 from luyen.engine.cost import Batch, Layout  # noqa: E402
 from luyen.engine.devices import DEVICES, usable_bytes  # noqa: E402
 from luyen.engine.estimate import FIRST_STEP_BYTES, LIBRARIES_BYTES, Speed  # noqa: E402
+from luyen.inference.generate import generate  # noqa: E402
 from luyen.models.presets import preset  # noqa: E402
 from luyen.recipe import estimate, probe  # noqa: E402
 from luyen.recipe.configs import PretrainConfig, SFTConfig  # noqa: E402
 from luyen.recipe.graph import Plan, StagePlan, plan  # noqa: E402
-from luyen.recipe.planning import Assumptions, TrainingPlan, candidates, outline  # noqa: E402
+from luyen.recipe.planning import TEMPLATE_TOKENS, TOGETHER, Assumptions, TrainingPlan, candidates, outline  # noqa: E402
 from luyen.recipe.probe import random_samples  # noqa: E402
+from luyen.recipe.sizes import SAMPLE_TOKENS  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
@@ -109,7 +112,7 @@ def test_the_simplest_is_tried_first() -> None:
     assert tried[0] == (Layout(data=4), dataclasses.replace(training, batch=Batch(4, 64, 4096)))
     assert [part.batch.rows for layout, part in tried if layout == Layout(data=4)][:3] == [4, 2, 1]
     modes = list(cost.RECOMPUTED)
-    order = [(layout.pipeline > 1, layout.tensor > 1, modes.index(part.activations)) for layout, part in tried]
+    order = [(layout.context > 1, layout.pipeline > 1, layout.tensor > 1, modes.index(part.activations)) for layout, part in tried]
     assert order == sorted(order)
     assert list(candidates(dataclasses.replace(training, batch=Batch(3, 1, 64)), 4)) == list(
         (layout, part) for layout, part in candidates(dataclasses.replace(training, batch=Batch(3, 1, 64)), 4) if layout.streams == 1
@@ -192,3 +195,67 @@ def test_no_way_is_told_that_the_engine_refuses(word: str) -> None:
     assert all(way.layout.tensor == 1 for way in found.ways)
     if "compile" in word:
         assert all(way.layout.pipeline * way.layout.context == 1 and way.part.activations != "selective" for way in found.ways)
+
+
+LONG = ("model.preset=llama-2-7b", "model.context_length=131072", "batch.rows=1", "batch.length=131072", "train.accumulation=4")
+
+
+def test_long_rows_are_shared_by_context_and_usual_ones_only_as_a_last_resort() -> None:
+    item = pretraining(*LONG, devices={"h100": DEVICES["h100"]})
+    ways = [way for way in item.ways if way.layout.context > 1]
+    assert ways and all(way.layout.pipeline == 1 for way in item.ways)
+    for way in ways:
+        words = way.settings(item.training)
+        assert f"train.parallel.context={way.layout.context}" in words
+        assert way.bytes == cost.memory(way.part, way.layout).total <= usable_bytes(DEVICES["h100"])
+    kinds = [(layout.context > 1, layout.tensor > 1) for layout, _ in candidates(item.training, 4) if layout.pipeline == 1]
+    assert [kind for kind, _ in itertools.groupby(kinds)] == [(False, False), (True, False), (False, True), (True, True)]
+    usual = [layout for layout, _ in candidates(pretraining(*SEVEN).training, 4)]
+    first = next(place for place, layout in enumerate(usual) if layout.context > 1)
+    assert all(layout.context > 1 for layout in usual[first:]) and any(layout.pipeline > 1 for layout in usual[:first])
+    muon = pretraining(*LONG, "train.optimizer.name=muon", devices={"h200": DEVICES["h200"]}, most=4)
+    assert all(way.layout.shard == way.layout.tensor == 1 for way in muon.ways), "context goes with every optimizer"
+
+
+def test_interleaved_stages_of_the_recipe_shorten_the_wait() -> None:
+    """Muon slices no matrix, so 70B takes a pipeline."""
+    words = ("model.preset=llama-2-70b", "batch.rows=1", "batch.length=4096", "train.accumulation=256", "train.optimizer.name=muon")
+    kept = {"devices": {"b200": DEVICES["b200"]}} if "b200" in DEVICES else {}
+    plain, interleaved = pretraining(*words, **kept), pretraining(*words, "train.parallel.pipeline_stages=2", **kept)
+    pairs = [
+        (one, two) for one in plain.ways for two in interleaved.ways
+        if (one.device, one.layout) == (two.device, two.layout) and one.layout.pipeline > 1 and one.part.batch == two.part.batch
+    ]  # fmt: skip
+    assert pairs
+    for one, two in pairs:
+        stages, count = one.layout.pipeline, one.part.batch.accumulation
+        assert (one.bubble, two.bubble) == ((stages - 1) / (count + stages - 1), (stages - 1) / (2 * count + stages - 1))
+        if one.part.activations == two.part.activations:
+            assert two.seconds < one.seconds
+
+
+def test_an_adapter_and_what_is_written_are_told_as_memory(tmp_path: Path) -> None:
+    words = ["chat.prompts=['What is it?', 'Why?']", "before_after.batch_size=16", "before_after.sampling.max_new_tokens=8"]
+    found = outline(plan(write_recipe(tmp_path), parse_overrides(words)), assumed())
+    chat = found.trainings["chat"]
+    model, facts = chat.training.model, chat.as_dict()
+    lora = facts["memory_one_device_lora"]
+    assert lora["adapters"] == 16 * cost.adapter_parameters(model, 16) and lora["gradients"] == lora["optimizer"] == 0
+    assert lora["total"] == sum(value for name, value in lora.items() if name != "total")
+    assert chat.samples is not None
+    tokens = min(model.context_length, len("What is it?") + TEMPLATE_TOKENS + SAMPLE_TOKENS)
+    assert (chat.samples.rows, chat.samples.tokens) == (2, tokens)
+    assert chat.memory.cache == chat.samples.bytes == cost.cache_bytes(model, 2 * tokens, half=False)
+    assert chat.samples.most == cost.cache_bytes(model, 2 * model.context_length, half=False)
+    assert facts["samples"]["cache_bytes_full_context"] == chat.samples.most
+    asked = found.evaluations["before_after"]
+    assert (asked.rows, asked.new_tokens, asked.tokens, asked.half) == (16, 8, model.context_length, False)
+    assert asked.bytes == asked.most == cost.cache_bytes(model, 16 * model.context_length, half=False)
+    half = outline(plan(write_recipe(tmp_path), parse_overrides([*words, "before_after.precision=bf16"])), assumed())
+    assert half.evaluations["before_after"].bytes == asked.bytes / 2
+    silent = pretraining("model.preset=llama-1m")
+    assert silent.samples is None and silent.memory.cache == 0
+
+
+def test_what_is_written_at_a_time_is_what_generation_takes() -> None:
+    assert inspect.signature(generate).parameters["max_rows"].default == TOGETHER

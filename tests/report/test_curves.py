@@ -54,3 +54,16 @@ def test_smooth_is_corrected_at_the_start() -> None:
     assert smooth([4.0, 4.0, 4.0]) == [4.0, 4.0, 4.0] or max(abs(v - 4) for v in smooth([4.0] * 3)) < 1e-12
     first, second = smooth([1.0, 2.0], memory=0.5)
     assert first == 1.0 and math.isclose(second, (0.25 * 1 + 0.5 * 2) / 0.75)
+
+
+def test_the_legend_stands_above_the_lines_and_below_the_name_of_their_axis() -> None:
+    lines = [Line([0, 1, 2], [1, 2, 9], "each step", faint=True), Line([0, 1, 2], [1, 2, 8], "averaged"), Line([1], [2], "falls fastest")]
+    root = ElementTree.fromstring(str(draw(lines, name="c", x_label="step", y_label="loss")))
+    svg = "{http://www.w3.org/2000/svg}"
+    (legend,) = (group for group in root.iter(f"{svg}g") if group.get("id") == "c-legend_1")
+    placed = {text.text: (float(text.get("x", "")), float(text.get("y", ""))) for text in legend.iter(f"{svg}text")}
+    curves = [path for path in root.iter(f"{svg}path") if path not in set(legend.iter()) and "var(--series" in path.get("style", "")]
+    top = min(float(y) for path in curves for y in re.findall(r"[ML] \S+ (\S+)", path.get("d", "")))
+    assert list(placed) == ["each step", "averaged", "falls fastest"]
+    assert len({y for _, y in placed.values()}) == 1 and all(12 < y < top for _, y in placed.values()), "one row in the strip above"
+    assert [x for x, _ in placed.values()] == sorted(x for x, _ in placed.values()) and min(x for x, _ in placed.values()) > 20

@@ -60,11 +60,18 @@ def test_a_search_without_a_complete_trial_has_a_page() -> None:
 def test_pruned_trials_are_drawn_without_a_figure() -> None:
     pruned = {**TRIALS[0], "number": 3, "state": "pruned", "value": None, "reason": "after step 2 of 4"}
     page = render({**FOUND, "trials": [*TRIALS, pruned]})
-    assert "1 dotted lines without a figure were pruned" in page and "after step 2 of 4" in page
+    assert "1 dotted line without a figure was pruned" in page and "after step 2 of 4" in page
 
 
 def test_one_diverged_trial_does_not_flatten_the_curve() -> None:
     more = [{**TRIALS[0], "number": number, "value": value} for number, value in ((3, 2.1), (4, 1.9), (5, 90.0))]
     page = render({**FOUND, "trials": [*TRIALS, *more]})
-    assert "From 2.0000 in trial 1 to 1.5000. 1 far worse than the median are not drawn." in page
+    assert "From 2.0000 in trial 1 to 1.5000. 1 trial far worse than the median is not drawn." in page
     assert ">90.0000<" in page and ">80<" not in page, "in the table, not on the curve's axis"
+
+
+def test_numbers_agree_with_their_words() -> None:
+    pruned = [{**TRIALS[0], "number": number, "state": "pruned", "value": None} for number in (6, 7)]
+    far = [{**TRIALS[0], "number": number, "value": value} for number, value in ((3, 2.1), (4, 1.9), (8, 1.8), (5, 90.0), (9, 80.0))]
+    page = render({**FOUND, "trials": [*TRIALS, *far, *pruned]})
+    assert "2 trials far worse than the median are not drawn." in page and "2 dotted lines without a figure were pruned." in page

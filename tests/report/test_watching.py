@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from luyen.report.blocks import Facts, Heading, Limits
+from luyen.report.blocks import Cell, Facts, Heading, Limits, Table
 from luyen.report.model_sections import training
 from luyen.report.reading import Run, open_run
+from luyen.report.run_sections import stages
 
 from .toy_run import build
 
@@ -43,6 +44,23 @@ def test_times_rate_jumps_and_an_early_end(tmp_path: Path) -> None:
     assert told["Rate used"][0].replace("\u00a0", " ") == "40.6 %"
     assert told["Jumps"][0] == "2 jumps"
     assert told["Steps"] == ("600", "of 1,000 planned, ended by its number of tokens")
+
+
+def test_a_run_that_ended_early_is_compared_with_the_estimate_of_its_steps(tmp_path: Path) -> None:
+    """Estimated are 120 s for 1,000 steps; 600 of them, 72 s, were done in 104.3 s."""
+    folder = build(tmp_path / "run") / "base" / "luyen.json"
+    found = json.loads(folder.read_text())
+    found["config"]["train"] = {"steps": 1000}
+    folder.write_text(json.dumps(found))
+    changed(folder.parent, ended="plateau", steps=600)
+    run = open_run(folder.parents[1])
+    said = "45 % more than the 1 min 12 s expected for 600 of 1,000 steps"
+    assert figures(run, "base")["Time"][1].replace("\u00a0", " ") == said
+    table = next(block for block in stages(run, Limits()).blocks if isinstance(block, Table))
+    notes = {row[0].text: row[2].note for row in table.rows if isinstance(row[0], Cell) and isinstance(row[2], Cell)}
+    assert notes["base"].replace("\u00a0", " ") == said
+    changed(folder.parent, ended="steps", steps=1000)
+    assert figures(open_run(folder.parents[1]), "base")["Time"][1].replace("\u00a0", " ") == "13 % less than the 2 min 00 s expected"
 
 
 def test_a_run_of_before_says_nothing_of_them(finished_run: Path) -> None:
