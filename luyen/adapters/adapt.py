@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from torch import nn
+from torch import Tensor, nn
 
 from luyen.adapters.config import AdapterConfig
+from luyen.adapters.linear import adapted, replace_each
 from luyen.adapters.lora import lora
 from luyen.adapters.targets import whole_parameters
 from luyen.core.errors import ConfigError
@@ -39,6 +40,24 @@ def adapt(model: nn.Module, config: AdapterConfig) -> None:
         names[name].requires_grad_(True)
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise ConfigError("adapter", found=f"method {config.method}, which trains nothing here")
+
+
+def merge_in_place(model: nn.Module) -> None:
+    """Put a plain linear map that computes the same in the place of each adapted one; all weights are trained then.
+
+    Raises ModelError where an adapter cannot be merged.
+    """
+    plain = {name: _plain(*module.merged()) for name, module in adapted(model)}
+    replace_each(model, list(plain), lambda name, _: plain[name])
+    model.requires_grad_(True)
+
+
+def _plain(weight: Tensor, bias: Tensor | None) -> nn.Linear:
+    made = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
+    made.weight = nn.Parameter(weight)
+    if bias is not None:
+        made.bias = nn.Parameter(bias)
+    return made
 
 
 def trained(model: nn.Module) -> list[Trained]:
