@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from luyen.adapters.config import AdapterConfig
+from luyen.adapters.ia3 import ia3
 from luyen.adapters.linear import adapted, replace_each
 from luyen.adapters.lora import lora
 from luyen.adapters.targets import whole_parameters
 from luyen.core.errors import ConfigError
 
-METHODS: dict[str, Callable[[nn.Module, AdapterConfig], None]] = {"lora": lora}
+METHODS: dict[str, Callable[[nn.Module, AdapterConfig], None]] = {"ia3": ia3, "lora": lora}
 """Each puts its modules into a frozen model; what they add is trained."""
 
 
