@@ -65,10 +65,19 @@ class LoRALinear(AdaptedLinear):
         dtype = _product_dtype(hidden)
         dropping = self.training and self.dropout > 0
         exact = dtype in (torch.float32, torch.float64) and not torch.compiler.is_compiling()
-        if dropping or not exact or hidden.numel() <= FEW * self.in_features:
+        if dropping or not exact or self.trained_too() or hidden.numel() <= FEW * self.in_features:
             return self._beside(hidden, a_RI, b_OR, functional.dropout(hidden, self.dropout) if dropping else hidden)
-        output: Tensor = _Folded.apply(hidden, a_RI, b_OR, self.scale, self.dense, self.bias)  # type: ignore[no-untyped-call]
+        output: Tensor = _Folded.apply(hidden, a_RI, b_OR, self.scale, self._whole, self.bias)  # type: ignore[no-untyped-call]
         return output
+
+    def trained_too(self) -> bool:
+        """Whether the map's own weight is trained beside the adapter (`also`); it needs its own product then."""
+        return not self.compressed and cast(Tensor, self.base.weight).requires_grad
+
+    def _whole(self, a_RI: Tensor, b_OR: Tensor) -> Tensor:
+        """W + s B A, a new tensor: a compressed weight is one already."""
+        weight = self.dense(a_RI.dtype)
+        return torch.addmm(weight, b_OR, a_RI, alpha=self.scale, out=weight if self.compressed else None)
 
     def _beside(self, hidden: Tensor, a_RI: Tensor, b_OR: Tensor, seen: Tensor) -> Tensor:
         whole = self.base(hidden)
@@ -80,7 +89,7 @@ class LoRALinear(AdaptedLinear):
     def merged(self) -> tuple[Tensor, Tensor | None]:
         """W + s B A in the weight's own type, added in fp32 at least."""
         weight = self.dense()
-        exact = weight.to(torch.promote_types(weight.dtype, torch.float32), copy=True)
+        exact = weight.to(torch.promote_types(weight.dtype, torch.float32), copy=not self.compressed)
         a_RI, b_OR = self.factors()
         exact.addmm_(b_OR.to(exact.dtype), a_RI.to(exact.dtype), alpha=self.scale)
         return exact.to(weight.dtype), None if self.bias is None else self.bias.detach().clone()
@@ -94,27 +103,28 @@ def _product_dtype(hidden: Tensor) -> torch.dtype:
 class _Folded(torch.autograd.Function):
     """One product with W' = W + s B A. Only x and the factors are kept: W' is made again, and W gets no gradient.
 
-    dx = g W',  dA = s (g B)^T x,  dB = s g^T (x A^T).
+    dx = g W',  dA = s (g B)^T x,  dB = s g^T (x A^T),  db = sum of g.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, a_RI: Tensor, b_OR: Tensor, scale: float, dense: Callable[[], Tensor], bias: Tensor | None
+        ctx: Any, hidden: Tensor, a_RI: Tensor, b_OR: Tensor, scale: float, whole: Callable[[Tensor, Tensor], Tensor], bias: Tensor | None
     ) -> Tensor:
         ctx.save_for_backward(hidden, a_RI, b_OR)
-        ctx.scale, ctx.dense = scale, dense
-        return functional.linear(hidden, torch.addmm(dense(), b_OR, a_RI, alpha=scale), bias)
+        ctx.scale, ctx.whole = scale, whole
+        return functional.linear(hidden, whole(a_RI, b_OR), bias)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None, None]:
+    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None, Tensor | None]:
         hidden, a_RI, b_OR = ctx.saved_tensors
         slope_NO, hidden_NI = slope.flatten(0, -2), hidden.flatten(0, -2)
         needs_hidden, needs_a, needs_b = ctx.needs_input_grad[:3]
         a_slope_RI = (slope_NO @ b_OR).T.mm(hidden_NI).mul_(ctx.scale) if needs_a else None
         b_slope_OR = slope_NO.T.mm(hidden_NI @ a_RI.T).mul_(ctx.scale) if needs_b else None
-        hidden_slope = slope @ torch.addmm(ctx.dense(), b_OR, a_RI, alpha=ctx.scale) if needs_hidden else None
-        return hidden_slope, a_slope_RI, b_slope_OR, None, None, None
+        hidden_slope = slope @ ctx.whole(a_RI, b_OR) if needs_hidden else None
+        bias_slope = slope_NO.sum(0) if ctx.needs_input_grad[5] else None
+        return hidden_slope, a_slope_RI, b_slope_OR, None, None, bias_slope
 
 
 def lora(model: nn.Module, config: AdapterConfig) -> None:

@@ -132,6 +132,18 @@ def test_also_trains_parameters_in_whole() -> None:
     assert sum(name.endswith("norm.weight") for name in whole) == 5 and len(whole) == 7
 
 
+@pytest.mark.parametrize("rows", [100, 3], ids=["folded", "beside"])
+@pytest.mark.parametrize("also", ["weight", "bias"])
+def test_what_of_the_map_itself_is_trained_gets_its_gradient(also: str, rows: int) -> None:
+    torch.manual_seed(0)
+    module = LoRALinear(nn.Linear(6, 5).double().requires_grad_(False), 3, 0.7)
+    module.lora_B.data.normal_()
+    whole = module.base.get_parameter(also).requires_grad_(True)
+    hidden, slope = torch.randn(rows, 6, dtype=torch.float64), torch.randn(rows, 5, dtype=torch.float64)
+    expected = slope.sum(0) if also == "bias" else slope.T @ hidden
+    torch.testing.assert_close(torch.autograd.grad(module(hidden), whole, slope)[0], expected)
+
+
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # PEFT asks transformers for it
 @pytest.mark.parametrize("values", [{}, {"lora": {"scaling": "root", "ranks": {"up_proj": 2}}}], ids=["lora", "rslora"])
 def test_logits_and_gradients_equal_those_of_peft(values: dict[str, Any], tmp_path: Any) -> None:
