@@ -1,0 +1,96 @@
+"""Our folders in PEFT with strict keys, and PEFT's folders here: equal logits both ways."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import adapter_toys as toys
+import pytest
+import torch
+from torch import Tensor
+
+from luyen.adapters import files
+from luyen.models import hf
+
+peft = pytest.importorskip("peft")
+transformers = pytest.importorskip("transformers")
+pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # PEFT asks transformers for it
+
+OURS: dict[str, dict[str, Any]] = {
+    "lora": {},
+    "rslora": {"lora": {"scaling": "root"}},
+    "patterns": {"lora": {"ranks": {"layers.1.*": 2, "up_proj": 3}, "alphas": {"q_proj": 5.5}}},
+    "pissa": {"lora": {"init": "pissa", "scaling": "root", "ranks": {"up_proj": 3}}},
+    "orthogonal": {"lora": {"init": "orthogonal"}},
+    "some": {"targets": ["q_proj", "layers.0.mlp.*"]},
+    "also": {"also": ["norms", "head", "embeddings"]},
+    "base weight": {"targets": ["q_proj"], "also": ["layers.0.self_attn.q_proj.weight", "layers.1.mlp.up_proj.weight"]},
+}
+
+
+def theirs_logits(folder: Path, base: Path) -> Tensor:
+    """Of PEFT, which must use every tensor of the file and miss none."""
+    plain = transformers.LlamaForCausalLM.from_pretrained(base)
+    model = peft.PeftModel.from_pretrained(plain, folder)
+    written = files.read_tensors(folder)
+    assert not peft.set_peft_model_state_dict(model, written).unexpected_keys
+    held = set(peft.get_peft_model_state_dict(model, save_embedding_layers=False))
+    assert held <= set(written) and all(".base_layer." in name for name in set(written) - held)
+    model.eval()
+    with torch.no_grad():
+        found: Tensor = model(input_ids=toys.tokens()).logits
+    return found
+
+
+@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+@pytest.mark.parametrize("values", OURS.values(), ids=OURS)
+def test_peft_loads_what_we_save(values: dict[str, Any], tied: bool, tmp_path: Path) -> None:
+    values = {"rank": 4, "alpha": 8, **values}
+    if tied:
+        if "also" not in values:
+            pytest.skip("the same as untied")
+        values["also"] = [name for name in values["also"] if name != "head"]
+    plain = toys.model(tied=tied)
+    (tmp_path / "base").mkdir()
+    hf.save(plain, tmp_path / "base")
+    torch.manual_seed(1)
+    toys.adapt(plain, toys.config(**values))
+    toys.shake(plain)
+    folder = files.save(plain, toys.config(**values), tmp_path / "adapter", base=str(tmp_path / "base"), digest="")
+    ours = toys.logits(plain, (100,))
+    assert_close(theirs_logits(folder, tmp_path / "base"), ours)
+    (folder / "luyen.json").unlink()  # what a folder holds that others wrote
+    assert_close(toys.logits(files.open_model(folder), (100,)), ours)
+
+
+def assert_close(found: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5 * expected.detach().abs().max().item())
+
+
+THEIRS: dict[str, dict[str, Any]] = {
+    "list": {"target_modules": ["q_proj", "mlp.up_proj"]},
+    "regex": {"target_modules": r".*\.layers\.1\..*(q|down)_proj"},
+    "all-linear": {"target_modules": "all-linear", "use_rslora": True},
+    "layers": {"target_modules": ["v_proj"], "layers_to_transform": [1], "lora_dropout": 0.1},
+    "patterns": {"target_modules": "all-linear", "rank_pattern": {r"layers\.0\..*_proj": 2, "up_proj": 5}, "alpha_pattern": {"o_proj": 3}},
+    "saved": {"target_modules": ["o_proj"], "modules_to_save": ["lm_head", "embed_tokens", "norm"]},
+    "bias": {"target_modules": ["o_proj"], "bias": "all"},
+    "pissa": {"target_modules": ["q_proj", "down_proj"], "init_lora_weights": "pissa"},
+}
+
+
+@pytest.mark.parametrize("options", THEIRS.values(), ids=THEIRS)
+def test_we_load_what_peft_saves(options: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "base").mkdir()
+    hf.save(toys.model(), tmp_path / "base")
+    torch.manual_seed(2)
+    config = peft.LoraConfig(r=4, lora_alpha=6, task_type="CAUSAL_LM", **options)
+    model = peft.get_peft_model(transformers.LlamaForCausalLM.from_pretrained(tmp_path / "base"), config)
+    toys.shake(model)
+    model.save_pretrained(tmp_path / "adapter")
+    with torch.no_grad():
+        theirs = model.eval()(input_ids=toys.tokens()).logits
+    ours = files.open_model(tmp_path / "adapter").eval()
+    assert_close(toys.logits(ours, (100,)), theirs)
+    told = json.loads((tmp_path / "adapter" / files.CONFIG).read_text())
+    assert files.read_config(tmp_path / "adapter").dropout == told["lora_dropout"]
