@@ -62,7 +62,7 @@ class LoRALinear(AdaptedLinear):
     def forward(self, hidden: Tensor) -> Tensor:
         """In one product or beside the map's own, whichever is exact and costs less."""
         a_RI, b_OR = self.factors()
-        dtype = _product_dtype(hidden)
+        dtype = product_dtype(hidden)
         dropping = self.training and self.dropout > 0
         exact = dtype in (torch.float32, torch.float64) and not torch.compiler.is_compiling()
         if dropping or not exact or self.trained_too() or hidden.numel() <= FEW * self.in_features:
@@ -95,7 +95,8 @@ class LoRALinear(AdaptedLinear):
         return exact.to(weight.dtype), None if self.bias is None else self.bias.detach().clone()
 
 
-def _product_dtype(hidden: Tensor) -> torch.dtype:
+def product_dtype(hidden: Tensor) -> torch.dtype:
+    """The type that a product with these inputs is made in."""
     device = hidden.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
 
