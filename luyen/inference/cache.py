@@ -60,7 +60,10 @@ class KeyValueCache:
 
 
 class PromptCache:
-    """The `Cache` of the pass that reads some rows' prompts: attention within each prompt, keys and values kept."""
+    """The `Cache` of the pass that reads some rows' prompts: attention within each prompt, keys and values kept.
+
+    `layout` has what the model itself puts before a prompt (luyen/adapters/preamble.py) in the prompt's length.
+    """
 
     def __init__(self, cache: KeyValueCache, first_row: int, layout: Layout) -> None:
         device = cache.starts.device
