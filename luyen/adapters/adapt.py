@@ -8,13 +8,23 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from luyen.adapters.config import AdapterConfig
+from luyen.adapters.dora import dora
 from luyen.adapters.ia3 import ia3
 from luyen.adapters.linear import adapted, replace_each
 from luyen.adapters.lora import lora
+from luyen.adapters.prefix import prefix
+from luyen.adapters.prompt import p_tuning, prompt
 from luyen.adapters.targets import whole_parameters
 from luyen.core.errors import ConfigError
 
-METHODS: dict[str, Callable[[nn.Module, AdapterConfig], None]] = {"ia3": ia3, "lora": lora}
+METHODS: dict[str, Callable[[nn.Module, AdapterConfig], None]] = {
+    "dora": dora,
+    "ia3": ia3,
+    "lora": lora,
+    "p-tuning": p_tuning,
+    "prefix": prefix,
+    "prompt": prompt,
+}
 """Each puts its modules into a frozen model; what they add is trained."""
 
 

@@ -11,6 +11,7 @@ from luyen.core.config import Config
 Method = Literal[
     "full", "lora", "dora", "adalora", "compacter", "bottleneck", "prefix", "prompt", "p-tuning", "ia3", "bitfit", "selective", "esft"
 ]
+Quantization = Literal["none", "nf4", "fp4", "int8"]
 LOW_RANK = ("lora", "dora", "adalora")
 """Methods whose change of a weight is a product of two narrow matrices, so that rank, alpha and `lora` are theirs."""
 
@@ -51,8 +52,10 @@ class PromptConfig(Config):
     """Learned positions before every sequence."""
     hidden: int = Field(default=0, ge=0)
     """Width of the network that makes them while training; 0: p-tuning the model's width, prefix none."""
+    network: Literal["perceptron", "lstm"] = "perceptron"
+    """p-tuning: that network, a perceptron of three maps or a bidirectional LSTM before one of two."""
     text: str = ""
-    """prompt: text whose embeddings are the start, repeated or cut to `tokens`; empty: embeddings of random tokens."""
+    """prompt, prefix: text from whose embeddings or keys and values they start, repeated or cut to `tokens`; empty: random tokens."""
 
 
 class AllocationConfig(Config):
@@ -88,8 +91,6 @@ class AdapterConfig(Config):
 
     method: Method = "full"
     """full trains all weights; the others few new ones, or few of the old."""
-    start: str | None = None
-    """Folder of an adapter to go on with; its method and sizes must be these."""
     targets: list[str] = ["all-linear"]
     """Modules that the adapter is put on: all-linear (every map in the layers), names such as q_proj, or patterns with * of whole names."""
     rank: PositiveInt = 16
@@ -117,4 +118,15 @@ class AdapterConfig(Config):
             raise ValueError("adapter.method=selective trains what adapter.also names, and that is empty; for example also=[norms]")
         if self.method == "full" and self.also:
             raise ValueError(f"adapter.also={list(self.also)} adds to a method that freezes the rest, and full trains all weights")
+        return self
+
+    @model_validator(mode="after")
+    def _check_prompt(self) -> AdapterConfig:
+        given, method = self.prompt, self.method
+        if given.text and (method == "p-tuning" or (method == "prefix" and given.hidden)):
+            raise ValueError("adapter.prompt.text starts vectors that are learned themselves, and here a network makes them; leave it out")
+        if given.hidden and method == "prompt":
+            raise ValueError(f"adapter.prompt.hidden={given.hidden} is the width of a network, and method=prompt has none; set p-tuning")
+        if given.network == "lstm" and method in ("prompt", "prefix"):
+            raise ValueError(f"adapter.prompt.network=lstm is a network of p-tuning, and method={method} has none of that kind")
         return self
