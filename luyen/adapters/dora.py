@@ -68,7 +68,8 @@ class DoRALinear(LoRALinear):
 
 
 def _lengths(changed_OI: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(changed_OI, dim=1)
+    lengths_O: Tensor = torch.linalg.vector_norm(changed_OI, dim=1)
+    return lengths_O
 
 
 def _share(magnitude_O: Tensor, length_O: Tensor) -> Tensor:
