@@ -7,23 +7,32 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from luyen.adapters.bitfit import bitfit
+from luyen.adapters.bottleneck import bottleneck
+from luyen.adapters.compacter import compacter
 from luyen.adapters.config import AdapterConfig
 from luyen.adapters.dora import dora
 from luyen.adapters.ia3 import ia3
 from luyen.adapters.linear import adapted, replace_each
 from luyen.adapters.lora import lora
+from luyen.adapters.preamble import preamble_of
 from luyen.adapters.prefix import prefix
 from luyen.adapters.prompt import p_tuning, prompt
+from luyen.adapters.selective import selective
 from luyen.adapters.targets import whole_parameters
-from luyen.core.errors import ConfigError
+from luyen.core.errors import ConfigError, ModelError
 
 METHODS: dict[str, Callable[[nn.Module, AdapterConfig], None]] = {
+    "bitfit": bitfit,
+    "bottleneck": bottleneck,
+    "compacter": compacter,
     "dora": dora,
     "ia3": ia3,
     "lora": lora,
     "p-tuning": p_tuning,
     "prefix": prefix,
     "prompt": prompt,
+    "selective": selective,
 }
 """Each puts its modules into a frozen model; what they add is trained."""
 
@@ -58,6 +67,8 @@ def merge_in_place(model: nn.Module) -> None:
 
     Raises ModelError where an adapter cannot be merged.
     """
+    if preamble := preamble_of(model):
+        raise ModelError(f"{preamble} learned positions cannot be merged into weights", fix="Keep the adapter beside the model.")
     plain = {name: _plain(*module.merged()) for name, module in adapted(model)}
     replace_each(model, list(plain), lambda name, _: plain[name])
     model.requires_grad_(True)
