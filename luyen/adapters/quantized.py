@@ -34,6 +34,8 @@ from luyen.core.errors import ModelError
 Kind = Literal["nf4", "fp4", "int8"]
 BLOCK, SCALES_BLOCK = 64, 256
 """Weights that share a scale, and scales that share one of theirs."""
+CODED = ("codes", "scales", "scales_scales", "mean")
+"""What a quantized map holds in the place of its weight."""
 PIECE = 1 << 22
 """Weights that are quantized at once: bounds what that takes beside the map itself."""
 
@@ -41,30 +43,33 @@ PIECE = 1 << 22
 class QuantizedLinear(nn.Module):
     """A linear map whose weight is held in 4 or 8 bits."""
 
-    def __init__(self, weight_OI: Tensor, bias: Tensor | None = None, kind: Kind = "nf4", double: bool = True) -> None:
+    def __init__(self, weight_OI: Tensor, bias: Tensor | None = None, kind: Kind = "nf4", double_quantization: bool = True) -> None:
         """Raises ModelError for a weight that is not finite, ConfigError where bitsandbytes is not installed."""
         super().__init__()
-        self.kind, self.double = kind, double
+        weight_OI = weight_OI.detach()
+        self.kind, self.double_quantization = kind, double_quantization
         self.out_features, self.in_features = weight_OI.shape
-        codes, scales = _quantized(weight_OI.detach(), kind)
-        if not scales.isfinite().all():
+        codes, scales = _quantized(weight_OI, kind)
+        if not scales.is_meta and not scales.isfinite().all():
             raise ModelError("a weight that is to be quantized is not finite", fix="Check the model: luyen doctor, or its own training.")
         self.codes = _held(codes)
-        if double:
-            mean = scales.mean()
-            coded, state = _library().quantize_blockwise(scales - mean, blocksize=SCALES_BLOCK)
-            self.scales, self.scales_scales, self.mean = _held(coded), _held(state.absmax), _held(mean[None])
+        if double_quantization:
+            coded, scales_scales, mean = _quantized_scales(scales)
+            self.scales, self.scales_scales, self.mean = _held(coded), _held(scales_scales), _held(mean)
         else:
             self.scales = _held(scales)
         self.bias = None if bias is None else nn.Parameter(bias.detach().clone(), requires_grad=bias.requires_grad)
         self.instead: Callable[[], Tensor] | None = None
         """Reads another weight in place of this one, for a comparison."""
-        self.error = _relative_error(weight_OI, self.dense())
+        self.error = 0.0 if weight_OI.is_meta else _relative_error(weight_OI, self.dense())
+        """How far the numbers are from those that were given: |W - W'| / |W|."""
+        self.register_state_dict_post_hook(_leave_out)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_pre_hook(_put_back)  # type: ignore[no-untyped-call]
 
     def dense(self, dtype: torch.dtype | None = None) -> Tensor:
         """The weight in numbers, (O, I), fp32 unless told otherwise: a new tensor, which the caller may change."""
         if self.instead is not None:
-            return self.instead().to(dtype or torch.float32, copy=True)
+            return self.instead().to(self.codes.device, dtype or torch.float32, copy=True)
         count = self.out_features * self.in_features
         read = _numbers(self.codes.detach(), self.block_scales(), self.kind, dtype or torch.float32)
         return read[:count].view(self.out_features, self.in_features)
@@ -72,14 +77,14 @@ class QuantizedLinear(nn.Module):
     def block_scales(self) -> Tensor:
         """The scale of each block, (K), fp32."""
         scales = self.scales.detach()
-        if not self.double:
+        if not self.double_quantization:
             return scales.view(torch.float32)
         read: Tensor = _library().dequantize_blockwise(
             scales, absmax=self.scales_scales.detach().view(torch.float32), blocksize=SCALES_BLOCK
         )
         return read.add_(self.mean.detach().view(torch.float32))
 
-    def bytes(self) -> int:
+    def nbytes(self) -> int:
         """What the weight takes."""
         return sum(parameter.nbytes for parameter in self.parameters() if parameter is not self.bias)
 
@@ -111,14 +116,14 @@ class _Product(torch.autograd.Function):
         return hidden_slope, None, slope.flatten(0, -2).sum(0) if ctx.needs_input_grad[2] else None
 
 
-def quantize(model: nn.Module, kind: Kind = "nf4", double: bool = True, names: Iterable[str] | None = None) -> None:
+def quantize(model: nn.Module, kind: Kind = "nf4", double_quantization: bool = True, names: Iterable[str] | None = None) -> None:
     """Hold the linear maps of a model's layers (or the named ones) in 4 or 8 bits, in place, one after another.
 
     A map's numbers are freed as soon as its codes are made, if nobody else holds them.
     """
 
     def make(name: str, module: nn.Module) -> nn.Module:
-        return quantized_map(name, cast(Tensor, module.weight), cast("Tensor | None", module.bias), kind, double)
+        return quantized_map(name, cast(Tensor, module.weight), cast("Tensor | None", module.bias), kind, double_quantization)
 
     replace_each(model, compressible(model) if names is None else list(names), make)
 
@@ -143,10 +148,10 @@ def count_weights(model: nn.Module) -> int:
     return plain + sum(module.in_features * module.out_features for module in coded.values())
 
 
-def quantized_map(name: str, weight_OI: Tensor, bias: Tensor | None, kind: Kind, double: bool) -> QuantizedLinear:
+def quantized_map(name: str, weight_OI: Tensor, bias: Tensor | None, kind: Kind, double_quantization: bool) -> QuantizedLinear:
     """One map. ModelError, with its name, for a weight that is not finite."""
     try:
-        return QuantizedLinear(weight_OI, bias, kind, double)
+        return QuantizedLinear(weight_OI, bias, kind, double_quantization)
     except ModelError as error:
         raise ModelError(f"{name}: {error}") from error
 
@@ -162,6 +167,19 @@ def quantized_maps(model: nn.Module) -> Iterator[tuple[str, QuantizedLinear]]:
     return ((name.removesuffix(".base"), module) for name, module in found)
 
 
+def _leave_out(module: nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:
+    """Codes are made from the base's own folder again, so neither a checkpoint nor an adapter's file holds them."""
+    for name in CODED:
+        state.pop(prefix + name, None)
+
+
+def _put_back(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    """What is loaded leaves the codes as they are."""
+    for name, parameter in module.named_parameters():
+        if name in CODED:
+            state.setdefault(prefix + name, parameter)
+
+
 def _held(values: Tensor) -> nn.Parameter:
     """As bytes, frozen."""
     return nn.Parameter(values.contiguous().view(torch.uint8), requires_grad=False)
@@ -175,9 +193,13 @@ def _relative_error(weight_OI: Tensor, read_OI: Tensor) -> float:
 
 def _quantized(weight_OI: Tensor, kind: Kind) -> tuple[Tensor, Tensor]:
     """Codes, two to a byte below 8 bits, and the scale of each block. The last block is filled with zeros."""
+    if weight_OI.is_meta:
+        blocks = -(-weight_OI.numel() // BLOCK)
+        codes = weight_OI.new_empty(blocks * BLOCK // (1 if kind == "int8" else 2), dtype=torch.uint8)
+        return codes, weight_OI.new_empty(blocks, dtype=torch.float32)
     whole: list[Tensor] = []
     scales: list[Tensor] = []
-    for piece in weight_OI.flatten().split(PIECE):
+    for piece in torch.split(weight_OI.flatten(), PIECE):
         numbers = functional.pad(piece.float(), (0, -piece.numel() % BLOCK))
         if kind == "int8":
             codes, state = _library().quantize_blockwise(numbers, code=_even_codes(numbers.device), blocksize=BLOCK)
@@ -186,6 +208,16 @@ def _quantized(weight_OI: Tensor, kind: Kind) -> tuple[Tensor, Tensor]:
         whole.append(codes.flatten())
         scales.append(state.absmax)
     return torch.cat(whole), torch.cat(scales)
+
+
+def _quantized_scales(scales_K: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Codes of the scales less their mean, the scales of these, and the mean."""
+    mean = scales_K.mean()[None]
+    if scales_K.is_meta:
+        count = -(-scales_K.numel() // SCALES_BLOCK)
+        return torch.empty_like(scales_K, dtype=torch.uint8), scales_K.new_empty(count), mean
+    coded, state = _library().quantize_blockwise(scales_K - mean, blocksize=SCALES_BLOCK)
+    return coded, state.absmax, mean
 
 
 def _numbers(codes: Tensor, scales_K: Tensor, kind: Kind, dtype: torch.dtype) -> Tensor:
