@@ -20,11 +20,12 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from luyen.adapters import peft_names
+from luyen.adapters import peft_forms, peft_names
 from luyen.adapters.adapt import adapt
 from luyen.adapters.config import AdapterConfig
 from luyen.adapters.linear import AdaptedLinear, adapted
-from luyen.adapters.peft_names import Form, Keys, State, plain_name
+from luyen.adapters.peft_names import VECTORS, Form, Keys, State, plain_name
+from luyen.adapters.preamble import final_vectors, preamble_of, put_vectors
 from luyen.core import config as configs
 from luyen.core import manifest, storage
 from luyen.core.errors import DamagedFile, ModelError
@@ -51,8 +52,9 @@ def save(model: nn.Module, config: AdapterConfig, folder: Path, *, base: str, di
 
 def write(model: nn.Module, config: AdapterConfig, folder: Path, *, base: str, digest: str) -> dict[str, Any]:
     """The two files of an adapter, in a folder that is still open. Gives what its manifest must say when the caller seals it."""
-    form = peft_names.FORMS.get(config.method)
-    maps = {name: [module.out_features, module.in_features] for name, module in adapted(model)}
+    form = peft_forms.FORMS.get(config.method)
+    maps = dict(adapted(model))
+    shapes = {name: [module.out_features, module.in_features] for name, module in maps.items()}
     state = _without_starts(adapter_state(model))
     whole = [name for name in state if name in plain_names(model)]
     keys: Keys = {**peft_names.COMMON, "base_model_name_or_path": str(base)}
@@ -71,7 +73,7 @@ def write(model: nn.Module, config: AdapterConfig, folder: Path, *, base: str, d
         save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
     storage.write_json(folder / CONFIG, keys)
     about_base = {"name": str(base), "path": path, "weights": digest}
-    return {"adapter": config.model_dump(mode="json"), "base": about_base, "maps": maps}
+    return {"adapter": config.model_dump(mode="json"), "base": about_base, "maps": shapes}
 
 
 def plain_names(model: nn.Module) -> frozenset[str]:
@@ -84,12 +86,15 @@ def plain_names(model: nn.Module) -> frozenset[str]:
 def adapter_state(model: nn.Module) -> State:
     """All that makes the adapter, by name: tensors that the plain model has not, and those of its parameters that are trained.
 
-    The live tensors; the latter by their names in the plain model.
+    The live tensors, the latter by their names in the plain model; learned positions as what is made of them.
     """
     plain = plain_names(model)
     trained = {id(parameter) for parameter in model.parameters() if parameter.requires_grad}
     named = {plain_name(name): tensor for name, tensor in model.state_dict(keep_vars=True).items()}
-    return {name: tensor for name, tensor in named.items() if name not in plain or id(tensor) in trained}
+    state = {name: tensor for name, tensor in named.items() if name not in plain or id(tensor) in trained}
+    if preamble_of(model):
+        return {**{name: tensor for name, tensor in state.items() if name in plain}, VECTORS: final_vectors(model)}
+    return state
 
 
 def _without_starts(state: State) -> State:
@@ -166,7 +171,7 @@ def read_config(folder: str | Path) -> AdapterConfig:
     ours = _manifest(path).get("adapter")
     if ours is not None:
         return configs.load(AdapterConfig, ours, source=str(path / manifest.MANIFEST))
-    return peft_names.read_keys(_keys(path), read_tensors(path), str(path / CONFIG))
+    return peft_forms.read_keys(_keys(path), read_tensors(path), str(path / CONFIG))
 
 
 def _folder(name: str | Path) -> Path:
@@ -216,7 +221,7 @@ def load_into(model: nn.Module, folder: str | Path, digest: str | None = None) -
         raise ModelError(f"{path} cannot be put on a model that carries an adapter", fix="Merge that one first.")
     keys = _keys(path)
     own = str(keys.get("peft_type")).startswith(peft_names.OWN_TYPE)
-    form = None if own else peft_names.form_of(keys, str(path / CONFIG))
+    form = None if own else peft_forms.form_of(keys, str(path / CONFIG))
     found = tensors if form is None else peft_names.from_peft(tensors, form)
     told = sealed.get("base", {}).get("weights")
     _check_maps(model, path, sealed.get("maps") or _shapes(found), digest is not None and told not in (None, digest))
@@ -282,6 +287,8 @@ def _fill(model: nn.Module, found: State, folder: Path, form: Form | None) -> No
             raise ModelError(
                 f"the adapter {folder} {problem} tensor {names[0]}{more}", fix="Its config and its weights do not belong together."
             )
+    if VECTORS in places:
+        put_vectors(model, found[VECTORS])
     for name, tensor in found.items():
         if tensor.shape != places[name].shape:
             raise ModelError(

@@ -20,6 +20,12 @@ METHODS: list[dict[str, Any]] = [
     {"lora": {"scaling": "root", "ranks": {"layers.1.*": 2}, "alphas": {"q_proj": 5.0}}},
     {"lora": {"init": "pissa"}},
     {"lora": {"init": "orthogonal"}},
+    {"method": "dora"},
+    {"method": "dora", "lora": {"init": "pissa"}},
+    {"method": "ia3", "also": ["norms"]},
+    {"method": "prompt", "also": ["norms"]},
+    {"method": "p-tuning"},
+    {"method": "prefix", "prompt": {"hidden": 12}},
     {"targets": ["q_proj", "layers.0.mlp.*"], "also": ["norms", "head", "layers.0.self_attn.q_proj.weight"]},
 ]
 
@@ -49,7 +55,7 @@ def test_saved_and_loaded_has_the_same_bits(values: dict[str, Any], base: Path) 
     assert set(ours) == set(theirs) and all(torch.equal(ours[name], theirs[name]) for name in ours)
     assert torch.equal(toys.logits(loaded), toys.logits(made))
     trained = [{name for name, parameter in model.named_parameters() if parameter.requires_grad} for model in (made, loaded)]
-    assert trained[0] == trained[1]
+    assert {name for name in trained[0] if ".network." not in name} == trained[1]  # a network that made vectors has done its work
     assert files.read_config(folder) == toys.config(**{"rank": 4, "alpha": 8, **values})
 
 
