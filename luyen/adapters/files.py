@@ -21,11 +21,13 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from luyen.adapters import peft_forms, peft_names
-from luyen.adapters.adapt import adapt
+from luyen.adapters.adapt import adapt, merge_in_place
 from luyen.adapters.config import AdapterConfig
 from luyen.adapters.linear import AdaptedLinear, adapted
 from luyen.adapters.peft_names import VECTORS, Form, Keys, State, plain_name
 from luyen.adapters.preamble import final_vectors, preamble_of, put_vectors
+from luyen.adapters.quantized import quantized_maps
+from luyen.adapters.quantized_load import load_quantized
 from luyen.core import config as configs
 from luyen.core import manifest, storage
 from luyen.core.errors import DamagedFile, ModelError
@@ -72,7 +74,8 @@ def write(model: nn.Module, config: AdapterConfig, folder: Path, *, base: str, d
     with storage.storage_errors(folder):
         save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
     storage.write_json(folder / CONFIG, keys)
-    about_base = {"name": str(base), "path": path, "weights": digest}
+    bits = next(({"kind": held.kind, "double": held.double_quantization} for _, held in quantized_maps(model)), None)
+    about_base = {"name": str(base), "path": path, "weights": digest, "quantized": bits}
     return {"adapter": config.model_dump(mode="json"), "base": about_base, "maps": shapes}
 
 
@@ -127,16 +130,19 @@ def _siblings(model: nn.Module, whole: list[str], maps: Mapping[str, object]) ->
     return {name: tensor for name, tensor in named.items() if name.rpartition(".")[0] in owners}
 
 
-def weights_digest(folder: str | Path) -> str:
-    """One sha256 (hex) for the weights files of a model's folder; those of a sealed one stand in its manifest, others are read."""
-    folder = hf.locate(folder)
-    names = sorted(path.name for path in folder.glob("*.safetensors") if path.name != WEIGHTS)
+def weights_digest(name: str | Path) -> str:
+    """One sha256 (hex) for the weights files of a model's folder; those of a sealed one stand in its manifest, others are read.
+
+    Of an adapter, which may be another's base: for its weights and its own base's.
+    """
+    adapter = locate(name)
+    folder = adapter or hf.locate(name)
+    names = sorted(path.name for path in folder.glob("*.safetensors") if (path.name == WEIGHTS) == (adapter is not None))
     if not names:
         raise ModelError(f"{folder} has no weights", expected=hf.WEIGHTS)
     sealed = manifest.read(folder)["files"] if (folder / manifest.MANIFEST).is_file() else {}
-    return manifest.fingerprint(
-        {name: sealed[name]["sha256"] if name in sealed else manifest.sha256_file(folder / name) for name in names}
-    )  # fmt: skip
+    found = {name: sealed[name]["sha256"] if name in sealed else manifest.sha256_file(folder / name) for name in names}
+    return manifest.fingerprint(found if adapter is None else {**found, "base": weights_digest(base_of(adapter))})
 
 
 def is_adapter(name: str | Path) -> bool:
@@ -302,15 +308,13 @@ def _maps(model: nn.Module) -> dict[str, AdaptedLinear]:
 
 
 def base_of(folder: str | Path) -> Path:
-    """The folder of the model that an adapter belongs to: from its own place, as it was named, or from the hub. ModelError."""
+    """The folder of the model (or adapter) that an adapter was trained on: from its own place, as named, or from the hub. ModelError."""
     path = _folder(folder)
     told, keys = _manifest(path).get("base", {}), _keys(path)
     name = str(told.get("name") or keys.get("base_model_name_or_path") or "")
     for candidate in ([path / told["path"]] if told.get("path") else []) + ([Path(name)] if name else []):
         if manifest.existing(candidate) is not None:
-            if is_adapter(candidate):
-                raise ModelError(f"the base of {path} is itself an adapter", found=candidate, fix="Merge that one into its model first.")
-            return hf.locate(candidate)
+            return _here(candidate) or hf.locate(candidate)
     revision = keys.get("revision")
     full = name if not revision or "@" in name else f"{name}@{revision}"
     if has_hub_form(full) and not told.get("path"):
@@ -320,14 +324,34 @@ def base_of(folder: str | Path) -> Path:
 
 
 def open_model(name: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> Transformer:
-    """A model from a folder or hub name: a plain one, or the base of an adapter with the adapter on it. ModelError, DamagedFile."""
+    """A model from a folder or hub name: a plain one, or the base of an adapter with the adapter on it. ModelError, DamagedFile.
+
+    The base is held in few bits where the adapter was trained so; one that is itself an adapter is merged into its own base first.
+    """
     folder = locate(name)
     if folder is None:
         return hf.load(name, device, dtype)
     base = base_of(folder)
-    model = hf.load(base, device, dtype)
+    model = open_base(base, quantization(folder), device, dtype)
     load_into(model, folder, weights_digest(base) if _manifest(folder) else None)
     return model
+
+
+def open_base(base: str | Path, bits: Mapping[str, Any] | None, device: torch.device | str, dtype: torch.dtype) -> Transformer:
+    """What an adapter is put on: the model, in few bits where told (see `quantization`), without any adapter of its own."""
+    if is_adapter(base):
+        model = open_model(base, device, dtype)
+        merge_in_place(model)
+        return model
+    return hf.load(base, device, dtype) if bits is None else load_quantized(base, bits["kind"], device, dtype, bits["double"])
+
+
+def quantization(folder: str | Path) -> dict[str, Any] | None:
+    """How the base was held while an adapter was trained: kind and double; None in numbers, and where the adapter does not tell."""
+    bits = _manifest(_folder(folder)).get("base", {}).get("quantized")
+    if bits is not None and (not isinstance(bits, dict) or set(bits) != {"kind", "double"}):
+        raise DamagedFile(_folder(folder) / manifest.MANIFEST, "says nothing usable of the base's bits")
+    return bits
 
 
 def locate_tokenizer(name: str | Path) -> Path:
@@ -335,4 +359,4 @@ def locate_tokenizer(name: str | Path) -> Path:
     folder = locate(name)
     if folder is None:
         return hf.locate(name)
-    return folder if (folder / "tokenizer.json").is_file() else base_of(folder)
+    return folder if (folder / "tokenizer.json").is_file() else locate_tokenizer(base_of(folder))

@@ -10,7 +10,9 @@ import pytest
 import torch
 
 from luyen.adapters import files
+from luyen.adapters.adapt import adapt, merge_in_place
 from luyen.adapters.linear import adapted
+from luyen.adapters.quantized_load import load_quantized
 from luyen.core import manifest
 from luyen.core.errors import DamagedFile, LuyenError, ModelError
 from luyen.models import hf
@@ -26,6 +28,10 @@ METHODS: list[dict[str, Any]] = [
     {"method": "prompt", "also": ["norms"]},
     {"method": "p-tuning"},
     {"method": "prefix", "prompt": {"hidden": 12}},
+    {"method": "bitfit"},
+    {"method": "selective", "also": ["norms", "layers.1.mlp.*"]},
+    {"method": "bottleneck", "also": ["norms"]},
+    {"method": "compacter"},
     {"targets": ["q_proj", "layers.0.mlp.*"], "also": ["norms", "head", "layers.0.self_attn.q_proj.weight"]},
 ]
 
@@ -63,7 +69,7 @@ def test_the_manifest_tells_base_config_and_maps(base: Path) -> None:
     folder, _ = saved(base, {"targets": ["q_proj"]})
     told = manifest.verify(folder)
     assert told["kind"] == "adapter" and told["lineage"] == {"data": "x"}
-    assert told["base"] == {"name": str(base), "path": "../base", "weights": files.weights_digest(base)}
+    assert told["base"] == {"name": str(base), "path": "../base", "weights": files.weights_digest(base), "quantized": None}
     assert told["maps"] == {f"model.layers.{layer}.self_attn.q_proj": [32, 32] for layer in (0, 1)}
     (base / manifest.MANIFEST).unlink()
     assert files.weights_digest(base) == told["base"]["weights"]
@@ -85,6 +91,27 @@ def test_a_plain_model_goes_through_the_same_door(base: Path) -> None:
     assert files.locate_tokenizer(base) == base
     meta = files.open_model(saved(base, {"lora": {"init": "pissa"}})[0], device="meta")
     assert next(meta.parameters()).is_meta
+
+
+def test_an_adapter_on_an_adapter_is_put_on_the_merged_one(base: Path, tmp_path: Path) -> None:
+    first, _ = saved(base, {"method": "dora"})
+    model = files.open_model(first)
+    merge_in_place(model)
+    adapt(model, toys.config())
+    toys.shake(model)
+    files.save(model, toys.config(), tmp_path / "second", base=str(first), digest=files.weights_digest(first))
+    assert torch.equal(toys.logits(files.open_model(tmp_path / "second")), toys.logits(model))
+    assert files.locate_tokenizer(tmp_path / "second") == (tmp_path / "second" / "../adapter" / "../base")
+
+
+def test_a_base_in_few_bits_is_opened_so_again(base: Path, tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes")
+    model = load_quantized(base, "int8", double_quantization=False)
+    adapt(model, toys.config())
+    toys.shake(model)
+    folder = files.save(model, toys.config(), tmp_path / "few", base=str(base), digest=files.weights_digest(base))
+    assert torch.equal(toys.logits(files.open_model(folder)), toys.logits(model))
+    assert files.quantization(folder) == {"kind": "int8", "double": False}
 
 
 def rewrite(path: Path, **changes: Any) -> None:
