@@ -158,7 +158,7 @@ def _named(tokens_BT: Tensor, layout: Layout | None = None, cache: Cache | None 
     return tokens_BT, layout, cache
 
 
-def room(model: nn.Module, tokens: int) -> Transformer:
+def decoder_for(model: nn.Module, tokens: int) -> Transformer:
     """The model as a decoder that takes so many learned positions. Raises ConfigError."""
     if not isinstance(model, Transformer):
         raise ConfigError("adapter.method", found=f"learned positions before {type(model).__name__}", expected="a decoder")
@@ -180,6 +180,11 @@ def preamble_of(model: nn.Module) -> int:
     """Learned positions before every sequence of a model, which count in its context length; 0 for a model without."""
     found = _find(model)
     return 0 if found is None else found.tokens
+
+
+def room_of(model: Transformer) -> int:
+    """Tokens that a sequence may have: the context length less the learned positions."""
+    return model.config.context_length - preamble_of(model)
 
 
 def start_at(model: nn.Module, ids: Sequence[int]) -> None:

@@ -16,14 +16,15 @@ Shapes: B rows, T tokens, W places of tokens and learned positions, P learned po
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+import sys
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from luyen.adapters.config import AdapterConfig
-from luyen.adapters.preamble import Preamble, Preambled, Vectors, install, room
-from luyen.models import transformer
+from luyen.adapters.preamble import Preamble, Preambled, Vectors, decoder_for, install
 from luyen.models.attention import Cache, Layout, packed_attention
 from luyen.models.config import TransformerConfig
 from luyen.models.transformer import Transformer
@@ -33,7 +34,7 @@ class Prefixed:
     """The `Cache` of a pass that reads sequences behind a prefix: it adds the learned keys and values, and attends as `inner` does."""
 
     def __init__(self, learned: Sequence[Tensor], whole: Preambled, inner: Cache | None) -> None:
-        self.learned, self.whole, self.inner = learned, whole, inner
+        self.learned, self.whole, self.inner, self.way = learned, whole, inner, _way()
 
     @property
     def positions_BT(self) -> Tensor:
@@ -42,15 +43,36 @@ class Prefixed:
 
     def attend(self, layer: int, query_BTHE: Tensor, key_BTKE: Tensor, value_BTKE: Tensor) -> Tensor:
         """What each token sees of its sequence and the prefix. B is 1."""
-        whole = self.whole
-        key_PKE, value_PKE = self.learned[layer].unbind(1)
-        query_WHE = whole.lengthened(query_BTHE[0], query_BTHE.new_zeros(whole.preamble, *query_BTHE.shape[2:]))
-        key_WKE, value_WKE = whole.lengthened(key_BTKE[0], key_PKE), whole.lengthened(value_BTKE[0], value_PKE)
-        if self.inner is not None:
-            attended_WHE = self.inner.attend(layer, query_WHE[None], key_WKE[None], value_WKE[None])[0]
-        else:  # the decoder's own, in whose place who compiles layers puts one that stays apart
-            attended_WHE = transformer.packed_attention(query_WHE, key_WKE, value_WKE, whole)  # type: ignore[attr-defined]
-        return whole.shortened(attended_WHE)[None]
+        return self.way(self, layer, query_BTHE[0], key_BTKE[0], value_BTKE[0])[None]
+
+
+Way = Callable[[Prefixed, int, Tensor, Tensor, Tensor], Tensor]
+
+
+def _attend(cache: Prefixed, layer: int, query_THE: Tensor, key_TKE: Tensor, value_TKE: Tensor) -> Tensor:
+    whole = cache.whole
+    key_PKE, value_PKE = cache.learned[layer].unbind(1)
+    query_WHE = whole.lengthened(query_THE, query_THE.new_zeros(whole.preamble, *query_THE.shape[1:]))
+    key_WKE, value_WKE = whole.lengthened(key_TKE, key_PKE), whole.lengthened(value_TKE, value_PKE)
+    if cache.inner is not None:
+        attended_WHE = cache.inner.attend(layer, query_WHE[None], key_WKE[None], value_WKE[None])[0]
+    else:
+        attended_WHE = packed_attention(query_WHE, key_WKE, value_WKE, whole)
+    return whole.shortened(attended_WHE)
+
+
+@functools.cache
+def _apart() -> Way:
+    apart: Way = torch.compiler.disable(_attend)  # type: ignore[no-untyped-call]
+    return apart
+
+
+def _way() -> Way:
+    """`_attend`, which compiled layers leave as it is, since what it does follows the lengths of one batch.
+
+    Saying that loads the whole compiler, so it is said only where that is loaded.
+    """
+    return _apart() if "torch._dynamo" in sys.modules else _attend
 
 
 class Prefix(Preamble):
@@ -104,7 +126,7 @@ def prefix(model: nn.Module, config: AdapterConfig) -> None:
     Not the identity: a fresh prefix is that of P random tokens, or with `prompt.hidden` random. ConfigError for another kind of model.
     """
     tokens, hidden = config.prompt.tokens, config.prompt.hidden
-    decoder = room(model, tokens)
+    decoder = decoder_for(model, tokens)
     size, weight = decoder.config, decoder.head_weight
     key_size, dtype = size.num_kv_heads * size.head_dim, torch.promote_types(weight.dtype, torch.float32)
     if hidden:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from luyen.adapters.config import AdapterConfig
-from luyen.adapters.preamble import Preamble, Preambled, Vectors, install, room
+from luyen.adapters.preamble import Preamble, Preambled, Vectors, decoder_for, install
 from luyen.models.attention import Cache
 from luyen.models.transformer import Transformer
 
@@ -86,7 +86,7 @@ def prompt(model: nn.Module, config: AdapterConfig) -> None:
 
     Not the identity: a fresh prompt is P random words. ConfigError for another kind of model.
     """
-    decoder = room(model, config.prompt.tokens)
+    decoder = decoder_for(model, config.prompt.tokens)
     weight = decoder.model.embed_tokens.weight
     ids = torch.randint(weight.shape[0], (config.prompt.tokens,), device="cpu")
     start_PD = weight.detach()[ids.to(weight.device)].to(torch.promote_types(weight.dtype, torch.float32), copy=True)
@@ -96,7 +96,7 @@ def prompt(model: nn.Module, config: AdapterConfig) -> None:
 def p_tuning(model: nn.Module, config: AdapterConfig) -> None:
     """Put vectors that a network makes before every sequence of a frozen decoder. Not the identity, and ConfigError, as `prompt`."""
     tokens = config.prompt.tokens
-    decoder = room(model, tokens)
+    decoder = decoder_for(model, tokens)
     weight = decoder.model.embed_tokens.weight
     size = weight.shape[1]
     hidden = config.prompt.hidden or size

@@ -13,8 +13,8 @@ import torch
 from torch import nn
 from training_toys import toy_algorithm, toy_config
 
-from luyen.adapters.adapt import adapt, trained
-from luyen.adapters.preamble import final_vectors, preamble_of, put_vectors, start_at
+from luyen.adapters.adapt import adapt, merge_in_place, trained
+from luyen.adapters.preamble import final_vectors, preamble_of, put_vectors, room_of, start_at
 from luyen.core.errors import ConfigError, DataError, ModelError
 from luyen.engine.trainer import fit
 from luyen.inference.config import SamplingConfig
@@ -92,7 +92,7 @@ def test_answers_with_a_cache_are_those_without(values: dict[str, Any]) -> None:
 @all_kinds
 def test_learned_positions_count_in_the_context(values: dict[str, Any]) -> None:
     made, room = tuned(values), toys.SIZE.context_length - preamble_toys.TOKENS
-    assert preamble_of(made) == preamble_toys.TOKENS and preamble_of(toys.model()) == 0
+    assert (preamble_of(made), room_of(made)) == (preamble_toys.TOKENS, room) and room_of(toys.model()) == toys.SIZE.context_length
     assert len(generate(made, [[1] * (room - 3)], SamplingConfig(max_new_tokens=12))[0].ids) == 3
     with pytest.raises(DataError, match=f"no room for an answer; found {room} tokens behind 6 learned positions; expected under {room}"):
         generate(made, [[1] * room], SamplingConfig())
@@ -176,6 +176,12 @@ def test_no_second_prompt_no_other_model_and_no_empty_text() -> None:
         start_at(made, [])
     with pytest.raises(ConfigError, match="for vectors that a network makes"):
         start_at(toys.adapted_model(method="p-tuning"), [1])
+
+
+def test_learned_positions_are_merged_into_nothing() -> None:
+    made = toys.adapted_model(method="prompt")
+    with pytest.raises(ModelError, match="16 learned positions cannot be merged into weights. Keep the adapter beside the model."):
+        merge_in_place(made)
 
 
 def tuned_algorithm(values: dict[str, Any]) -> Any:
