@@ -124,8 +124,7 @@ class _Folded(torch.autograd.Function):
         a_slope_RI = (slope_NO @ b_OR).T.mm(hidden_NI).mul_(ctx.scale) if needs_a else None
         b_slope_OR = slope_NO.T.mm(hidden_NI @ a_RI.T).mul_(ctx.scale) if needs_b else None
         hidden_slope = slope @ ctx.whole(a_RI, b_OR) if needs_hidden else None
-        bias_slope = slope_NO.sum(0) if ctx.needs_input_grad[5] else None
-        return hidden_slope, a_slope_RI, b_slope_OR, None, None, bias_slope
+        return hidden_slope, a_slope_RI, b_slope_OR, None, None, slope_NO.sum(0) if ctx.needs_input_grad[5] else None
 
 
 def lora(model: nn.Module, config: AdapterConfig) -> None:

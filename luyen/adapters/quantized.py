@@ -27,6 +27,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from luyen.adapters.linear import replace_each
+from luyen.adapters.lora import product_dtype
 from luyen.adapters.targets import ROUTER, linear_maps
 from luyen.core import low_bits
 from luyen.core.errors import ModelError
@@ -90,8 +91,7 @@ class QuantizedLinear(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """x W^T + b, in the type that autocast asks for."""
-        device = hidden.device.type
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
+        dtype = product_dtype(hidden)
         bias = None if self.bias is None else self.bias.to(dtype)
         output: Tensor = _Product.apply(hidden.to(dtype), self.dense, bias)  # type: ignore[no-untyped-call]
         return output
