@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from luyen.adapters.adalora import adalora
 from luyen.adapters.bitfit import bitfit
 from luyen.adapters.bottleneck import bottleneck
 from luyen.adapters.compacter import compacter
@@ -23,6 +24,7 @@ from luyen.adapters.targets import whole_parameters
 from luyen.core.errors import ConfigError, ModelError
 
 METHODS: dict[str, Callable[[nn.Module, AdapterConfig], None]] = {
+    "adalora": adalora,
     "bitfit": bitfit,
     "bottleneck": bottleneck,
     "compacter": compacter,

@@ -62,7 +62,7 @@ class AllocationConfig(Config):
     """What only adalora has: how ranks move to where they matter."""
 
     start_rank: int = Field(default=0, ge=0)
-    """Rank of every module at the start, more than `rank`, which is the mean at the end; 0: half as much again."""
+    """Rank of every module at the start, which alpha is divided by: more than `rank`, the mean at the end; 0: half as much again."""
     warmup_fraction: float = Field(default=0.1, ge=0, lt=1)
     """Share of the steps before the first rank is taken away."""
     final_fraction: float = Field(default=0.3, ge=0, lt=1)
@@ -71,6 +71,13 @@ class AllocationConfig(Config):
     """Steps between two reallocations."""
     orthogonality: float = Field(default=0.5, ge=0)
     """Weight of the penalty that keeps both factors orthogonal."""
+
+    @model_validator(mode="after")
+    def _check(self) -> AllocationConfig:
+        if self.warmup_fraction + self.final_fraction >= 1:
+            raise ValueError(f"allocation.warmup_fraction={self.warmup_fraction} and allocation.final_fraction={self.final_fraction} leave "
+                             "no steps in which ranks move; together they must be less than 1")  # fmt: skip
+        return self
 
 
 class ExpertChoiceConfig(Config):
