@@ -19,6 +19,7 @@ import safetensors
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.nn import functional
 
 from luyen.adapters import peft_forms, peft_names
 from luyen.adapters.adapt import adapt, merge_in_place
@@ -38,6 +39,7 @@ from luyen.models.transformer import Transformer
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 PICKLES = "adapter_model.bin"
+STARTS = (".start_A", ".start_B")
 SUBFOLDER = "adapter"
 """Where a stage keeps its adapter."""
 
@@ -54,7 +56,7 @@ def save(model: nn.Module, config: AdapterConfig, folder: Path, *, base: str, di
 
 def write(model: nn.Module, config: AdapterConfig, folder: Path, *, base: str, digest: str) -> dict[str, Any]:
     """The two files of an adapter, in a folder that is still open. Gives what its manifest must say when the caller seals it."""
-    form = peft_forms.FORMS.get(config.method)
+    form = peft_forms.form_for(config)
     maps = dict(adapted(model))
     shapes = {name: [module.out_features, module.in_features] for name, module in maps.items()}
     state = _without_starts(adapter_state(model))
@@ -87,14 +89,18 @@ def plain_names(model: nn.Module) -> frozenset[str]:
 
 
 def adapter_state(model: nn.Module) -> State:
-    """All that makes the adapter, by name: tensors that the plain model has not, and those of its parameters that are trained.
+    """All that makes the adapter, by name: what the plain model has not, and those of its parameters that are trained.
 
-    The live tensors, the latter by their names in the plain model; learned positions as what is made of them.
+    The live tensors, the latter by their names in the plain model; learned positions as what is made of them. Buffers that serve
+    training alone are left out.
     """
     plain = plain_names(model)
-    trained = {id(parameter) for parameter in model.parameters() if parameter.requires_grad}
     named = {plain_name(name): tensor for name, tensor in model.state_dict(keep_vars=True).items()}
-    state = {name: tensor for name, tensor in named.items() if name not in plain or id(tensor) in trained}
+    state = {
+        name: tensor
+        for name, tensor in named.items()
+        if (tensor.requires_grad if name in plain else isinstance(tensor, nn.Parameter) or name.endswith(STARTS))
+    }
     if preamble_of(model):
         return {**{name: tensor for name, tensor in state.items() if name in plain}, VECTORS: final_vectors(model)}
     return state
@@ -121,6 +127,19 @@ def _with_starts(found: State, live: State) -> State:
             split[f"{owner}.lora_A"], split[name] = a[:rank], a[rank:]
             split[f"{owner}.lora_B"], split[f"{owner}.start_B"] = b[:, :rank], -b[:, rank:]
     return split
+
+
+def _with_all_triples(found: State, live: State) -> State:
+    """With zeros in the place of what AdaLoRA has taken away, which PEFT leaves out."""
+    whole = dict(found)
+    for name in [name for name in live if name.endswith(".lora_E")]:
+        owner = name.removesuffix(".lora_E")
+        missing = live[name].shape[0] - found[name].shape[0] if name in found else 0
+        if missing > 0 and f"{owner}.lora_A" in found and f"{owner}.lora_B" in found:
+            whole[name] = functional.pad(found[name], (0, missing))
+            whole[f"{owner}.lora_A"] = functional.pad(found[f"{owner}.lora_A"], (0, 0, 0, missing))
+            whole[f"{owner}.lora_B"] = functional.pad(found[f"{owner}.lora_B"], (0, missing))
+    return whole
 
 
 def _siblings(model: nn.Module, whole: list[str], maps: Mapping[str, object]) -> State:
@@ -283,9 +302,9 @@ def _put(model: nn.Module, config: AdapterConfig, form: Form | None, found: Stat
 def _fill(model: nn.Module, found: State, folder: Path, form: Form | None) -> None:
     """Copy the saved tensors into the adapted model; every one must have its place, and every place its tensor."""
     live = adapter_state(model)
-    found = _with_starts(found, live)
+    found = _with_all_triples(_with_starts(found, live), live)
     places = {**live, **({} if form is None else _siblings(model, [name for name in live if name in plain_names(model)], _maps(model)))}
-    optional = {name for name in places if name.endswith((".start_A", ".start_B"))}
+    optional = {name for name in places if name.endswith(STARTS)}
     missing, extra = sorted(set(places) - set(found) - optional), sorted(set(found) - set(places))
     for problem, names in (("lacks", missing), ("has the unknown", extra)):
         if names:

@@ -133,6 +133,42 @@ def _number(value: float) -> float | int:
     return int(value) if value == int(value) else value
 
 
+def _write_adalora(model: nn.Module, config: AdapterConfig) -> Keys:
+    """All triples are written, those taken away with a zero, so that what divides alpha is one number."""
+    maps = dict(adapted(model))
+    scale, rank = next((cast(float, module.scale), cast(Tensor, module.lora_A).shape[0]) for module in maps.values())
+    return {
+        "deltaT": config.allocation.every_steps,
+        "fan_in_fan_out": False,
+        "init_r": rank,
+        "lora_alpha": _number(round(scale * rank, 9)),
+        "lora_dropout": config.dropout,
+        "orth_reg_weight": config.allocation.orthogonality,
+        "target_modules": short_targets(model, list(maps)),
+        "target_r": config.rank,
+        "total_step": 1,  # PEFT wants one, and does nothing with it outside training
+    }
+
+
+def _read_adalora(keys: Keys, state: State, source: str) -> Keys:
+    ignored = {
+        *LORA_IGNORED, "alpha_pattern", "beta1", "beta2", "init_lora_weights", "r", "rank_pattern", "tfinal", "tinit", "total_step",
+        "use_rslora",
+    }  # fmt: skip
+    read = ("deltaT", "init_r", "lora_alpha", "lora_dropout", "orth_reg_weight", "target_modules", "target_r")
+    check_keys(keys, read, ignored, {**LORA_FIXED, "use_dora": (False, None)}, source)
+    start = keys.get("init_r", 12)
+    return {
+        "method": "adalora",
+        "targets": read_targets(keys, maps_in(state, FORMS["adalora"])),
+        "rank": min(keys.get("target_r", 8), start - 1),
+        "alpha": keys.get("lora_alpha", 8),
+        "dropout": keys.get("lora_dropout", 0.0),
+        "also": whole_in(state, FORMS["adalora"]),
+        "allocation": {"start_rank": start, "every_steps": keys.get("deltaT", 1), "orthogonality": keys.get("orth_reg_weight", 0.5)},
+    }
+
+
 def _write_ia3(model: nn.Module, config: AdapterConfig) -> Keys:
     maps = dict(adapted(model))
     named = short_targets(model, list(maps))
@@ -177,11 +213,10 @@ def _read_prompt(keys: Keys, state: State, source: str) -> Keys:
     """The vectors are saved as they are used, so what made them while training changes nothing."""
     ignored = {
         "encoder_dropout", "encoder_hidden_size", "encoder_num_layers", "encoder_reparameterization_type", "init_weights",
-        "num_attention_heads", "num_layers", "prompt_tuning_init", "prompt_tuning_init_text", "token_dim", "tokenizer_kwargs",
+        "num_attention_heads", "num_layers", "prefix_projection", "prompt_tuning_init", "prompt_tuning_init_text", "token_dim", "tokenizer_kwargs",
         "tokenizer_name_or_path",
     }  # fmt: skip
-    fixed: dict[str, tuple[object, ...]] = {"num_transformer_submodules": (None, 1), "prefix_projection": (False, None)}
-    check_keys(keys, ("num_virtual_tokens",), ignored, fixed, source)
+    check_keys(keys, ("num_virtual_tokens",), ignored, {"num_transformer_submodules": (None, 1)}, source)
     if VECTORS not in state:
         raise ModelError(f"{source}: no tensor {VECTORS}", fix="Its config and its weights do not belong together.")
     method = next(method for method, form in FORMS.items() if form.peft_type == keys["peft_type"])
@@ -190,16 +225,23 @@ def _read_prompt(keys: Keys, state: State, source: str) -> Keys:
 
 LORA_SUFFIXES = {"lora_A": "lora_A.weight", "lora_B": "lora_B.weight"}
 DORA_SUFFIXES = {**LORA_SUFFIXES, "lora_magnitude_vector": "lora_magnitude_vector"}
+ADALORA_SUFFIXES = {name: name for name in ("lora_A", "lora_B", "lora_E")}
 MODULES = ("modules_to_save",)
 FORMS: dict[str, Form] = {
+    "adalora": Form("ADALORA", ADALORA_SUFFIXES, _write_adalora, _read_adalora, flat=("lora_E",)),
     "dora": Form("LORA", DORA_SUFFIXES, _write_lora, _read_lora),
-    "ia3": Form("IA3", {"ia3_l": "ia3_l"}, _write_ia3, _read_ia3, MODULES, flat=True),
+    "ia3": Form("IA3", {"ia3_l": "ia3_l"}, _write_ia3, _read_ia3, MODULES, flat=("ia3_l",)),
     "lora": Form("LORA", LORA_SUFFIXES, _write_lora, _read_lora),
     "p-tuning": Form("P_TUNING", {}, _write_prompt, _read_prompt, MODULES, "base_model."),
     "prefix": Form("PREFIX_TUNING", {}, _write_prompt, _read_prompt, MODULES, "base_model."),
     "prompt": Form("PROMPT_TUNING", {}, _write_prompt, _read_prompt, MODULES, "base_model."),
 }
 """Methods that PEFT has too. PEFT calls dora a LORA with use_dora."""
+
+
+def form_for(config: AdapterConfig) -> Form | None:
+    """The form in which a method is written; None for what PEFT does not have, as different alphas in AdaLoRA."""
+    return None if config.method == "adalora" and config.lora.alphas else FORMS.get(config.method)
 
 
 def form_of(keys: Keys, source: str) -> Form:

@@ -4,6 +4,7 @@ A tensor is named by the module's path in the plain model under `base_model.mode
 
     LoRA     ...q_proj.lora_A.weight (R, I) and ...q_proj.lora_B.weight (O, R)
     DoRA     these and ...q_proj.lora_magnitude_vector (O,)
+    AdaLoRA  ...q_proj.lora_A (R, I), lora_E (R, 1), lora_B (O, R)
     (IA)^3   ...v_proj.ia3_l (O, 1), ...down_proj.ia3_l (1, I)
     prompts  prompt_embeddings (P, D), or (P, 2 L K E) of a prefix; then what is whole has the prefix base_model. alone
     whole    ...norm.weight for modules_to_save;  ...q_proj.base_layer.bias where the map carries an adapter
@@ -51,8 +52,8 @@ class Form:
     whole: tuple[str, ...] = ("bias", "modules_to_save", "ensure_weight_tying")
     """Keys by which the type says what else was trained."""
     prefix: str = "base_model.model."
-    flat: bool = False
-    """Whether PEFT holds what we hold with one axis with two."""
+    flat: tuple[str, ...] = ()
+    """Our parameters of one axis that PEFT holds with two."""
 
 
 COMMON: Keys = {"task_type": "CAUSAL_LM", "inference_mode": True, "revision": None}
@@ -101,7 +102,7 @@ def to_peft(state: Mapping[str, Tensor], maps: Mapping[str, nn.Module], form: Fo
         if name == VECTORS:
             named[name] = tensor
         elif owner in maps and own in form.suffixes:
-            shaped = tensor.unsqueeze(0 if maps[owner].inputs else 1) if form.flat else tensor
+            shaped = tensor.unsqueeze(0 if getattr(maps[owner], "inputs", False) else 1) if own in form.flat else tensor
             named[f"{form.prefix}{owner}.{form.suffixes[own]}"] = shaped
         else:
             named[f"{form.prefix}{owner}.base_layer.{own}" if owner in maps else form.prefix + name] = tensor
@@ -117,7 +118,7 @@ def from_peft(tensors: Mapping[str, Tensor], form: Form) -> State:
             for ending in (f".{suffix}", f".{suffix}.weight"):
                 if plain.endswith(ending):
                     plain = f"{plain.removesuffix(ending)}.{own}"
-        state[plain] = tensor.flatten() if form.flat and plain.rpartition(".")[2] in form.suffixes else tensor
+        state[plain] = tensor.flatten() if plain.rpartition(".")[2] in form.flat else tensor
     if HEAD in state and EMBEDDING in state and torch.equal(state[HEAD], state[EMBEDDING]):
         del state[HEAD]
     return state

@@ -24,6 +24,8 @@ METHODS: list[dict[str, Any]] = [
     {"lora": {"init": "orthogonal"}},
     {"method": "dora"},
     {"method": "dora", "lora": {"init": "pissa"}},
+    {"method": "adalora", "allocation": {"start_rank": 6}},
+    {"method": "adalora", "lora": {"alphas": {"q_proj": 3.0}}},
     {"method": "ia3", "also": ["norms"]},
     {"method": "prompt", "also": ["norms"]},
     {"method": "p-tuning"},

@@ -25,6 +25,7 @@ OURS: dict[str, dict[str, Any]] = {
     "some": {"targets": ["q_proj", "layers.0.mlp.*"]},
     "dora": {"method": "dora"},
     "dora pissa": {"method": "dora", "lora": {"init": "pissa", "scaling": "root"}, "also": ["norms"]},
+    "adalora": {"method": "adalora", "also": ["norms"]},
     "ia3": {"method": "ia3", "also": ["norms"]},
     "ia3 some": {"method": "ia3", "targets": ["layers.0.*", "layers.1.mlp.down_proj"]},
     "prompt": {"method": "prompt", "prompt": {"tokens": 5}},
@@ -90,18 +91,46 @@ THEIRS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("options", THEIRS.values(), ids=THEIRS)
-def test_we_load_what_peft_saves(options: dict[str, Any], tmp_path: Path) -> None:
-    (tmp_path / "base").mkdir()
-    hf.save(toys.model(), tmp_path / "base")
+OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "adalora": ("AdaLoraConfig", {"target_modules": "all-linear", "init_r": 5, "target_r": 2, "total_step": 9, "lora_alpha": 6}),
+    "dora": ("LoraConfig", {"target_modules": ["q_proj", "up_proj"], "use_dora": True, "r": 3}),
+    "ia3": ("IA3Config", {"target_modules": ["k_proj", "down_proj"], "feedforward_modules": ["down_proj"]}),
+    "prompt": ("PromptTuningConfig", {"num_virtual_tokens": 3, "modules_to_save": ["norm"]}),
+    "p-tuning": ("PromptEncoderConfig", {"num_virtual_tokens": 3, "encoder_hidden_size": 7}),
+    "prefix": ("PrefixTuningConfig", {"num_virtual_tokens": 3}),
+    "prefix network": ("PrefixTuningConfig", {"num_virtual_tokens": 3, "prefix_projection": True, "encoder_hidden_size": 7}),
+}
+
+
+def ours_and_theirs(config: Any, folder: Path) -> tuple[Tensor, Tensor, Any]:
+    """Logits of an adapter that PEFT made and saved."""
+    (folder / "base").mkdir()
+    hf.save(toys.model(), folder / "base")
     torch.manual_seed(2)
-    config = peft.LoraConfig(r=4, lora_alpha=6, task_type="CAUSAL_LM", **options)
-    model = peft.get_peft_model(transformers.LlamaForCausalLM.from_pretrained(tmp_path / "base"), config)
+    model = peft.get_peft_model(transformers.LlamaForCausalLM.from_pretrained(folder / "base"), config)
     toys.shake(model)
-    model.save_pretrained(tmp_path / "adapter")
+    if config.peft_type == "ADALORA":  # two of five triples have been taken away from one map
+        path = "model.layers.0.self_attn.q_proj"
+        model.base_model.model.get_submodule(path).lora_E["default"].data[1:3] = 0
+        config.rank_pattern = {f"{path}.lora_E": [True, False, False, True, True]}
+    model.save_pretrained(folder / "adapter")
     with torch.no_grad():
-        theirs = model.eval()(input_ids=toys.tokens()).logits
-    ours = files.open_model(tmp_path / "adapter").eval()
-    assert_close(toys.logits(ours, (100,)), theirs)
+        theirs = model.eval()(input_ids=toys.tokens()).logits[:, -100:]
+    return toys.logits(files.open_model(folder / "adapter").eval(), (100,)), theirs, files.read_config(folder / "adapter")
+
+
+@pytest.mark.parametrize("options", THEIRS.values(), ids=THEIRS)
+def test_we_load_the_lora_that_peft_saves(options: dict[str, Any], tmp_path: Path) -> None:
+    ours, theirs, config = ours_and_theirs(peft.LoraConfig(r=4, lora_alpha=6, task_type="CAUSAL_LM", **options), tmp_path)
+    assert_close(ours, theirs)
     told = json.loads((tmp_path / "adapter" / files.CONFIG).read_text())
-    assert files.read_config(tmp_path / "adapter").dropout == told["lora_dropout"]
+    assert config.dropout == told["lora_dropout"]
+
+
+@pytest.mark.filterwarnings("ignore:Note that `r` is not used:UserWarning")
+@pytest.mark.parametrize("kind", OTHERS)
+def test_we_load_what_peft_saves_of_other_methods(kind: str, tmp_path: Path) -> None:
+    name, options = OTHERS[kind]
+    ours, theirs, config = ours_and_theirs(getattr(peft, name)(task_type="CAUSAL_LM", **options), tmp_path)
+    assert_close(ours, theirs)
+    assert config.method == kind.partition(" ")[0]
