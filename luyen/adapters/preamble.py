@@ -124,8 +124,8 @@ class Preamble(nn.Module):
         """The tokens and the cache that the decoder gets, one row."""
 
     @abstractmethod
-    def closed(self, hidden_ND: Tensor, whole: Preambled) -> Tensor:
-        """The hidden states of the tokens, (T, D), from those that the decoder gave."""
+    def closed(self, hidden_1ND: Tensor, whole: Preambled) -> Tensor:
+        """The hidden states of the tokens, (B, T, D), from those that the decoder gave."""
 
     @abstractmethod
     def begin(self, decoder: Transformer, ids: Sequence[int]) -> None:
@@ -150,7 +150,7 @@ class Preamble(nn.Module):
         whole = _named(*arguments, **keywords)[1]
         if not isinstance(whole, Preambled):
             return hidden_BTD
-        return self.closed(hidden_BTD[0], whole).reshape(*whole.rows, -1)
+        return self.closed(hidden_BTD, whole)
 
 
 def _named(tokens_BT: Tensor, layout: Layout | None = None, cache: Cache | None = None) -> tuple[Tensor, Layout | None, Cache | None]:

@@ -86,9 +86,9 @@ class Prefix(Preamble):
         """The tokens as they are, and a cache that adds the prefix."""
         return tokens_BT.reshape(1, -1), Prefixed(self.vectors().unflatten(1, self.shape).unbind(1), whole, cache)
 
-    def closed(self, hidden_ND: Tensor, whole: Preambled) -> Tensor:
+    def closed(self, hidden_1ND: Tensor, whole: Preambled) -> Tensor:
         """All of them: the decoder read nothing else."""
-        return hidden_ND
+        return hidden_1ND if whole.rows[0] == 1 else hidden_1ND.reshape(*whole.rows, -1)
 
     @torch.no_grad()
     def begin(self, decoder: Transformer, ids: Sequence[int]) -> None:

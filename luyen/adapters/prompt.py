@@ -52,9 +52,9 @@ class PromptedEmbedding(Preamble):
         ids_W = (whole.positions_T + self.base.num_embeddings).index_copy(0, whole.real_T, tokens_BT.flatten().to(torch.int64))
         return ids_W[None], cache
 
-    def closed(self, hidden_ND: Tensor, whole: Preambled) -> Tensor:
-        """The learned positions' own hidden states are nobody's."""
-        return whole.shortened(hidden_ND)
+    def closed(self, hidden_1ND: Tensor, whole: Preambled) -> Tensor:
+        """The learned positions' own hidden states are nobody's. A copy: FSDP watches what a model gives, and a view not well."""
+        return whole.shortened(hidden_1ND[0]).view(*whole.rows, -1).clone()
 
     @torch.no_grad()
     def begin(self, decoder: Transformer, ids: Sequence[int]) -> None:

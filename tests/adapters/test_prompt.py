@@ -71,6 +71,7 @@ def test_packed_sequences_rows_and_each_alone_agree(values: dict[str, Any]) -> N
     assert packed.shape == (1, sum(toys.LENGTHS), toys.SIZE.vocab_size)
     for part, alone in zip(packed[0].split(toys.LENGTHS), toys.tokens()[0].split(toys.LENGTHS), strict=True):
         torch.testing.assert_close(made.logits(made(alone[None]))[0], part, rtol=1e-5, atol=1e-5)
+    assert made(toys.tokens())._base is None, "a view, of which FSDP warns"
     rows = preamble_toys.rows()
     layout = Layout.packed([rows.shape[1]] * len(rows))
     torch.testing.assert_close(made(rows).flatten(0, 1), made(rows.reshape(1, -1), layout=layout)[0])
