@@ -233,6 +233,16 @@ def read_tensors(folder: Path) -> State:
         raise ModelError(f"{path} is not a whole safetensors file", found=error, fix="Copy it again.") from error
 
 
+def saved_state(folder: str | Path) -> tuple[State, Form | None]:
+    """The tensors of an adapter's folder by our names, and PEFT's form of it; None where PEFT has no such method."""
+    path = _folder(folder)
+    tensors, keys = read_tensors(path), _keys(path)
+    if str(keys.get("peft_type")).startswith(peft_names.OWN_TYPE):
+        return tensors, None
+    form = peft_forms.form_of(keys, str(path / CONFIG))
+    return peft_names.from_peft(tensors, form), form
+
+
 def load_into(model: nn.Module, folder: str | Path, digest: str | None = None) -> AdapterConfig:
     """Put the adapter of a folder on a plain model, in place, and give its config. The generator is left as it was.
 
@@ -241,13 +251,10 @@ def load_into(model: nn.Module, folder: str | Path, digest: str | None = None) -
     """
     path = _folder(folder)
     manifest.verify_listed(path)
-    config, tensors, sealed = read_config(path), read_tensors(path), _manifest(path)
+    config, sealed = read_config(path), _manifest(path)
     if any(True for _ in adapted(model)):
         raise ModelError(f"{path} cannot be put on a model that carries an adapter", fix="Merge that one first.")
-    keys = _keys(path)
-    own = str(keys.get("peft_type")).startswith(peft_names.OWN_TYPE)
-    form = None if own else peft_forms.form_of(keys, str(path / CONFIG))
-    found = tensors if form is None else peft_names.from_peft(tensors, form)
+    found, form = saved_state(path)
     told = sealed.get("base", {}).get("weights")
     _check_maps(model, path, sealed.get("maps") or _shapes(found), digest is not None and told not in (None, digest))
     _put(model, config, form, found, again=not sealed)

@@ -213,8 +213,8 @@ def _read_prompt(keys: Keys, state: State, source: str) -> Keys:
     """The vectors are saved as they are used, so what made them while training changes nothing."""
     ignored = {
         "encoder_dropout", "encoder_hidden_size", "encoder_num_layers", "encoder_reparameterization_type", "init_weights",
-        "num_attention_heads", "num_layers", "prefix_projection", "prompt_tuning_init", "prompt_tuning_init_text", "token_dim", "tokenizer_kwargs",
-        "tokenizer_name_or_path",
+        "num_attention_heads", "num_layers", "prefix_projection", "prompt_tuning_init", "prompt_tuning_init_text", "token_dim",
+        "tokenizer_kwargs", "tokenizer_name_or_path",
     }  # fmt: skip
     check_keys(keys, ("num_virtual_tokens",), ignored, {"num_transformer_submodules": (None, 1)}, source)
     if VECTORS not in state:
