@@ -84,6 +84,7 @@ class _Scaled(torch.autograd.Function):
     def forward(
         ctx: Any, hidden: Tensor, a_RI: Tensor, b_OR: Tensor, magnitude_O: Tensor, scale: float, whole: Callable[[Tensor, Tensor], Tensor]
     ) -> Tensor:
+        """y - b."""
         changed_OI = whole(a_RI, b_OR)
         length_O = _lengths(changed_OI)
         output = functional.linear(hidden, changed_OI.mul_(_share(magnitude_O, length_O)[:, None]))
@@ -94,16 +95,18 @@ class _Scaled(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, None, None]:
+        """The four slopes of the module's docstring."""
         hidden, a_RI, b_OR, magnitude_O, length_O, output = ctx.saved_tensors
         needs_hidden, needs_a, needs_b, needs_magnitude = ctx.needs_input_grad[:4]
         hidden_NI, slope_NO = hidden.flatten(0, -2), slope.flatten(0, -2)
         share_O = _share(magnitude_O, length_O)
-        changed_OI = ctx.whole(a_RI, b_OR) if needs_hidden or needs_magnitude else None
+        changed_OI: Tensor | None = ctx.whole(a_RI, b_OR) if needs_hidden else None
         magnitude_slope_O = hidden_slope = None
-        if needs_magnitude and changed_OI is not None:
+        if needs_magnitude:
             sums_O = (slope_NO * output.flatten(0, -2)).sum(0) / share_O
             stopped_O = share_O == 0  # such a row's result says nothing of x V^T
             if bool(stopped_O.any()):
+                changed_OI = ctx.whole(a_RI, b_OR) if changed_OI is None else changed_OI
                 sums_O[stopped_O] = (slope_NO[:, stopped_O] * (hidden_NI @ changed_OI[stopped_O].T)).sum(0)
             magnitude_slope_O = torch.where(length_O > 0, sums_O / length_O, 0.0)
         scaled_NO = slope_NO * share_O

@@ -139,6 +139,7 @@ def low_rank(model: nn.Module, config: AdapterConfig, kind: type[LoRALinear]) ->
     alphas = by_pattern(config.lora.alphas, names, config.alpha, "adapter.lora.alphas")
 
     def make(name: str, base: nn.Module) -> LoRALinear:
+        """The adapter of one map, with the rank and alpha that its name has."""
         smaller = min(cast(int, base.in_features), cast(int, base.out_features))
         if ranks[name] > smaller:
             raise ConfigError("adapter.rank", found=f"{ranks[name]} for {name}", expected=f"at most {smaller}, its smaller side",

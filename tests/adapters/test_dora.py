@@ -118,6 +118,8 @@ def test_rows_without_direction_or_length_have_finite_gradients() -> None:
     torch.testing.assert_close(ours[3][1:], theirs[3][1:])
     torch.testing.assert_close(ours[0], theirs[0])
     assert bool(ours[2][0].any()), "the pruned row can grow again"
+    apart = torch.autograd.grad(module(hidden.detach()), leaves[1:], slope)
+    torch.testing.assert_close(apart[2][1:], ours[3][1:])
 
 
 def test_dropout_is_of_the_change_alone() -> None:
