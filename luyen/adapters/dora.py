@@ -31,7 +31,8 @@ class DoRALinear(LoRALinear):
 
     def __init__(self, base: nn.Module, rank: int, scale: float, dropout: float = 0.0) -> None:
         super().__init__(base, rank, scale, dropout)
-        self.lora_magnitude_vector = nn.Parameter(_lengths(self.changed()))
+        with torch.no_grad():
+            self.lora_magnitude_vector = nn.Parameter(_lengths(self._whole(*self.factors())))
 
     @torch.no_grad()
     def changed(self) -> Tensor:

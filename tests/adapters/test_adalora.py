@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from luyen.adapters import adalora
 from luyen.adapters.adalora import AdaLoRALinear
+from luyen.adapters.count import trained_weights
 from luyen.adapters.linear import adapted
 from luyen.core.errors import ConfigError
 from luyen.models.transformer import Transformer
@@ -68,6 +69,12 @@ def test_the_formula_with_its_gradients_and_merged(rows: int) -> None:
     torch.testing.assert_close(torch.autograd.grad(module(hidden), leaves, slope), torch.autograd.grad(by_formula(), leaves, slope))
     weight, bias = module.merged()
     torch.testing.assert_close(functional.linear(hidden, weight, bias), module(hidden))
+
+
+def test_a_number_more_for_every_triple_than_lora_of_the_start_rank() -> None:
+    names = {name.rpartition(".")[2] for name, parameter in made().named_parameters() if parameter.requires_grad}
+    assert names == {"lora_A", "lora_E", "lora_B"}
+    assert trained_weights(toys.SIZE, CONFIG) == trained_weights(toys.SIZE, toys.config(rank=4)) + MAPS * 4
 
 
 def test_the_penalty_is_the_mean_distance_from_orthogonal() -> None:

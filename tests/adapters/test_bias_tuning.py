@@ -9,6 +9,7 @@ from torch import nn
 
 from luyen.adapters.adapt import trained
 from luyen.adapters.bitfit import BiasLinear
+from luyen.adapters.count import trained_weights
 from luyen.adapters.linear import adapted
 from luyen.core.errors import ConfigError
 
@@ -24,6 +25,7 @@ def test_a_fresh_adapter_changes_not_one_bit(half: bool) -> None:
 def test_one_number_for_every_output_of_the_targets() -> None:
     everywhere, few = toys.adapted_model(method="bitfit"), toys.adapted_model(method="bitfit", targets=["q_proj", "up_proj"])
     assert sum(group.count for group in trained(everywhere)) == 2 * (2 * 32 + 2 * 16 + 2 * 56 + 32)
+    assert trained_weights(toys.SIZE, toys.config(method="bitfit")) == 2 * (2 * 32 + 2 * 16 + 2 * 56 + 32)
     assert sum(group.count for group in trained(few)) == 2 * (32 + 56)
     assert {name.rpartition(".")[2] for name, _ in adapted(few)} == {"q_proj", "up_proj"}
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from luyen.adapters.adapt import merge_in_place, trained
 from luyen.adapters.bottleneck import BottleneckLinear
+from luyen.adapters.count import trained_weights
 from luyen.adapters.linear import adapted
 from luyen.core.errors import ConfigError, ModelError
 
@@ -35,9 +36,8 @@ def test_where_it_stands(values: dict[str, Any], expected: list[str]) -> None:
     made = toys.adapted_model(method="bottleneck", **values)
     assert [name.removeprefix("model.layers.") for name, _ in adapted(made)] == [f"{layer}.{own}" for layer in (0, 1) for own in expected]
     widths = {"self_attn.v_proj": 16, "mlp.up_proj": 56}
-    assert sum(group.count for group in trained(made)) == 2 * sum(
-        2 * 32 * widths.get(own, 32) + 32 + widths.get(own, 32) for own in expected
-    )
+    count = 2 * sum(2 * 32 * widths.get(own, 32) + 32 + widths.get(own, 32) for own in expected)
+    assert sum(group.count for group in trained(made)) == trained_weights(toys.SIZE, toys.config(method="bottleneck", **values)) == count
 
 
 ACTIVATIONS = {

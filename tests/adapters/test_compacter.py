@@ -10,6 +10,7 @@ from torch import nn
 
 from luyen.adapters.adapt import merge_in_place, trained
 from luyen.adapters.compacter import CompacterLinear, kronecker_sum
+from luyen.adapters.count import trained_weights
 from luyen.adapters.linear import adapted
 from luyen.core.errors import ConfigError, ModelError
 
@@ -55,12 +56,17 @@ def test_the_formula_with_its_gradients() -> None:
 
 
 def test_the_shared_factors_stand_once_and_belong_to_all() -> None:
-    made = toys.adapted_model(method="compacter", bottleneck={"placement": "houlsby", "size": 8, "factors": 4})
+    values: dict[str, Any] = {"method": "compacter", "bottleneck": {"placement": "houlsby", "size": 8, "factors": 4}}
+    made = toys.adapted_model(**values)
     names = [name for name in made.state_dict() if "shared" in name]
     assert names == ["model.layers.0.self_attn.o_proj.shared_factors"]
     modules = [module for _, module in adapted(made) if isinstance(module, CompacterLinear)]
     assert len(modules) == 4 and len({id(module.shared) for module in modules}) == 1
-    assert sum(group.count for group in trained(made)) == 4**3 + 4 * (2 * (32 + 8) + 32 + 8)
+    assert (
+        sum(group.count for group in trained(made))
+        == trained_weights(toys.SIZE, toys.config(**values))
+        == 4**3 + 4 * (2 * (32 + 8) + 32 + 8)
+    )
     twin = copy.deepcopy(made)
     own = [module for _, module in adapted(twin) if isinstance(module, CompacterLinear)]
     assert all(module.shared is own[0].shared_factors for module in own) and own[0].shared is not modules[0].shared

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from luyen.adapters.adapt import trained
+from luyen.adapters.count import trained_weights
 from luyen.adapters.dora import DoRALinear
 from luyen.adapters.linear import adapted
 
@@ -138,7 +139,9 @@ def test_dropout_is_of_the_change_alone() -> None:
 def test_lengths_are_trained_beside_the_factors() -> None:
     fresh, low = toys.adapted_model(method="dora", rank=4), toys.adapted_model(rank=4)
     outputs = toys.SIZE.num_layers * (2 * 32 + 2 * 16 + 2 * 56 + 32)
-    assert sum(group.count for group in trained(fresh)) == sum(group.count for group in trained(low)) + outputs
+    count = sum(group.count for group in trained(fresh))
+    assert count == sum(group.count for group in trained(low)) + outputs
+    assert count == trained_weights(toys.SIZE, toys.config(method="dora", rank=4)), "also without the model"
     for _, module in adapted(fresh):
         assert isinstance(module, DoRALinear)
         torch.testing.assert_close(module.lora_magnitude_vector, module.dense().norm(dim=1))

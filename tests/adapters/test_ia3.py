@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from luyen.adapters.adapt import trained
+from luyen.adapters.count import trained_weights
 from luyen.adapters.ia3 import IA3Linear
 from luyen.adapters.linear import adapted
 from luyen.core.errors import ConfigError
@@ -31,7 +32,7 @@ def test_all_linear_means_keys_values_and_the_way_out_of_feed_forward() -> None:
         for layer in (0, 1)
         for own, inputs in (("self_attn.k_proj", False), ("self_attn.v_proj", False), ("mlp.down_proj", True))
     }
-    assert sum(group.count for group in trained(made)) == 2 * (16 + 16 + 56)
+    assert sum(group.count for group in trained(made)) == trained_weights(toys.SIZE, toys.config(method="ia3")) == 2 * (16 + 16 + 56)
 
 
 def test_named_targets_are_those_alone() -> None:
