@@ -14,7 +14,6 @@ Shapes: N tokens, I inputs, O outputs, R rank.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -48,8 +47,9 @@ class DoRALinear(LoRALinear):
         if dropping or not exact or self.trained_too():
             return self._scaled_beside(hidden, functional.dropout(hidden, self.dropout) if dropping else hidden)
         a_RI, b_OR = self.factors()
-        output: Tensor = _Scaled.apply(hidden, a_RI, b_OR, self.lora_magnitude_vector, self.scale, self._whole)  # type: ignore[no-untyped-call]
-        return output if self.bias is None else output + self.bias
+        magnitude_O = self.lora_magnitude_vector
+        output: Tensor = _Scaled.apply(hidden, a_RI, b_OR, magnitude_O, self.bias, self.scale, self._whole)  # type: ignore[no-untyped-call]
+        return output
 
     def _scaled_beside(self, hidden: Tensor, seen: Tensor) -> Tensor:
         added = self._beside(hidden, *self.factors(), seen)
@@ -79,32 +79,33 @@ def _share(magnitude_O: Tensor, length_O: Tensor) -> Tensor:
 
 
 class _Scaled(torch.autograd.Function):
-    """One product with c V, without the bias. x, the factors and the result are kept: V is made again, and W gets no gradient."""
+    """One product with c V. x, the factors and the result are kept: V is made again, and W gets no gradient."""
 
     @staticmethod
-    def forward(
-        ctx: Any, hidden: Tensor, a_RI: Tensor, b_OR: Tensor, magnitude_O: Tensor, scale: float, whole: Callable[[Tensor, Tensor], Tensor]
-    ) -> Tensor:
-        """y - b."""
+    def forward(ctx: Any, hidden: Tensor, a_RI: Tensor, b_OR: Tensor, magnitude_O: Tensor, bias_O: Tensor | None, *how: Any) -> Tensor:
+        """y. `how` is s and what makes V of A and B."""
+        scale, whole = how
         changed_OI = whole(a_RI, b_OR)
         length_O = _lengths(changed_OI)
-        output = functional.linear(hidden, changed_OI.mul_(_share(magnitude_O, length_O)[:, None]))
-        ctx.save_for_backward(hidden, a_RI, b_OR, magnitude_O, length_O, output)
+        output = functional.linear(hidden, changed_OI.mul_(_share(magnitude_O, length_O)[:, None]), bias_O)
+        ctx.save_for_backward(hidden, a_RI, b_OR, magnitude_O, bias_O, length_O, output)
         ctx.scale, ctx.whole = scale, whole
         return output
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, None, None]:
-        """The four slopes of the module's docstring."""
-        hidden, a_RI, b_OR, magnitude_O, length_O, output = ctx.saved_tensors
-        needs_hidden, needs_a, needs_b, needs_magnitude = ctx.needs_input_grad[:4]
+    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, ...]:
+        """The slopes of the module's docstring, and db = sum of g."""
+        hidden, a_RI, b_OR, magnitude_O, bias_O, length_O, output = ctx.saved_tensors
+        needs_hidden, needs_a, needs_b, needs_magnitude, needs_bias = ctx.needs_input_grad[:5]
         hidden_NI, slope_NO = hidden.flatten(0, -2), slope.flatten(0, -2)
         share_O = _share(magnitude_O, length_O)
         changed_OI: Tensor | None = ctx.whole(a_RI, b_OR) if needs_hidden else None
         magnitude_slope_O = hidden_slope = None
+        total_O = slope_NO.sum(0) if bias_O is not None else None
         if needs_magnitude:
-            sums_O = (slope_NO * output.flatten(0, -2)).sum(0) / share_O
+            sums_O = (slope_NO * output.flatten(0, -2)).sum(0)
+            sums_O = (sums_O if total_O is None else sums_O - total_O * bias_O) / share_O
             stopped_O = share_O == 0  # such a row's result says nothing of x V^T
             if bool(stopped_O.any()):
                 changed_OI = ctx.whole(a_RI, b_OR) if changed_OI is None else changed_OI
@@ -115,7 +116,7 @@ class _Scaled(torch.autograd.Function):
         b_slope_OR = scaled_NO.T.mm(hidden_NI @ a_RI.T).mul_(ctx.scale) if needs_b else None
         if needs_hidden and changed_OI is not None:
             hidden_slope = (scaled_NO @ changed_OI).view_as(hidden)
-        return hidden_slope, a_slope_RI, b_slope_OR, magnitude_slope_O, None, None
+        return hidden_slope, a_slope_RI, b_slope_OR, magnitude_slope_O, total_O if needs_bias else None, None, None
 
 
 def dora(model: nn.Module, config: AdapterConfig) -> None:
