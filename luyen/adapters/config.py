@@ -119,6 +119,11 @@ class AdapterConfig(Config):
     experts: ExpertChoiceConfig = ExpertChoiceConfig()
     """Expert-specialised fine-tuning."""
 
+    @property
+    def preamble(self) -> int:
+        """Learned positions before every sequence."""
+        return self.prompt.tokens if self.method in ("prompt", "p-tuning", "prefix") else 0
+
     @model_validator(mode="after")
     def _check(self) -> AdapterConfig:
         if self.method == "selective" and not self.also:

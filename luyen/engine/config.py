@@ -36,7 +36,7 @@ class OptimizerConfig(Config):
     ema_decay: float | None = Field(default=None, gt=0, lt=1)
     """Evaluate and keep as the model the exponential average of the weights after each update, which forgets with this; empty: none."""
     rates: dict[str, PositiveFloat] = {}
-    """Other learning rates, as multiples of `learning_rate`, by pattern of the parameter's name; of several that fit the last one counts."""
+    """Other learning rates, as multiples of `learning_rate`, by pattern of the parameter's name; of several that fit the last counts."""
 
 
 class ScheduleConfig(Config):

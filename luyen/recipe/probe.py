@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from luyen.adapters.adapt import adapt
 from luyen.algorithms.pretrain import Pretrain
 from luyen.core.device import pick_device
 from luyen.core.files import read_jsonl
@@ -24,7 +25,7 @@ from luyen.engine.trainer import fit
 from luyen.models.config import TransformerConfig
 from luyen.models.transformer import Transformer
 from luyen.recipe.configs import PretrainConfig, SFTConfig
-from luyen.recipe.estimate import ANSWER_SHARE, counts_gpu, of_stage, training_rate
+from luyen.recipe.estimate import counts_gpu, of_stage, targets_share, training_rate
 from luyen.recipe.sizes import row_length
 
 STEPS = 20
@@ -59,19 +60,21 @@ def probe(config: PretrainConfig | SFTConfig, model: TransformerConfig, predicte
     `predicted` are the seconds of the whole stage as estimate.py has them, from which its evaluations are taken. Raises NonFinite
     when the settings make even random tokens diverge.
     """
-    trained = ANSWER_SHARE if isinstance(config, SFTConfig) else 1.0
-    length = row_length(config.batch, model.context_length)
-    alone = of_stage(config.train, config.batch, model, trained)
+    trained = targets_share(config)
+    length = row_length(config.batch, model.context_length - config.adapter.preamble)
+    alone = of_stage(config, model)
     short = _short(config.train, steps, alone.work.operations)
     seed_everything(0)
     samples = random_samples(model.vocab_size, length, 2 * config.batch.rows * config.train.accumulation, trained)
     stream = PackedStream(samples, capacity=length, rows=config.batch.rows, seed=0)
     reset_peak(pick_device(config.train.device))
     with tempfile.TemporaryDirectory(prefix="luyen-probe-") as folder:
-        result = fit(Pretrain(Transformer(model), stream), short, Path(folder))
+        made = Transformer(model)
+        adapt(made, config.adapter)
+        result = fit(Pretrain(made, stream), short, Path(folder))
         times = [float(row["seconds"]) for row in read_jsonl(Path(folder) / "timings.jsonl") if "seconds" in row]
     step = median(times[WARM:] or times)
-    tried = of_stage(short, config.batch, model, trained)  # in one process, whatever train.parallel says
+    tried = of_stage(config, model, short)  # in one process, whatever train.parallel says
     expected = tried.bytes + (0 if counts_gpu(config.train) else LIBRARIES_BYTES + FIRST_STEP_BYTES)
     rest = max(0.0, predicted - alone.seconds(training_rate(config.train, alone)))
     compiling = max(0.0, sum(times[:WARM]) - step * len(times[:WARM])) if short.compile == "always" else 0.0
