@@ -356,11 +356,11 @@ def open_model(name: str | Path, device: torch.device | str = "cpu", dtype: torc
     """
     folder = locate(name)
     if folder is None:
-        return hf.load(name, device, dtype)
+        return hf.load(name, device, dtype).eval()
     base = base_of(folder)
     model = open_base(base, quantization(folder), device, dtype)
     load_into(model, folder, weights_digest(base) if _manifest(folder) else None)
-    return model
+    return model.eval()  # an adapter may drop inputs while training
 
 
 def open_base(base: str | Path, bits: Mapping[str, Any] | None, device: torch.device | str, dtype: torch.dtype) -> Transformer:
