@@ -108,17 +108,27 @@ def open_adapter(plain: nn.Module, name: str | Path, digest: str | None) -> Open
         raise ModelError(f"{name} cannot be merged: no weight computes what {method} does", fix="Keep the adapter beside the model.")
     state, _ = files.saved_state(name)
     before = {key: tensor.clone() for key, tensor in plain.state_dict().items() if key in state}
-    files.load_into(plain, name, digest)
+    try:
+        files.load_into(plain, name, digest)
+    except BaseException:
+        _take_off(plain, before)
+        raise
     maps = {key: module.eval() for key, module in adapted(plain)}
     whole = {key: parameter.detach().clone() for key, parameter in _plain_parameters(plain) if key in before}
     both = {key for key in maps if f"{key}.weight" in whole}
     trained = {key: copy.deepcopy(maps[key].base) for key in both}
-    _restore(plain, before)
-    replace_each(plain, list(maps), lambda key, _: maps[key].base)
+    _take_off(plain, before)
     for key in both:
         maps[key].base = trained[key]
-    plain.requires_grad_(False)
     return Opened(str(name), maps, {key: value for key, value in whole.items() if key.rpartition(".")[0] not in both})
+
+
+def _take_off(model: nn.Module, before: Mapping[str, Tensor]) -> None:
+    """The model as it was: its own maps, the values that an adapter has changed, and nothing trained."""
+    _restore(model, before)
+    maps = dict(adapted(model))
+    replace_each(model, list(maps), lambda key, _: maps[key].base)
+    model.requires_grad_(False)
 
 
 def _plain_parameters(model: nn.Module) -> Iterable[tuple[str, nn.Parameter]]:

@@ -147,6 +147,7 @@ def generate(
     for first in range(0, len(order), max_rows):
         members = order[first : first + max_rows]
         batch = _Decoding(model, [prompts[index] for index in members], sampling, [copies[index] for index in members])
+        batch.cache.sequences = torch.tensor(members, device=batch.device)
         for index, answer in zip(members, _finish(batch, frozenset(stop_ids)), strict=True):
             answers[index] = answer
     return [answers[index] for index in range(len(prompts))]
