@@ -15,6 +15,7 @@ from luyen.cli.unfinished import RECIPE, command_again, makes_model, no_model, s
 from luyen.core import manifest
 from luyen.core.config import load
 from luyen.core.errors import ConfigError, DamagedFile, ModelError, UserError
+from luyen.core.folders import model_in
 from luyen.core.hub import has_hub_form
 from luyen.inference.config import SamplingConfig
 from luyen.recipe.table import VERBS
@@ -63,14 +64,14 @@ def _chat(words: tuple[str, ...], retrieval: bool, continued: bool | None, syste
     plain, settings = split_words(words)
     config = load(ChatConfig, settings, "luyen chat")
     run, model = find(one_word(plain, "run or model")) if plain else _last()
+    from luyen.adapters import files
     from luyen.core.device import pick_device
-    from luyen.models import hf
     from luyen.tokenizer.load import Tokenizer
 
     device = pick_device(config.device)
-    network = hf.load(model, device)
+    network = files.open_model(model, device)
     network.eval()
-    folder = hf.locate(model)
+    folder = files.locate_tokenizer(model)
     tokenizer = Tokenizer.load(folder)
     reason = _why_continue(model, folder, tokenizer, continued)
     if reason:
@@ -154,9 +155,7 @@ def _readable(run: Path) -> bool:
 
 def _models(run: Path) -> list[str]:
     """The stages of a run that have a finished model."""
-    return [
-        name for name in verbs_of(run) if (run / name / "model" / "config.json").is_file() and (run / name / manifest.MANIFEST).is_file()
-    ]
+    return [name for name in verbs_of(run) if model_in(run / name) and (run / name / manifest.MANIFEST).is_file()]
 
 
 def find(place: str) -> tuple[Path | None, str]:
@@ -171,10 +170,10 @@ def find(place: str) -> tuple[Path | None, str]:
         missing = [name for name, verb in verbs.items() if verb in VERBS and VERBS[verb].kind == "model" and name not in models]
         if missing and not tuned:
             warn(f"{missing[-1]} has no finished model yet ({standing(path)}), so this is {chosen}. Continue with: {command_again(path)}")
-        return path, str(path / chosen / "model")
+        return path, str(model_in(path / chosen))
     if path.exists():
         run = next((folder for folder in path.resolve().parents[:2] if (folder / RECIPE).is_file()), None)
-        begun = run and any((path / name).exists() for name in ("stage.json", "checkpoints")) and not (path / "model").exists()
+        begun = run and any((path / name).exists() for name in ("stage.json", "checkpoints")) and not model_in(path)
         if run and begun:
             raise no_model(run)
         if (path / "state.json").is_file():

@@ -7,13 +7,15 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
+from luyen.adapters.config import AdapterConfig, Quantization
 from luyen.cli.arguments import field_help, one_word, plain_command, program, split_words, working
 from luyen.cli.chat import find
 from luyen.cli.export import suggestion
+from luyen.cli.inspect_adapter import show_adapter
 from luyen.cli.unfinished import RECIPE
 from luyen.core import manifest, progress, storage
 from luyen.core.config import Config, Input, load
-from luyen.core.errors import DamagedFile, DataError
+from luyen.core.errors import ConfigError, DamagedFile, DataError
 from luyen.data.config import ReadConfig
 from luyen.report.wording import counted
 
@@ -23,7 +25,8 @@ if TYPE_CHECKING:
     from luyen.data.formats import Dataset
 
 HELP = """Show rows of a data set as the model will see them ({+trained+}, context, [-cut-]), the detected format and an account
-of every token. Fails (exit code 2) when a row trains on nothing or never trains the end of a turn.
+of every token. Fails (exit code 2) when a row trains on nothing or never trains the end of a turn. Without DATA, as in
+`inspect model=DIR adapter.method=lora`, show what of the model would be trained and what that costs.
 
 DATA is a file, a folder, a data set of the hub, a questions stage, or a run that has one. Of preference pairs both answers are shown;
 labels and token tags hold no answer, so they are shown as they are. Without a model only the format and the rows are shown. Settings:"""
@@ -55,18 +58,28 @@ class InspectConfig(Config):
     """How the files are read."""
     rejected: str | None = None
     """File that keeps malformed rows byte for byte; empty: they are counted, the first are named, and none is kept."""
+    adapter: AdapterConfig = AdapterConfig()
+    """Without DATA: the modules of `model` that training with this adapter would train, and their memory."""
+    quantize: Quantization = "none"
+    """Bits of the frozen weights, as in training."""
 
 
 def command(name: str) -> click.Command:
     """The command `inspect`."""
-    params: list[click.Parameter] = [click.Argument(["words"], nargs=-1, required=True, metavar="DATA [KEY=VALUE]...")]
+    params: list[click.Parameter] = [click.Argument(["words"], nargs=-1, required=True, metavar="[DATA] [KEY=VALUE]...")]
     return plain_command(name, _inspect, f"{HELP}\n\n{field_help(InspectConfig)}", params)
 
 
 def _inspect(words: tuple[str, ...]) -> None:
     plain, settings = split_words(words)
     config = load(InspectConfig, settings, "luyen inspect")
+    if not plain and config.model is not None:
+        with working():
+            show_adapter(find(config.model)[1], config.adapter, config.quantize)
+        return
     data = one_word(plain, "data file or folder")
+    if "adapter" in settings or "quantize" in settings:
+        raise ConfigError("adapter", found=f"beside the data {data}", expected="DATA or an adapter", fix="Leave one of them out.")
     with working():
         _show(*_data(data, config.read), config)
 

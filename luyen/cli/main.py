@@ -27,6 +27,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "synth": ("luyen.cli.verb", "Make questions and answers from documents with a template."),
     "sft": ("luyen.cli.verb", "Fine-tune a model on conversations; loss on the answers only."),
     "evaluate": ("luyen.cli.verb", "Compare models on questions and on held-out text."),
+    "merge": ("luyen.cli.merge", "Merge adapters into their model, and prove that it computes the same."),
     "import": ("luyen.cli.import_", "Bring a llama2.c checkpoint into the Hugging Face layout."),
     "export": ("luyen.cli.export", "Turn a training checkpoint, also a sharded one, into a Hugging Face folder."),
     "report": ("luyen.cli.report", "Write a run's report page and model card again."),

@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic.fields import FieldInfo
 
 from luyen.core.errors import ConfigError
+from luyen.core.old_names import answer
 
 
 class Config(BaseModel):
@@ -136,6 +137,8 @@ def _explain(config_class: type[Config], error: ValidationError, source: str) ->
 def _nearest_key(config_class: type[Config], path: list[str]) -> str:
     """A sentence with the whole key that was probably meant: one of this name in another section, else the closest in this one."""
     keys = list(_keys(config_class))
+    if known := answer(".".join(path), set(keys)):
+        return known
     moved = [key for key in keys if key.split(".")[-1] == path[-1]]
     if moved:
         return f"Did you mean {' or '.join(map(repr, moved))}?"

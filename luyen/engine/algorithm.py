@@ -61,6 +61,8 @@ class Hooks:
     """Told the step and what was measured, after the rows are written; what it raises ends the run."""
     samples: Callable[[], Iterable[Mapping[str, str]]] | None = None
     """Texts of the model as it is now; become rows of samples.jsonl."""
+    updated: Callable[[int, int], None] | None = None
+    """Told the number of a step, from 1, and of all steps, when its update is done and its gradients are still there."""
     rate: float | None = None
     """Operations a second of a large matrix product on the device; with it timings.jsonl says how much of it a step used."""
     operations: float | None = None

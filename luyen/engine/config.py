@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, PositiveFloat, field_validator, model_validator
 
 from luyen.core.config import Config
 
@@ -35,6 +35,8 @@ class OptimizerConfig(Config):
     """Largest norm of the whole gradient; larger ones are scaled down to it."""
     ema_decay: float | None = Field(default=None, gt=0, lt=1)
     """Evaluate and keep as the model the exponential average of the weights after each update, which forgets with this; empty: none."""
+    rates: dict[str, PositiveFloat] = {}
+    """Other learning rates, as multiples of `learning_rate`, by pattern of the parameter's name; of several that fit the last counts."""
 
 
 class ScheduleConfig(Config):

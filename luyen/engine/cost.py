@@ -101,6 +101,8 @@ class AdapterCost:
 
     weights: int
     """Numbers of the adapter, all trained, in fp32."""
+    frozen_bytes: float = 4.0
+    """Of each frozen weight of the layers' matrices: less where they are held in few bits."""
 
     def state_bytes(self, optimizer: OptimizerConfig) -> float:
         """Bytes that an optimizer keeps; an adapter is made of matrices."""
@@ -362,8 +364,9 @@ def _memory(training: Training, layout: Layout, model: TransformerConfig, parts:
     if training.gpu:
         logits = loss_bytes(model, tokens, training.half, layout.tensor, layout.context, bool(trained))
     state = adapter.state_bytes(training.optimizer) / max(1, adapter.weights)
+    spared = (4 - adapter.frozen_bytes) * (parts.attention + parts.feed_forward) / layout.tensor / layout.shard
     return Memory(
-        weights=4 * kept,
+        weights=4 * kept - spared,
         copies=copies,
         gradients=4 * kept * trained,
         optimizer=state_bytes(parts, training.optimizer) * kept / parts.count * trained,

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import torch
@@ -40,6 +40,8 @@ HEAD_SHARE = 0.8
 """The same for the head with its loss (0.79 to 0.80 for vocabularies of 2,048 to 8,192)."""
 ATTENTION_SHARE = 0.5
 """The same for attention (0.3 to 0.7 for rows of 512 and 256 tokens)."""
+ADAPTER_SHARE = 0.4
+"""The same for an adapter's narrow products with what adds them to the weights (rank 16, widths of 640, two cores of an Intel Xeon)."""
 UPDATE_SHARE = 0.88
 """The same for Muon's iterations (0.87 to 0.89)."""
 DECODING_SHARE = 0.15
@@ -151,21 +153,27 @@ class Estimate:
         return "; ".join(part for part in (exchange, host) if part)
 
 
-def token_work(model: TransformerConfig, length: int, trained: float = 1.0) -> Work:
-    """Forward and backward of one token in a sequence of `length`; `trained` is the share of tokens whose target the head predicts."""
+def token_work(model: TransformerConfig, length: int, trained: float = 1.0, adapter: cost.AdapterCost | None = None) -> Work:
+    """Forward and backward of one token in a sequence of `length`; `trained` is the share of tokens whose target the head predicts.
+
+    With an adapter the frozen weights cost no gradient of their own, and the adapter's 6 operations each.
+    """
     counted = cost.operations(model, length, trained)
     layers = 2.0 * (cost.parameters(model).layers - idle_weights(model))  # norms with the matrices
-    forward = layers / MATRIX_SHARE + counted.head / HEAD_SHARE + counted.scores / ATTENTION_SHARE
-    return Work((1 + cost.BACKWARD) * forward, MOVED_BYTES * model.num_layers * model.hidden_size)
+    weights = layers / MATRIX_SHARE + counted.head / HEAD_SHARE
+    operations = (1 + cost.BACKWARD) * (weights + counted.scores / ATTENTION_SHARE)
+    if adapter is not None:
+        operations += 6 * adapter.weights / ADAPTER_SHARE - weights
+    return Work(operations, MOVED_BYTES * model.num_layers * model.hidden_size)
 
 
-def update_work(model: TransformerConfig, optimizer: str) -> Work:
-    """One update of the weights.
+def update_work(model: TransformerConfig, optimizer: str, adapter: cost.AdapterCost | None = None) -> Work:
+    """One update of the weights, or of an adapter's alone.
 
     Muon, five times for each A x B matrix (A the shorter side): X X' (2 A A B), its square (2 A A A), their product with X (2 A A B).
     """
-    update = Work(0.0, UPDATE_BYTES * count_parameters(model))
-    if optimizer != "muon":
+    update = Work(0.0, UPDATE_BYTES * (count_parameters(model) if adapter is None else adapter.weights))
+    if optimizer != "muon" or adapter is not None:
         return update
     width, query, key = model.hidden_size, model.num_heads * model.head_dim, model.num_kv_heads * model.head_dim
     shapes = ([(query, width)] * 2 + [(key, width)] * 2) * model.num_layers + [(size, width) for size in feed_forwards(model)] * 3
@@ -185,22 +193,26 @@ def layout_of(parallel: ParallelConfig) -> Layout:
     return Layout(data, parallel.shard, parallel.tensor, parallel.context, parallel.pipeline)
 
 
-def estimate_training(model: TransformerConfig, train: TrainConfig, rows: int, length: int, trained: float = 1.0) -> Estimate:
+def estimate_training(
+    model: TransformerConfig, train: TrainConfig, rows: int, length: int, trained: float = 1.0, adapter: cost.AdapterCost | None = None
+) -> Estimate:
     """Estimate for `train.steps` updates on micro-batches of `rows` full rows of `length` tokens, evaluations left out.
 
-    `trained` is the share of the tokens that have a target. Of several processes each does its share, as parallel/data.py deals it.
+    `trained` is the share of the tokens that have a target; `adapter` what is trained in place of the model's weights. Of several
+    processes each does its share, as parallel/data.py deals it.
     """
     layout, tokens = layout_of(train.parallel), train.steps * train.accumulation * rows * length
     again = 1 + FORWARD * cost.recomputed_share(train.activations)
-    update = update_work(model, train.optimizer.name) * train.steps
-    whole = token_work(model, length, trained) * (tokens * again) + update
+    update = update_work(model, train.optimizer.name, adapter) * train.steps
+    whole = token_work(model, length, trained, adapter) * (tokens * again) + update
     batch = _batch(train, layout, rows, length)
     waits = bubble(layout, batch.accumulation, train.parallel.pipeline_stages)
     depth = max(rank_layers(model.num_layers, layout.pipeline, train.parallel.pipeline_stages))
-    stage = token_work(model.model_copy(update={"num_layers": depth}), length, trained)
+    share = None if adapter is None else replace(adapter, weights=adapter.weights * depth // model.num_layers)
+    stage = token_work(model.model_copy(update={"num_layers": depth}), length, trained, share)
     own = stage * (tokens * again / (layout.streams * layout.alike * (1 - waits)))
     own = own + update * (depth / model.num_layers / (layout.shard * layout.tensor))
-    peak = _peak_bytes(model, train, batch, layout)
+    peak = _peak_bytes(model, train, batch, layout, adapter)
     return Estimate(
         model, batch.rows, length, trained, count_parameters(model), tokens, whole, own, peak, layout,
         offload=train.parallel.offload, started=distributed.ranks(),
@@ -220,7 +232,7 @@ def _batch(train: TrainConfig, layout: Layout, rows: int, length: int) -> Batch:
     return Batch(each, train.accumulation // dealt * pieces, length)
 
 
-def _peak_bytes(model: TransformerConfig, train: TrainConfig, batch: Batch, layout: Layout) -> int:
+def _peak_bytes(model: TransformerConfig, train: TrainConfig, batch: Batch, layout: Layout, adapter: cost.AdapterCost | None) -> int:
     """What cost.py counts for one process of the layout, without keys and values of the samples that it writes (`Training.cached`).
 
     That is an upper bound, all parts at once. On a CPU it is nearer without the head's second gradient, which is there while the layers
@@ -230,7 +242,7 @@ def _peak_bytes(model: TransformerConfig, train: TrainConfig, batch: Batch, layo
     device = pick_device(train.device)
     half = pick_dtype(train.precision, device) != torch.float32
     training = cost.Training(
-        model, batch, train.optimizer, train.activations, half, train.parallel.offload,
+        model, batch, train.optimizer, train.activations, half, train.parallel.offload, adapter=adapter,
         gpu=device.type == "cuda", stages=train.parallel.pipeline_stages,
     )  # fmt: skip
     memory = cost.memory(training, layout)

@@ -10,7 +10,8 @@ matrix; on a CPU bf16 products are emulated, so here they are fp32 there, and eq
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
@@ -29,6 +30,8 @@ from luyen.models.moe import Router
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 """Coefficients a, b, c of X <- a X + (b X X' + c (X X')^2) X: the steepest slope at 0 that stays bounded near 1."""
 NEWTON_SCHULZ_STEPS = 5
+MULTIPLE = "multiple"
+"""Key of an optimizer's group: its learning rate in multiples of the one that the schedule gives."""
 
 
 def build(model: nn.Module, config: OptimizerConfig) -> list[Optimizer]:
@@ -38,7 +41,7 @@ def build(model: nn.Module, config: OptimizerConfig) -> list[Optimizer]:
 
     Muon is for linear maps between hidden states: matrices inside the model's lists of layers. An untied head maps to tokens, a router
     to experts: they stay with AdamW, as everything that does not decay does beside adamw8bit. Raises ConfigError when Muon has nothing
-    to do or adamw8bit's library is missing.
+    to do, adamw8bit's library is missing, or a pattern of `rates` names no trained parameter.
     """
     hidden, matrices, plain = split_parameters(model)
     rate, decay = config.learning_rate, config.weight_decay
@@ -55,6 +58,7 @@ def build(model: nn.Module, config: OptimizerConfig) -> list[Optimizer]:
         groups = _groups(hidden + matrices, plain, decay)
     if groups:
         optimizers.insert(0, _whole(groups, config))
+    _set_rates(optimizers, model, config.rates)
     if config.ema_decay is not None:
         average.follow(optimizers, config.ema_decay)
     return optimizers
@@ -63,6 +67,25 @@ def build(model: nn.Module, config: OptimizerConfig) -> list[Optimizer]:
 def _groups(decayed: list[Tensor], plain: list[Tensor], weight_decay: float) -> list[dict[str, Any]]:
     groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
     return [group for group in groups if group["params"]]
+
+
+def _set_rates(optimizers: list[Optimizer], model: nn.Module, rates: Mapping[str, float]) -> None:
+    """Split every optimizer's groups by the multiple of the learning rate that the patterns give its parameters."""
+    multiples: dict[int, float] = {}
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    for pattern, multiple in rates.items():
+        found = [parameter for name, parameter in trained.items() if fnmatchcase(name, pattern) or fnmatchcase(name, f"*.{pattern}")]
+        if not found:
+            raise ConfigError("optimizer.rates", found=f"{pattern!r}, which names no trained parameter", expected="such as *.bias")
+        multiples |= {id(parameter): multiple for parameter in found}
+    for optimizer in optimizers if multiples else []:
+        split = []
+        for group in optimizer.param_groups:
+            parts: dict[float, list[Tensor]] = {}
+            for parameter in group["params"]:
+                parts.setdefault(multiples.get(id(parameter), 1.0), []).append(parameter)
+            split += [{**group, "params": members, MULTIPLE: multiple} for multiple, members in parts.items()]
+        optimizer.param_groups[:] = split
 
 
 def _whole(groups: list[dict[str, Any]], config: OptimizerConfig) -> Optimizer:
@@ -107,10 +130,10 @@ def split_parameters(model: nn.Module) -> tuple[list[Tensor], list[Tensor], list
 
 
 def set_learning_rate(optimizers: Iterable[Optimizer], rate: float) -> None:
-    """Use `rate` in the next update of every group."""
+    """Use `rate`, or a group's multiple of it, in the next update."""
     for optimizer in optimizers:
         for group in optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group.get(MULTIPLE, 1.0)
 
 
 class Muon(Optimizer):

@@ -165,6 +165,8 @@ class Run:
                 optim.set_learning_rate(self.optimizers, rate)
                 for optimizer in self.optimizers:
                     optimizer.step()
+            if self.hooks.updated is not None:
+                self.hooks.updated(self.done.step + 1, self.config.steps)
             self.scale.updated()
             row |= {"learning_rate": rate, "gradient_norm": norm, **noise.tell(self.done.noise, norm, used_scale)}
         elif math.isfinite(loss) and self.scale.overflowed():

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from luyen.adapters.preamble import room_of
 from luyen.core import progress
 from luyen.core.records import Message
 from luyen.inference.config import SamplingConfig
@@ -65,7 +66,7 @@ def _prompts(
     plain = [row.ids for row in render_batch(tokenizer, [example.messages for example in examples], add_generation_prompt=True)]
     if index is None:
         return plain
-    room = model.config.context_length - min(sampling.max_new_tokens, model.config.context_length // 2)
+    room = room_of(model) - min(sampling.max_new_tokens, room_of(model) // 2)
     found = [index.relevant(example.question) for example in examples]
     talks = [[*([context_message([hit.passage.text])] if hit else []), *e.messages] for hit, e in zip(found, examples, strict=True)]
     grounded = [row.ids for row in render_batch(tokenizer, talks, add_generation_prompt=True)]

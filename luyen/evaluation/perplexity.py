@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 import torch
 
+from luyen.adapters.preamble import room_of
 from luyen.core import interrupt
 from luyen.core.errors import DataError
 from luyen.core.records import Document
@@ -46,11 +47,11 @@ class BitsPerByte:
 
 
 def bits_per_byte(model: Transformer, tokenizer: Tokenizer, documents: Iterable[Document], length: int | None = None) -> BitsPerByte:
-    """The cost of the documents in windows of at most `length` tokens (the model's context length when None).
+    """The cost of the documents in windows of at most `length` tokens (None: as many as the model's context length has room for).
 
     DataError when they hold no text. The model is left in the mode it was in.
     """
-    length = length or model.config.context_length
+    length = length or room_of(model)
     texts = [document.text for document in documents if document.text]
     if not texts:
         raise DataError("no text to measure", expected="at least one document that is not empty")

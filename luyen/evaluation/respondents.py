@@ -10,12 +10,12 @@ from typing import Protocol
 
 import torch
 
+from luyen.adapters import files
 from luyen.core import interrupt, progress
 from luyen.core.records import Document, Message
 from luyen.evaluation.generative import PLAIN_NOTE, TEMPLATE_NOTE, answer
 from luyen.evaluation.perplexity import BitsPerByte, bits_per_byte
 from luyen.inference.config import SamplingConfig
-from luyen.models import hf
 from luyen.models.ngram import NGram
 from luyen.models.transformer import Transformer
 from luyen.retrieval.index import Index
@@ -176,6 +176,5 @@ def load_model(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> ModelRespondent:
-    """A model folder or hub name as a respondent; its weights on `device` in `dtype`."""
-    folder = hf.locate(name)
-    return ModelRespondent(hf.load(folder, device, dtype), Tokenizer.load(folder), sampling, batch_size)
+    """A model's or adapter's folder or hub name as a respondent; its weights on `device` in `dtype`."""
+    return ModelRespondent(files.open_model(name, device, dtype), Tokenizer.load(files.locate_tokenizer(name)), sampling, batch_size)

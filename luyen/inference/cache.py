@@ -26,6 +26,8 @@ class KeyValueCache:
         self.width = max(lengths)
         capacity = self.width + new_tokens
         self.starts = torch.tensor([self.width - length for length in lengths], device=device)
+        self.sequences = torch.arange(len(lengths), device=device)
+        """Which of the caller's sequences each row is, for what differs between them (luyen/adapters/many.py)."""
         # Zeros, since a masked column's probability 0 times a stray NaN would still be NaN.
         shape = (2, config.num_layers, len(lengths), config.num_kv_heads, capacity, config.head_dim)
         self.keys, self.values = torch.zeros(shape, device=device, dtype=dtype)
@@ -45,7 +47,7 @@ class KeyValueCache:
     def keep(self, rows: Tensor) -> None:
         """Drop all rows but these."""
         self.keys, self.values = self.keys.index_select(1, rows), self.values.index_select(1, rows)
-        self.starts, self.mask = self.starts[rows], self.mask[rows]
+        self.starts, self.mask, self.sequences = self.starts[rows], self.mask[rows], self.sequences[rows]
 
     def attend(self, layer: int, query_BTHE: Tensor, key_BTKE: Tensor, value_BTKE: Tensor, window: int) -> Tensor:
         """Store the newest token's key and value and attend over the whole row, or its last `window` columns. T is 1."""
@@ -61,7 +63,10 @@ class KeyValueCache:
 
 
 class PromptCache:
-    """The `Cache` of the pass that reads some rows' prompts: attention within each prompt, keys and values kept."""
+    """The `Cache` of the pass that reads some rows' prompts: attention within each prompt, keys and values kept.
+
+    `layout` has what the model itself puts before a prompt (luyen/adapters/preamble.py) in the prompt's length.
+    """
 
     def __init__(self, cache: KeyValueCache, first_row: int, layout: Layout) -> None:
         device = cache.starts.device
@@ -69,6 +74,7 @@ class PromptCache:
         self.cache, self.layout = cache, layout
         self.rows = torch.arange(first_row, first_row + len(layout.lengths), device=device).repeat_interleave(lengths_B)
         self.columns = cache.starts[self.rows] + layout.positions_T
+        self.sequences = cache.sequences[self.rows]
 
     @property
     def positions_BT(self) -> Tensor:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
+from luyen.adapters.preamble import room_of
 from luyen.core.errors import DataError
 from luyen.core.records import Message
 from luyen.inference.generate import stream
@@ -60,7 +61,8 @@ class ChatSession:
 
     def _prompt(self, asked: list[Message]) -> list[int]:
         """The conversation as ids, oldest exchanges left out until an answer fits; a system message at its head stays."""
-        limit = self.model.config.context_length - min(self.sampling.max_new_tokens, self.model.config.context_length // 2)
+        room = room_of(self.model)
+        limit = room - min(self.sampling.max_new_tokens, room // 2)
         head = [asked[0].content] if asked[0].role == "system" else []
         talk = asked[len(head) :]
         whole = len(talk)

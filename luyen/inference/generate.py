@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from luyen.adapters.preamble import preamble_of
 from luyen.core import interrupt
 from luyen.core.errors import DataError, NonFinite
 from luyen.core.seed import derive
@@ -48,8 +49,9 @@ class _Decoding:
     def __init__(self, model: Transformer, prompts: Sequence[Sequence[int]], sampling: SamplingConfig, copies: Sequence[int]) -> None:
         self.model, self.sampling, self.steps = model, sampling, 0
         self.device, limit = model.head_weight.device, model.config.context_length
-        self.limits = [min(sampling.max_new_tokens, limit - len(prompt)) for prompt in prompts]
-        lengths = [len(prompt) for prompt in prompts]
+        self.preamble = preamble_of(model)
+        lengths = [self.preamble + len(prompt) for prompt in prompts]
+        self.limits = [min(sampling.max_new_tokens, limit - length) for length in lengths]
         # The last token needs no place: nothing comes after it.
         self.cache = KeyValueCache(model.config, lengths, max(self.limits) - 1, self.device, model.head_weight.dtype)
         self.prompts = prompts
@@ -99,9 +101,10 @@ class _Decoding:
                 total += len(self.prompts[end])
                 end += 1
             flat = [token for prompt in self.prompts[first:end] for token in prompt]
-            layout = Layout.packed([len(prompt) for prompt in self.prompts[first:end]], self.device)
-            hidden_1TD = self.model(torch.tensor([flat], device=self.device), cache=PromptCache(self.cache, first, layout))
-            scores.append(self.model.logits(hidden_1TD[0, layout.last_S]))
+            lengths = [len(prompt) for prompt in self.prompts[first:end]]
+            reader = PromptCache(self.cache, first, Layout.packed([self.preamble + length for length in lengths], self.device))
+            hidden_1TD = self.model(torch.tensor([flat], device=self.device), cache=reader)
+            scores.append(self.model.logits(hidden_1TD[0, Layout.packed(lengths, self.device).last_S]))
             first = end
         logits_BV = torch.cat(scores)
         if not torch.isfinite(logits_BV).all():
@@ -131,8 +134,9 @@ def generate(
     An answer ends at one of `stop_ids`, after max_new_tokens, or at the model's context length. Equal prompts get
     different draws, the same ones every time. Raises DataError for a prompt that is empty, too long or not of this vocabulary.
     """
+    preamble = preamble_of(model)
     for number, prompt in enumerate(prompts):
-        _check(model, prompt, f"prompt {number + 1} of {len(prompts)}")
+        _check(model, prompt, f"prompt {number + 1} of {len(prompts)}", preamble)
     occurrences: Counter[tuple[int, ...]] = Counter()
     copies = []
     for prompt in prompts:
@@ -143,6 +147,7 @@ def generate(
     for first in range(0, len(order), max_rows):
         members = order[first : first + max_rows]
         batch = _Decoding(model, [prompts[index] for index in members], sampling, [copies[index] for index in members])
+        batch.cache.sequences = torch.tensor(members, device=batch.device)
         for index, answer in zip(members, _finish(batch, frozenset(stop_ids)), strict=True):
             answers[index] = answer
     return [answers[index] for index in range(len(prompts))]
@@ -179,7 +184,7 @@ def stream(
 
     `copy`: which of equal prompts this is, from 0; each has draws of its own.
     """
-    _check(model, prompt, "the prompt")
+    _check(model, prompt, "the prompt", preamble_of(model))
     return _stream(_Decoding(model, [prompt], sampling, [copy]), frozenset(stop_ids))
 
 
@@ -197,15 +202,15 @@ def _uniform(sampling: SamplingConfig, prompt: Sequence[int], copy: int) -> Tens
     return torch.rand(sampling.max_new_tokens, generator=generator, dtype=torch.float64)
 
 
-def _check(model: Transformer, prompt: Sequence[int], name: str) -> None:
+def _check(model: Transformer, prompt: Sequence[int], name: str, preamble: int) -> None:
     config = model.config
     if not prompt:
         raise DataError(f"{name} is empty", expected="at least one token", fix="Begin with the tokenizer's bos token.")
-    if len(prompt) >= config.context_length:
+    if preamble + len(prompt) >= config.context_length:
         raise DataError(
             f"{name} leaves no room for an answer",
-            found=f"{len(prompt)} tokens",
-            expected=f"under {config.context_length}",
+            found=f"{len(prompt)} tokens" + f" behind {preamble} learned positions" * bool(preamble),
+            expected=f"under {config.context_length - preamble}",
             fix="Shorten it.",
         )
     if min(prompt) < 0 or max(prompt) >= config.vocab_size:

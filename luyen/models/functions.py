@@ -30,11 +30,11 @@ class RMSNormFunction(torch.autograd.Function):
         return output
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor | None, None]:
         hidden, weight, scale = ctx.saved_tensors
         product = gradients[0] * hidden
         flat = product.reshape(-1, product.shape[-1])
-        weight_gradient = scale.reshape(-1) @ flat
+        weight_gradient = scale.reshape(-1) @ flat if ctx.needs_input_grad[1] else None
         pull = (flat @ weight).view_as(scale) * scale.pow(3) / -hidden.shape[-1]
         torch.mul(gradients[0], weight, out=product)
         return product.mul_(scale).addcmul_(hidden, pull), weight_gradient, None

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from luyen.adapters.config import AdapterConfig, Quantization
 from luyen.core.config import Config, Input
 from luyen.core.errors import nearest
 from luyen.corpus.curate import CurateConfig
@@ -68,17 +69,50 @@ class BatchSection(Config):
     """Tokens in a packed row; empty: the model's context length, at most 512."""
 
 
-class PretrainConfig(Config):
-    """Pretraining: documents, a tokenizer and a size become a base model."""
+class TuningConfig(Config):
+    """What every training of an existing model has: whether all its weights are trained, or few beside them."""
+
+    adapter: AdapterConfig = AdapterConfig()
+    """How the model is tuned."""
+    quantize: Quantization = "none"
+    """Hold the frozen weights of the layers in 4 bits (nf4, fp4) or 8 (int8), by the extra qlora; with an adapter alone."""
+    start: Input | None = None
+    """An adapter to go on with: a stage or a folder; its method and sizes must be those of `adapter`."""
+
+    @model_validator(mode="after")
+    def _check_tuning(self) -> TuningConfig:
+        method = self.adapter.method
+        if method in ("full", "selective", "esft") and self.quantize != "none":
+            raise ValueError(f"quantize={self.quantize} freezes the weights, which adapter.method={method} trains; take lora or another")
+        if method != "full" and (parallel := getattr(self, "train", TrainConfig()).parallel):
+            whole = {key: getattr(parallel, key) for key in ("tensor", "context", "pipeline") if getattr(parallel, key) > 1}
+            if whole:
+                key = next(iter(whole))
+                raise ValueError(
+                    f"train.parallel.{key}={whole[key]} splits layers, which adapters do not know; with them data and shard go"
+                )
+            if self.quantize != "none" and parallel.shard > 1:
+                raise ValueError(
+                    f"train.parallel.shard={parallel.shard} slices numbers, and quantize={self.quantize} holds none; take data"
+                )
+        if method == "full" and self.start is not None:
+            raise ValueError("start names an adapter, and adapter.method=full has none; to train on from a model name it as the model")
+        return self
+
+
+class PretrainConfig(TuningConfig):
+    """Pretraining: documents, a tokenizer and a size become a base model; or documents and a base model, which learns on."""
 
     data: Input
     """A corpus stage, a file or folder of text, or a hub data set."""
     read: ReadConfig = ReadConfig()
     """How files that nobody curated are read."""
-    tokenizer: Input
-    """A tokenizer stage, a folder with tokenizer.json, or a hub name."""
+    tokenizer: Input | None = None
+    """A tokenizer stage, a folder with tokenizer.json, or a hub name; empty only with `base`, whose own it is then."""
+    base: Input | None = None
+    """A model to go on from: a stage, a Hugging Face folder, or a hub name; empty: a new one."""
     model: ModelSection = ModelSection()
-    """The model's size."""
+    """The size of a new model."""
     batch: BatchSection = BatchSection()
     """Micro-batch."""
     train: TrainConfig = TrainConfig()
@@ -90,13 +124,19 @@ class PretrainConfig(Config):
 
     @model_validator(mode="after")
     def _check(self) -> PretrainConfig:
+        if (self.tokenizer is None) == (self.base is None):
+            raise ValueError("give a tokenizer for a new model, or a base model, which brings its own; not both and not neither")
+        if self.base is None and self.adapter.method != "full":
+            raise ValueError(f"adapter.method={self.adapter.method} freezes the model, and without base=MODEL it is a new one")
+        if self.base is not None:
+            return self
         limit = self.model.context_length or PRESETS[self.model.preset].context_length
         if self.batch.length is not None and self.batch.length > limit:
             raise ValueError(f"batch.length {self.batch.length} is more than the model's context_length {limit}")
         return self
 
 
-class SFTConfig(Config):
+class SFTConfig(TuningConfig):
     """Supervised fine-tuning on conversations."""
 
     model: Input

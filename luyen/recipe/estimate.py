@@ -15,13 +15,16 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from luyen.adapters import files
+from luyen.adapters.count import trained_weights
 from luyen.core import distributed
 from luyen.core.device import pick_device, pick_dtype
 from luyen.core.files import read_jsonl
+from luyen.core.folders import model_in
 from luyen.core.manifest import existing, read
 from luyen.corpus.crawl import CrawlConfig
 from luyen.engine.config import TrainConfig
-from luyen.engine.cost import logits_bytes
+from luyen.engine.cost import AdapterCost, logits_bytes
 from luyen.engine.estimate import (
     FIRST_STEP_BYTES,
     FORWARD,
@@ -40,13 +43,13 @@ from luyen.models import hf
 from luyen.models.config import TransformerConfig
 from luyen.models.presets import count_parameters
 from luyen.recipe.configs import (
-    BatchSection,
     CurateVerbConfig,
     EvaluateConfig,
     PretrainConfig,
     SFTConfig,
     SynthVerbConfig,
     TokenizerVerbConfig,
+    TuningConfig,
 )  # fmt: skip
 from luyen.recipe.graph import Plan, StagePlan
 from luyen.recipe.sizes import HELD_OUT_BYTES, SAMPLE_TOKENS, model_config, row_length
@@ -73,6 +76,9 @@ QUESTIONS_PER_BYTE = 1080 / 175_000
 """Test questions for each byte of text that the built-in template finds (quickstart); at most `examples` of each of its four sets."""
 ANSWER_SHARE = 0.33
 """Share of a conversation's tokens that are answers and so have a target (quickstart)."""
+FROZEN_BYTES = {"none": 4.0, "nf4": 0.5 + 8.25 / 512, "fp4": 0.5 + 8.25 / 512, "int8": 1.0 + 4 / 512}
+"""Of each frozen weight with its share of the scales: blocks of 64 whose scales take 8 bits and a share of one in 256 of 32 (QLoRA,
+arXiv:2305.14314, section 3)."""
 CURATION_BYTES = 180_000_000
 """What curation's language model and filters add to a process, also for the stages after it."""
 TRAINING_BYTES = 45_000_000
@@ -107,9 +113,22 @@ def training_rate(train: TrainConfig, estimate: Estimate) -> Speed:
     return replace(speed, pace=measure_pace(estimate, speed, device, dtype))
 
 
-def of_stage(train: TrainConfig, batch: BatchSection, model: TransformerConfig, trained: float = 1.0) -> Estimate:
-    """The estimate of a training stage without its evaluations; `trained` is the share of tokens that have a target."""
-    return estimate_training(model, train, batch.rows, row_length(batch, model.context_length), trained)
+def of_stage(config: PretrainConfig | SFTConfig, model: TransformerConfig, train: TrainConfig | None = None) -> Estimate:
+    """The estimate of a training stage without its evaluations; `train` in place of its own section."""
+    length = row_length(config.batch, model.context_length - config.adapter.preamble)
+    return estimate_training(model, train or config.train, config.batch.rows, length, targets_share(config), adapter_cost(config, model))
+
+
+def targets_share(config: PretrainConfig | SFTConfig) -> float:
+    """Share of the tokens that have a target."""
+    return ANSWER_SHARE if isinstance(config, SFTConfig) else 1.0
+
+
+def adapter_cost(config: TuningConfig, model: TransformerConfig) -> AdapterCost | None:
+    """What is trained in place of the model's weights; None where they are."""
+    if config.adapter.method == "full":
+        return None
+    return AdapterCost(trained_weights(model, config.adapter), FROZEN_BYTES[config.quantize])
 
 
 def counts_gpu(train: TrainConfig) -> bool:
@@ -265,13 +284,12 @@ class Outlook:
         return (min(found, limit) if limit is not None else found) / BYTES_PER_TOKEN
 
     def _training(self, config: PretrainConfig | SFTConfig) -> Prediction:
-        model = self.model(config.model if isinstance(config, SFTConfig) else config)
+        model = self.model(config.model if isinstance(config, SFTConfig) else config.base or config)
         if model is None:
             return Prediction(None, None, "the model's size is not known here")
-        tuning = isinstance(config, SFTConfig)
-        estimate = of_stage(config.train, config.batch, model, ANSWER_SHARE if tuning else 1.0)
+        estimate = of_stage(config, model)
         held_out = self.held_out_tokens(config.heldout if isinstance(config, SFTConfig) else config.data, HELD_OUT_BYTES)
-        length = row_length(config.batch, model.context_length)
+        length = row_length(config.batch, model.context_length - config.adapter.preamble)
         once = token_work(model, length) * (FORWARD * held_out) + writing_work(model, SAMPLE_TOKENS * len(config.prompts))
         work = estimate.own + once * evaluations(config.train)  # every process evaluates
         told = f"{estimate.parameters / 1e6:.1f} million parameters, at most {estimate.tokens:,} tokens"
@@ -319,7 +337,10 @@ class Outlook:
 
     def model(self, value: str | PretrainConfig) -> TransformerConfig | None:
         """The size of a model from its stage, its folder or the config that makes it; None where that is not here."""
+        if isinstance(value, PretrainConfig) and value.base is not None:
+            return self.model(value.base)
         if isinstance(value, PretrainConfig):
+            assert value.tokenizer is not None, "checked by its config"
             size = self._vocabulary(value.tokenizer)
             return model_config(value.model, size) if size else None
         made = self.stages[value].config if value in self.stages else None
@@ -327,9 +348,10 @@ class Outlook:
             return self.model(made)
         if isinstance(made, SFTConfig):
             return self.model(made.model)
-        path = existing(value) or Path(value)
-        folder = path / "model" if existing(path / "model") and (path / "model" / "config.json").is_file() else path
-        return hf.read_config(folder) if (folder / "config.json").is_file() else None
+        folder = model_in(value)
+        if folder is not None and files.is_adapter(folder):
+            folder = files.base_of(folder)
+        return None if folder is None else hf.read_config(folder)
 
     def _vocabulary(self, name: str) -> int:
         if name in self.stages:

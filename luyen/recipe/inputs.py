@@ -10,6 +10,7 @@ from typing import Any
 from luyen.core import manifest
 from luyen.core.config import Config, dump, input_fields
 from luyen.core.errors import ModelError, UserError
+from luyen.core.folders import ADAPTER_FILE, MODEL_FILE
 from luyen.core.hub import has_hub_form
 from luyen.recipe.graph import Plan, input_values
 from luyen.tokenizer.templates import JINJA_FILE
@@ -22,8 +23,8 @@ MAY_CHANGE = (
 """Keys that decide how work is done and not what comes of it; a change of them does not make a stage out of date."""
 TEMPLATE_FILES = (".yaml", ".yml", JINJA_FILE)
 """Endings of a `template` that is a file: of questions, or of a chat."""
-NEEDED = {"model": "config.json", "models": "config.json", "tokenizer": "tokenizer.json"}
-"""Config field -> file that makes a folder what the field asks for."""
+NEEDED = {"model": MODEL_FILE, "models": MODEL_FILE, "base": MODEL_FILE, "start": ADAPTER_FILE, "tokenizer": "tokenizer.json"}
+"""Config field -> file that makes a folder what the field asks for; an adapter stands for its model."""
 WRITTEN_BESIDE = ("README.md", "report.html", "environment.json")
 """Files that a run writes into its folder beside the stages' folders, of any name that a user's own may have."""
 
@@ -62,8 +63,10 @@ def _check_place(folder: Path) -> None:
 def _check_kind(stage: str, field: str, path: Path) -> None:
     """A folder given as a model or tokenizer holds one, itself, in `model`, or because it is a finished stage."""
     needed = NEEDED.get(field)
-    if needed and not any((folder / needed).is_file() for folder in (path, path / "model") if manifest.existing(folder)):
-        inside = sorted(str(found.parent.parent) for found in path.glob(f"*/model/{needed}"))
+    places = [folder for folder in (path, path / "model", path / "adapter") if manifest.existing(folder)]
+    taken = (needed, ADAPTER_FILE) if needed == MODEL_FILE else (needed,)
+    if needed and not any((folder / file).is_file() for folder in places for file in taken):
+        inside = sorted(str(found.parent.parent) for file in taken for found in path.glob(f"*/*/{file}"))
         fix = f"It is a run; name its stage: {', '.join(inside[:5])}." if inside else ""
         if (path / "state.json").is_file():
             fix = "It is a training checkpoint; `luyen export` makes a model of it."

@@ -25,7 +25,7 @@ from luyen.engine.parallel.plan import check_model
 from luyen.engine.scaling import advice
 from luyen.models.config import TransformerConfig
 from luyen.recipe.configs import EvaluateConfig, PretrainConfig, SFTConfig
-from luyen.recipe.estimate import ANSWER_SHARE, BYTES_PER_TOKEN, Outlook, Prediction, predict
+from luyen.recipe.estimate import ANSWER_SHARE, BYTES_PER_TOKEN, Outlook, Prediction, adapter_cost, predict
 from luyen.recipe.graph import Plan, StagePlan
 from luyen.recipe.sizes import SAMPLE_TOKENS, row_length
 
@@ -272,7 +272,10 @@ def _training(stage: StagePlan, outlook: Outlook, assumptions: Assumptions) -> T
     train, length = config.train, row_length(config.batch, model.context_length)
     check_model(train.parallel, model)
     batch = Batch(config.batch.rows, train.accumulation, length)
-    training = Training(model, batch, train.optimizer, train.activations, train.precision != "fp32", train.parallel.offload)
+    training = Training(
+        model, batch, train.optimizer, train.activations, train.precision != "fp32", train.parallel.offload,
+        adapter=adapter_cost(config, model),
+    )  # fmt: skip
     samples = _samples(config, model)
     training = replace(training, gpu=True, cached=samples.rows * samples.tokens if samples else 0)
     training = replace(training, fp8=train.precision == "fp8", compiled=train.compile == "always", stages=train.parallel.pipeline_stages)

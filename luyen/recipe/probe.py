@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from luyen.adapters.adapt import adapt
 from luyen.algorithms.pretrain import Pretrain
 from luyen.core import distributed
 from luyen.core.device import pick_device
@@ -25,7 +26,7 @@ from luyen.engine.trainer import check, fit
 from luyen.models.config import TransformerConfig
 from luyen.models.transformer import Transformer
 from luyen.recipe.configs import PretrainConfig, SFTConfig
-from luyen.recipe.estimate import ANSWER_SHARE, of_stage, process_bytes, training_rate
+from luyen.recipe.estimate import of_stage, process_bytes, targets_share, training_rate
 from luyen.recipe.sizes import row_length
 
 STEPS = 20
@@ -67,11 +68,11 @@ class Trial:
     @staticmethod
     def of(config: PretrainConfig | SFTConfig, model: TransformerConfig, steps: int = STEPS) -> Trial:
         """A trial of a stage. Raises ConfigError where the stage could not train here."""
-        operations = of_stage(config.train, config.batch, model, answered(config)).work.operations
+        operations = of_stage(config, model).work.operations
         with distributed.by_itself():
             short = _short(config.train, steps, operations)
             check(short)
-            return Trial(short, of_stage(short, config.batch, model, answered(config)))
+            return Trial(short, of_stage(config, model, short))
 
     @property
     def bytes(self) -> int:
@@ -84,28 +85,25 @@ class Trial:
         return self.estimate.seconds(training_rate(self.train, self.estimate))
 
 
-def answered(config: PretrainConfig | SFTConfig) -> float:
-    """Share of a stage's tokens that have a target."""
-    return ANSWER_SHARE if isinstance(config, SFTConfig) else 1.0
-
-
 def probe(config: PretrainConfig | SFTConfig, model: TransformerConfig, predicted: float, steps: int = STEPS) -> Probe:
     """Do `steps` updates of the stage's size, batch, optimizer and precision, by this process alone, in a folder that is thrown away.
 
     `predicted` are the seconds of the whole stage as estimate.py has them, from which its evaluations are taken. Raises NonFinite
     when the settings make even random tokens diverge.
     """
-    trained, length = answered(config), row_length(config.batch, model.context_length)
+    trained, length = targets_share(config), row_length(config.batch, model.context_length - config.adapter.preamble)
     trial = Trial.of(config, model, steps)
     seed_everything(0)
     samples = random_samples(model.vocab_size, length, 2 * config.batch.rows * config.train.accumulation, trained)
     stream = PackedStream(samples, capacity=length, rows=config.batch.rows, seed=0)
     reset_peak(pick_device(config.train.device))
     with tempfile.TemporaryDirectory(prefix="luyen-probe-") as folder, distributed.by_itself():
-        result = fit(Pretrain(Transformer(model), stream), trial.train, Path(folder))
+        made = Transformer(model)
+        adapt(made, config.adapter)
+        result = fit(Pretrain(made, stream), trial.train, Path(folder))
         times = [float(row["seconds"]) for row in read_jsonl(Path(folder) / "timings.jsonl") if "seconds" in row]
     step = median(times[WARM:] or times)
-    stage = of_stage(config.train, config.batch, model, trained)
+    stage = of_stage(config, model)
     rest = max(0.0, predicted - stage.seconds(training_rate(config.train, stage)))
     compiling = max(0.0, sum(times[:WARM]) - step * len(times[:WARM])) if trial.train.compile == "always" else 0.0
     expected = trial.seconds / steps * config.train.steps + rest

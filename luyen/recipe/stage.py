@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from luyen.core.errors import ModelError, UserError
+from luyen.core.folders import ADAPTER_FILE, MODEL_FILE, model_in
 from luyen.core.hub import has_hub_form
 from luyen.core.manifest import existing
 from luyen.data.discover import locate
@@ -42,16 +43,16 @@ class Stage:
         return path
 
     def model(self, value: str) -> str:
-        """A model's folder from a stage name, a path (its `model` folder is found), or a hub name unchanged."""
+        """The folder of a model or adapter from a stage's name, a path (`model` or `adapter` in it is found), or a hub name unchanged."""
         if value not in self.sources and existing(value) is None:
             if has_hub_form(value):
                 return value
             raise ModelError(f"no model {value!r}", expected="a stage, a folder with config.json, or a hub name owner/model")
         path = self.path(value)
-        for folder in (path, path / "model"):
-            if existing(folder) and (folder / "config.json").is_file():
-                return str(folder)
-        raise ModelError(f"{path} is not a model", found="no config.json", expected="a Hugging Face folder or a finished stage")
+        if folder := model_in(path):
+            return str(folder)
+        found = f"no {MODEL_FILE} and no {ADAPTER_FILE}"
+        raise ModelError(f"{path} is not a model", found=found, expected="a Hugging Face folder or a finished stage")
 
     def tokenizer(self, value: str) -> Path:
         """The folder with tokenizer.json of a stage, of a path, or of the copy on this machine of a model of the hub."""

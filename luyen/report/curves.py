@@ -90,12 +90,41 @@ def draw(
         if sum(bool(line.label) for line in lines) > 1:
             axes.legend(frameon=False, labelcolor=SOFT, fontsize=9.5, ncols=len(lines), loc="lower right", bbox_to_anchor=(1.01, 1),
                         borderaxespad=0, borderpad=0.3, handlelength=1.2, handletextpad=0.5, columnspacing=1)  # fmt: skip
-        buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+        return _as_markup(figure, name)
+
+
+@dataclass(frozen=True)
+class Point:
+    """A place with a number of ours beside it."""
+
+    x: float
+    y: float
+    label: str
+
+
+def scatter(points: Sequence[Point], *, name: str, x_label: str, y_label: str, logarithmic: bool = False) -> Markup:
+    """Labelled points as inline SVG; `logarithmic` is the x axis."""
+    with matplotlib.rc_context(SETTINGS):  # type: ignore[arg-type]
+        figure = Figure(figsize=(WIDTH, HEIGHT))
+        axes = figure.add_axes((0.14, 0.19, 0.85, 0.65))
+        axes.plot([point.x for point in points], [point.y for point in points], color=FIRST, linestyle="none", marker="o", markersize=4.5)
+        for point in points:
+            axes.annotate(point.label, (point.x, point.y), xytext=(4, 3), textcoords="offset points", color=SOFT, fontsize=9.5)
+        figure.text(0, 0.99, y_label, color=INK, va="top")
+        if logarithmic:
+            axes.set_xscale("log")
+        _dress(axes, x_label, whole_numbers=False, logarithmic=logarithmic)
+        axes.margins(x=0.08, y=0.12)
+        return _as_markup(figure, name)
+
+
+def _as_markup(figure: Figure, name: str) -> Markup:
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     return Markup(embed(buffer.getvalue(), name))  # noqa: S704 (our own drawing, which holds no foreign text)
 
 
-def _dress(axes: Any, x_label: str) -> None:
+def _dress(axes: Any, x_label: str, whole_numbers: bool = True, logarithmic: bool = False) -> None:
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
     axes.spines["bottom"].set_color(RULE)
@@ -103,7 +132,8 @@ def _dress(axes: Any, x_label: str) -> None:
     axes.set_axisbelow(True)
     axes.tick_params(colors=SOFT, length=0, pad=5)
     axes.set_xlabel(x_label, color=SOFT)
-    axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+    if not logarithmic:
+        axes.xaxis.set_major_locator(MaxNLocator(4, integer=whole_numbers))
     axes.yaxis.set_major_locator(MaxNLocator(5))
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(FuncFormatter(lambda value, _: short(round(value, 12))))

@@ -15,7 +15,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from markupsafe import Markup
 
 from luyen.core.storage import write_atomic
-from luyen.report import answers, data_sections, model_sections, next_steps, run_sections
+from luyen.report import answers, data_sections, model_sections, next_steps, run_sections, ways_to_tune
 from luyen.report.blocks import Limits, Section
 from luyen.report.headline import headline
 from luyen.report.model_card import model_card
@@ -28,6 +28,7 @@ TEMPLATES = Path(__file__).parent / "templates"
 
 SECTIONS: tuple[Callable[[Run, Limits], Section], ...] = (
     run_sections.stages,
+    ways_to_tune.ways_to_tune,
     answers.evaluation,
     model_sections.samples,
     data_sections.corpus,
@@ -68,7 +69,7 @@ def render(run: Run) -> str:
 
 def _render(run: Run, limits: Limits) -> str:
     told = len(run.problems)
-    sections = [build(run, limits) for build in SECTIONS]
+    sections = [section for build in SECTIONS if (section := build(run, limits)).blocks]
     top = headline(run)
     problems = list(dict.fromkeys(run.problems))
     del run.problems[told:]  # a second rendering reads the same files again

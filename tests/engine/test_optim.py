@@ -128,3 +128,20 @@ def test_muon_without_layers_is_refused():
     with pytest.raises(ConfigError, match=r"optimizer\.name; found muon; expected adamw"):
         build(nn.Linear(3, 3), OptimizerConfig(name="muon"))
     assert math.isclose(build(nn.Linear(3, 3), OptimizerConfig())[0].param_groups[0]["weight_decay"], 0.1)
+
+
+def test_rates_are_multiples_by_pattern_and_the_last_pattern_counts():
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 4))
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    config = OptimizerConfig(weight_decay=0.0, rates={"bias": 16, "1.bias": 2})
+    optimizers = build(model, config)
+    set_learning_rate(optimizers, 0.01)
+    model(torch.ones(3, 4)).sum().backward()
+    for optimizer in optimizers:
+        optimizer.step()
+    moved = {name: float((parameter.detach() - before[name]).abs().max()) for name, parameter in model.named_parameters()}
+    expected = {"0.weight": 0.01, "0.bias": 0.16, "1.weight": 0.01, "1.bias": 0.02}
+    assert moved == pytest.approx(expected, rel=1e-4)  # AdamW's first step is as long as the rate
+    with pytest.raises(ConfigError, match="'basi', which names no trained parameter"):
+        build(model, OptimizerConfig(rates={"basi": 2}))

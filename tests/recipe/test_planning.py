@@ -172,8 +172,7 @@ def test_a_probe_does_real_steps_and_leaves_nothing(kind: Any, tmp_path: Path, m
     found = probe.probe(config, model, predicted=1e6, steps=5)
     assert found.steps == 5 and found.step_seconds > 0 and found.bytes > 1e7
     assert found.expected_bytes > LIBRARIES_BYTES + FIRST_STEP_BYTES
-    trained = estimate.ANSWER_SHARE if kind is SFTConfig else 1.0
-    alone = estimate.of_stage(config.train, config.batch, model, trained).seconds(Speed(2e11, 4e10))
+    alone = estimate.of_stage(config, model).seconds(Speed(2e11, 4e10))
     assert found.seconds == pytest.approx(500 * found.step_seconds + 1e6 - alone)
     assert not list(tmp_path.glob("luyen-*"))
 

@@ -42,7 +42,7 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[TrainConfig]:
         (folder / "timings.jsonl").write_text("".join(json.dumps({"step": 1, "seconds": seconds}) + "\n" for seconds in SECONDS))
         return TrainResult(STEPS, 1, 1, 1.0, {}, 1.0, 1, None)
 
-    operations = of_stage(config().train, config().batch, MODEL).work.operations
+    operations = of_stage(config(), MODEL).work.operations
     monkeypatch.setattr(compiling, "WORTH", {"cpu": operations / 10})
     monkeypatch.setattr(compiling, "missing_compiler", lambda device: "")
     monkeypatch.setattr(probe, "training_rate", lambda train, estimate: Speed(1e12, 1e11))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+from luyen.adapters.preamble import room_of
 from luyen.core.device import pick_device, pick_dtype
 from luyen.core.errors import ConfigError
 from luyen.core.files import read_jsonl
@@ -30,7 +31,7 @@ def run(config: EvaluateConfig, stage: Stage) -> None:
         name: load_model(stage.model(value), config.sampling, batch_size=config.batch_size, device=device, dtype=dtype)
         for name, value in config.models.items()
     }
-    shortest = min(model.model.config.context_length for model in models.values())
+    shortest = min(room_of(model.model) for model in models.values())
     models = {name: dataclasses.replace(model, length=shortest) for name, model in models.items()}
     questions = stage.path(config.questions) if config.questions else None
     material = Material.read(questions, held_out, config.examples)

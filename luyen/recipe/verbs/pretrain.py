@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+from luyen.adapters.files import locate_tokenizer
+from luyen.adapters.preamble import room_of
 from luyen.algorithms.pretrain import Pretrain
 from luyen.core import config as configs
 from luyen.core import distributed, progress
@@ -18,21 +22,21 @@ from luyen.recipe.estimate import of_stage
 from luyen.recipe.sizes import model_config, row_length
 from luyen.recipe.stage import Stage
 from luyen.recipe.training import continue_texts, heldout_hook, some_text, train_stage, write_model
+from luyen.recipe.tuning import tuned_model, with_allocation, with_rates, write_tuned
 from luyen.tokenizer.load import Tokenizer
 
 
 def run(config: PretrainConfig, stage: Stage) -> None:
-    """Train from nothing; the result is the stage's `model` folder."""
-    tokenizer = Tokenizer.load(stage.tokenizer(config.tokenizer))
-    size = model_config(config.model, tokenizer.vocab_size)
-    length = row_length(config.batch, size.context_length)
+    """Train from nothing or from a base; the result is the stage's `model` folder, or with an adapter its `adapter` folder."""
+    base = None if config.base is None else stage.model(config.base)
+    tokenizer = Tokenizer.load(stage.tokenizer(config.tokenizer) if config.tokenizer is not None else locate_tokenizer(str(base)))
+    model = _new(config, tokenizer, stage) if base is None else tuned_model(config, base, tokenizer, stage)
+    size = model.config
+    length = row_length(config.batch, room_of(model))
     progress.say(f"  rows of {length:,} tokens")
     texts = Texts(stage.files(config.data), config.read, stage.folder / "rejected.jsonl")
     samples, account = text_samples(texts.train, tokenizer, length)
     held_out = some_text(texts.heldout)
-    seed_everything(derive(stage.seed, "weights"))
-    with distributed.weights_of_main():
-        model = Transformer(size)
     stream = PackedStream(samples, capacity=length, rows=config.batch.rows, seed=derive(stage.seed, "order"))
     hooks = Hooks(
         evaluate=heldout_hook(model, tokenizer, held_out, length),
@@ -40,6 +44,17 @@ def run(config: PretrainConfig, stage: Stage) -> None:
     )
     stage.metrics.update(parameters=count_parameters(size), model=configs.dump(size), row_length=length)
     stage.metrics.update(data=account.as_dict(), read=texts.account)
-    result = train_stage(Pretrain(model, stream), config.train, stage, hooks, of_stage(config.train, config.batch, model.config))
+    algorithm, hooks = with_allocation(config, Pretrain(model, stream), hooks)
+    result = train_stage(algorithm, with_rates(config, config.train), stage, hooks, of_stage(config, size))
     stage.metrics["epochs"] = round(result.tokens / max(account.tokens, 1), 2)
-    write_model(model, tokenizer, stage, {"algorithm": "pretrain", "tokens": result.tokens, "seed": stage.seed})
+    lineage = {"algorithm": "pretrain", "tokens": result.tokens, "seed": stage.seed}
+    if base is None:
+        write_model(model, tokenizer, stage, lineage)
+    else:
+        write_tuned(model, tokenizer, stage, config, base, {**lineage, "base": Path(base).name})
+
+
+def _new(config: PretrainConfig, tokenizer: Tokenizer, stage: Stage) -> Transformer:
+    seed_everything(derive(stage.seed, "weights"))
+    with distributed.weights_of_main():
+        return Transformer(model_config(config.model, tokenizer.vocab_size))

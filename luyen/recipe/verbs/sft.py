@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from luyen.adapters.files import locate_tokenizer
+from luyen.adapters.preamble import room_of
 from luyen.algorithms.sft import SFT
-from luyen.core import distributed, progress
+from luyen.core import progress
 from luyen.core.errors import ConfigError, DataError
 from luyen.core.records import Document
 from luyen.core.seed import derive
@@ -14,14 +16,14 @@ from luyen.data.loader import PackedStream
 from luyen.data.mixture import Mixture
 from luyen.data.samples import TOO_LONG, Account, Sample, chat_samples
 from luyen.engine.algorithm import Hooks
-from luyen.models import hf
 from luyen.models.presets import count_parameters
 from luyen.recipe.configs import SFTConfig
 from luyen.recipe.documents import Texts, read_whole
-from luyen.recipe.estimate import ANSWER_SHARE, of_stage
+from luyen.recipe.estimate import of_stage
 from luyen.recipe.sizes import row_length
 from luyen.recipe.stage import Stage
-from luyen.recipe.training import answer_questions, heldout_hook, some_text, train_stage, write_model
+from luyen.recipe.training import answer_questions, heldout_hook, some_text, train_stage
+from luyen.recipe.tuning import tuned_model, with_allocation, with_rates, write_tuned
 from luyen.tokenizer.load import Tokenizer
 
 LOST_IS_MUCH = 0.05
@@ -29,11 +31,11 @@ LOST_IS_MUCH = 0.05
 
 
 def run(config: SFTConfig, stage: Stage) -> None:
-    """Fine-tune all weights on the answers; the result is the stage's `model` folder."""
+    """Fine-tune on the answers; the result is the stage's `model` folder, or with an adapter its `adapter` folder."""
     folder = stage.model(config.model)
-    model = hf.load(folder, distributed.weights_of_main())
-    tokenizer = Tokenizer.load(hf.locate(folder)).with_template(config.template)
-    length = row_length(config.batch, model.config.context_length)
+    tokenizer = Tokenizer.load(locate_tokenizer(folder)).with_template(config.template)
+    model = tuned_model(config, folder, tokenizer, stage)
+    length = row_length(config.batch, room_of(model))
     progress.say(f"  rows of {length:,} tokens")
     mixture = _mixture(config, stage, tokenizer, length)
     stream = PackedStream(mixture.samples, capacity=length, rows=config.batch.rows, seed=derive(stage.seed, "order"), order=mixture.order)
@@ -44,11 +46,10 @@ def run(config: SFTConfig, stage: Stage) -> None:
     )
     stage.metrics.update(parameters=count_parameters(model.config), row_length=length)
     sources = mixture.names if len(mixture.names) > 1 else []
-    result = train_stage(
-        SFT(model, stream, sources), config.train, stage, hooks, of_stage(config.train, config.batch, model.config, ANSWER_SHARE)
-    )
+    algorithm, hooks = with_allocation(config, SFT(model, stream, sources), hooks)
+    result = train_stage(algorithm, with_rates(config, config.train), stage, hooks, of_stage(config, model.config))
     lineage = {"algorithm": "sft", "base": Path(folder).name, "tokens": result.tokens, "targets": result.targets, "seed": stage.seed}
-    write_model(model, tokenizer, stage, lineage)
+    write_tuned(model, tokenizer, stage, config, folder, lineage)
 
 
 def _held_out(config: SFTConfig, stage: Stage) -> list[Document]:

@@ -1,0 +1,27 @@
+"""How many numbers an adapter trains, without the model: it is built and adapted on torch's meta device, which holds nothing."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+
+from luyen.adapters.adapt import adapt
+from luyen.adapters.config import AdapterConfig
+from luyen.models.config import TransformerConfig
+from luyen.models.transformer import Transformer
+
+
+def trained_weights(model: TransformerConfig, config: AdapterConfig) -> int:
+    """Numbers that are trained of a model of this size. Raises ConfigError where the adapter does not fit it."""
+    return _counted(model.model_dump_json(), config.model_dump_json())
+
+
+@lru_cache(maxsize=64)
+def _counted(model_json: str, config_json: str) -> int:
+    config = AdapterConfig.model_validate_json(config_json)
+    plain = config.model_copy(update={"lora": config.lora.model_copy(update={"init": "default"})})  # how they start changes no size
+    with torch.device("meta"):
+        model = Transformer(TransformerConfig.model_validate_json(model_json))
+        adapt(model, plain)
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)

@@ -1,0 +1,388 @@
+"""Adapters on disk: `adapter_config.json` and `adapter_model.safetensors`, which PEFT reads, and `luyen.json` beside them.
+
+Methods that PEFT has are written in its form (see peft_names); the others in the same two files under a peft_type of our own. The manifest
+holds our whole config, the base's path and the sha256 of its weights, and the shapes of the maps that carry the adapter, so that an adapter
+on another base is refused with the difference named. What is saved and loaded has the same bits.
+
+PiSSA and whatever else takes off what it started from is written as one plain LoRA of twice the rank, which is how PEFT can hold it:
+    s (B A - B0 A0) = s [B, -B0] [A; A0]
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import safetensors
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn import functional
+
+from luyen.adapters import peft_forms, peft_names
+from luyen.adapters.adapt import adapt, merge_in_place
+from luyen.adapters.config import AdapterConfig
+from luyen.adapters.linear import AdaptedLinear, adapted
+from luyen.adapters.peft_names import VECTORS, Form, Keys, State, plain_name
+from luyen.adapters.preamble import final_vectors, preamble_of, put_vectors
+from luyen.adapters.quantized import quantized_maps
+from luyen.adapters.quantized_load import load_quantized
+from luyen.core import config as configs
+from luyen.core import manifest, storage
+from luyen.core.errors import DamagedFile, ModelError
+from luyen.core.hub import download, has_hub_form
+from luyen.models import hf
+from luyen.models.transformer import Transformer
+
+CONFIG = "adapter_config.json"
+WEIGHTS = "adapter_model.safetensors"
+PICKLES = "adapter_model.bin"
+STARTS = (".start_A", ".start_B")
+SUBFOLDER = "adapter"
+"""Where a stage keeps its adapter."""
+
+
+def save(model: nn.Module, config: AdapterConfig, folder: Path, *, base: str, digest: str, **facts: Any) -> Path:
+    """Write the adapter of a model as a sealed folder, which is there whole or not at all.
+
+    base: path or hub name of the plain model, and digest its `weights_digest`. Facts go into the manifest (lineage, versions).
+    """
+    with manifest.new_folder(Path(folder)) as made:
+        manifest.seal(made, "adapter", **write(model, config, made, base=base, digest=digest), **facts)
+    return Path(folder)
+
+
+def write(model: nn.Module, config: AdapterConfig, folder: Path, *, base: str, digest: str) -> dict[str, Any]:
+    """The two files of an adapter, in a folder that is still open. Gives what its manifest must say when the caller seals it."""
+    form = peft_forms.form_for(config)
+    maps = dict(adapted(model))
+    shapes = {name: [module.out_features, module.in_features] for name, module in maps.items()}
+    state = _without_starts(adapter_state(model))
+    whole = [name for name in state if name in plain_names(model)]
+    keys: Keys = {**peft_names.COMMON, "base_model_name_or_path": str(base)}
+    if form is None:
+        keys |= {"peft_type": peft_names.OWN_TYPE + config.method.upper()}
+    else:
+        state |= _siblings(model, whole, maps)
+        about = peft_names.whole_keys(model, whole, maps)
+        if about["ensure_weight_tying"]:
+            state[peft_names.HEAD] = state[peft_names.EMBEDDING].detach().clone()
+        keys |= {"peft_type": form.peft_type, **form.write(model, config), **{key: about[key] for key in form.whole}}
+        state = peft_names.to_peft(state, maps, form)
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(state.items())}
+    path = os.path.relpath(os.path.abspath(base), os.path.abspath(folder)) if manifest.existing(base) else None
+    with storage.storage_errors(folder):
+        save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    storage.write_json(folder / CONFIG, keys)
+    bits = next(({"kind": held.kind, "double": held.double_quantization} for _, held in quantized_maps(model)), None)
+    about_base = {"name": str(base), "path": path, "weights": digest, "quantized": bits}
+    return {"adapter": config.model_dump(mode="json"), "base": about_base, "maps": shapes}
+
+
+def plain_names(model: nn.Module) -> frozenset[str]:
+    """Names of the tensors of the model without any adapter."""
+    made = cast(Any, type(model))
+    with torch.device("meta"):
+        return frozenset(made(cast(Any, model).config).state_dict())
+
+
+def adapter_state(model: nn.Module) -> State:
+    """All that makes the adapter, by name: what the plain model has not, and those of its parameters that are trained.
+
+    The live tensors, the latter by their names in the plain model; learned positions as what is made of them. Buffers that serve
+    training alone are left out.
+    """
+    plain = plain_names(model)
+    named = {plain_name(name): tensor for name, tensor in model.state_dict(keep_vars=True).items()}
+    state = {
+        name: tensor
+        for name, tensor in named.items()
+        if (tensor.requires_grad if name in plain else isinstance(tensor, nn.Parameter) or name.endswith(STARTS))
+    }
+    if preamble_of(model):
+        return {**{name: tensor for name, tensor in state.items() if name in plain}, VECTORS: final_vectors(model)}
+    return state
+
+
+def _without_starts(state: State) -> State:
+    """With each start appended to the factor that it is taken off from."""
+    joined = dict(state)
+    for name in [name for name in state if name.endswith(".start_A")]:
+        owner = name.removesuffix(".start_A")
+        start_a, start_b = joined.pop(name), joined.pop(f"{owner}.start_B")
+        joined[f"{owner}.lora_A"] = torch.cat([state[f"{owner}.lora_A"], start_a])
+        joined[f"{owner}.lora_B"] = torch.cat([state[f"{owner}.lora_B"], -start_b], 1)
+    return joined
+
+
+def _with_starts(found: State, live: State) -> State:
+    """The other way, for the maps of the model that take off a start."""
+    split = dict(found)
+    for name in [name for name in live if name.endswith(".start_A")]:
+        owner, rank = name.removesuffix(".start_A"), live[name].shape[0]
+        a, b = found.get(f"{owner}.lora_A"), found.get(f"{owner}.lora_B")
+        if a is not None and b is not None and a.shape[0] == 2 * rank:
+            split[f"{owner}.lora_A"], split[name] = a[:rank], a[rank:]
+            split[f"{owner}.lora_B"], split[f"{owner}.start_B"] = b[:, :rank], -b[:, rank:]
+    return split
+
+
+def _with_all_triples(found: State, live: State) -> State:
+    """With zeros in the place of what AdaLoRA has taken away, which PEFT leaves out."""
+    whole = dict(found)
+    for name in [name for name in live if name.endswith(".lora_E")]:
+        owner = name.removesuffix(".lora_E")
+        missing = live[name].shape[0] - found[name].shape[0] if name in found else 0
+        if missing > 0 and f"{owner}.lora_A" in found and f"{owner}.lora_B" in found:
+            whole[name] = functional.pad(found[name], (0, missing))
+            whole[f"{owner}.lora_A"] = functional.pad(found[f"{owner}.lora_A"], (0, 0, 0, missing))
+            whole[f"{owner}.lora_B"] = functional.pad(found[f"{owner}.lora_B"], (0, missing))
+    return whole
+
+
+def _siblings(model: nn.Module, whole: list[str], maps: Mapping[str, object]) -> State:
+    """The other parameters of modules of which one is trained: PEFT keeps such modules in whole."""
+    owners = {name.rpartition(".")[0] for name in whole} - set(maps)
+    named = {plain_name(name): tensor for name, tensor in model.state_dict(keep_vars=True).items()}
+    return {name: tensor for name, tensor in named.items() if name.rpartition(".")[0] in owners}
+
+
+def weights_digest(name: str | Path) -> str:
+    """One sha256 (hex) for the weights files of a model's folder; those of a sealed one stand in its manifest, others are read.
+
+    Of an adapter, which may be another's base: for its weights and its own base's.
+    """
+    adapter = locate(name)
+    folder = adapter or hf.locate(name)
+    names = sorted(path.name for path in folder.glob("*.safetensors") if (path.name == WEIGHTS) == (adapter is not None))
+    if not names:
+        raise ModelError(f"{folder} has no weights", expected=hf.WEIGHTS)
+    sealed = manifest.read(folder)["files"] if (folder / manifest.MANIFEST).is_file() else {}
+    found = {name: sealed[name]["sha256"] if name in sealed else manifest.sha256_file(folder / name) for name in names}
+    return manifest.fingerprint(found if adapter is None else {**found, "base": weights_digest(base_of(adapter))})
+
+
+def is_adapter(name: str | Path) -> bool:
+    """Whether a name is that of an adapter's folder here."""
+    return _here(name) is not None
+
+
+def _here(name: str | Path) -> Path | None:
+    """The adapter's folder: this one, or its subfolder where there is no whole model."""
+    path = manifest.existing(name)
+    if path is None or not path.is_dir():
+        return None
+    if (path / CONFIG).is_file():
+        return path
+    if (path / "config.json").is_file() or (path / "model" / "config.json").is_file():
+        return None
+    return path / SUBFOLDER if (path / SUBFOLDER / CONFIG).is_file() else None
+
+
+def locate(name: str | Path) -> Path | None:
+    """The folder of the adapter of that name, here or from the hub; None when it is no adapter's name."""
+    found = _here(name)
+    if found is None and manifest.existing(name) is None and has_hub_form(str(name)):
+        copy = download(str(name), "model", hf.HUB_FILES)
+        return copy if (copy / CONFIG).is_file() else None
+    return found
+
+
+def read_config(folder: str | Path) -> AdapterConfig:
+    """The config of an adapter's folder: ours from the manifest, else what PEFT's says. ModelError names a key that is not done here."""
+    path = _folder(folder)
+    ours = _manifest(path).get("adapter")
+    if ours is not None:
+        return configs.load(AdapterConfig, ours, source=str(path / manifest.MANIFEST))
+    return peft_forms.read_keys(_keys(path), read_tensors(path), str(path / CONFIG))
+
+
+def _folder(name: str | Path) -> Path:
+    found = _here(name)
+    if found is None:
+        raise ModelError(f"{name} is not an adapter", expected=f"a folder with {CONFIG} and {WEIGHTS}", fix="Check the path.")
+    return found
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a sealed adapter, an empty one where there is none."""
+    found = manifest.read(folder) if (folder / manifest.MANIFEST).is_file() else {}
+    for key, kind in (("adapter", dict), ("base", dict), ("maps", dict)):
+        if not isinstance(found.get(key, {}), kind):
+            raise DamagedFile(folder / manifest.MANIFEST, f"says nothing usable of {key}")
+    return found if found.get("kind") == "adapter" else {}
+
+
+def _keys(folder: Path) -> Keys:
+    return storage.read_object(folder / CONFIG)
+
+
+def read_tensors(folder: Path) -> State:
+    """All tensors of an adapter, on the CPU in the types that they are saved in."""
+    path = folder / WEIGHTS
+    if not path.is_file():
+        pickled = (folder / PICKLES).is_file()
+        fix = "Such files can run code and are never read: load and save it with a new PEFT." if pickled else "Copy the whole folder."
+        raise ModelError(f"{folder} has no {WEIGHTS}", found=PICKLES if pickled else "no weights", expected=WEIGHTS, fix=fix)
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+    except (safetensors.SafetensorError, OSError) as error:
+        raise ModelError(f"{path} is not a whole safetensors file", found=error, fix="Copy it again.") from error
+
+
+def saved_state(folder: str | Path) -> tuple[State, Form | None]:
+    """The tensors of an adapter's folder by our names, and PEFT's form of it; None where PEFT has no such method."""
+    path = _folder(folder)
+    tensors, keys = read_tensors(path), _keys(path)
+    if str(keys.get("peft_type")).startswith(peft_names.OWN_TYPE):
+        return tensors, None
+    form = peft_forms.form_of(keys, str(path / CONFIG))
+    return peft_names.from_peft(tensors, form), form
+
+
+def load_into(model: nn.Module, folder: str | Path, digest: str | None = None) -> AdapterConfig:
+    """Put the adapter of a folder on a plain model, in place, and give its config. The generator is left as it was.
+
+    Checked first: the files against their manifest, names and shapes against the model, and with `digest` (`weights_digest` of the
+    base) that it is the base that the adapter was trained on. Raises DamagedFile, ModelError.
+    """
+    path = _folder(folder)
+    manifest.verify_listed(path)
+    config, sealed = read_config(path), _manifest(path)
+    if any(True for _ in adapted(model)):
+        raise ModelError(f"{path} cannot be put on a model that carries an adapter", fix="Merge that one first.")
+    found, form = saved_state(path)
+    told = sealed.get("base", {}).get("weights")
+    _check_maps(model, path, sealed.get("maps") or _shapes(found), digest is not None and told not in (None, digest))
+    _put(model, config, form, found, again=not sealed)
+    _fill(model, found, path, form)
+    return config
+
+
+def _shapes(found: State) -> dict[str, list[int]]:
+    """(O, I) of every map that carries LoRA, from its factors."""
+    return {
+        name.removesuffix(".lora_A"): [found[other].shape[0], tensor.shape[1]]
+        for name, tensor in found.items()
+        if name.endswith(".lora_A") and (other := f"{name.removesuffix('.lora_A')}.lora_B") in found
+    }
+
+
+def _check_maps(model: nn.Module, folder: Path, maps: Mapping[str, Any], other_base: bool) -> None:
+    """ModelError when the model is not the one that the adapter was trained on, with the first difference."""
+    modules = dict(model.named_modules())
+    for name, shape in maps.items():
+        module = modules.get(name)
+        here = None if module is None else [getattr(module, "out_features", None), getattr(module, "in_features", None)]
+        if here != list(shape):
+            raise ModelError(
+                f"the adapter {folder} is for another model: its map {name}",
+                found="no such map" if here is None else f"{here[0]} x {here[1]}",
+                expected=f"{shape[0]} x {shape[1]}",
+                fix="Give the base that it was trained on.",
+            )
+    if other_base:
+        raise ModelError(f"the adapter {folder} was trained on other weights of a model of this form", found="another sha256 of the base",
+                         expected="that in its luyen.json", fix="Give the base that it was trained on, or train it again.")  # fmt: skip
+
+
+def _put(model: nn.Module, config: AdapterConfig, form: Form | None, found: State, again: bool) -> None:
+    """The modules of the method on the model, still without the saved values.
+
+    again: the start of PiSSA is not in the files, since PEFT makes it again from the base.
+    """
+    starts = config.lora.init == "pissa"
+    fresh = config if again else config.model_copy(update={"lora": config.lora.model_copy(update={"init": "default"}), "start": None})
+    device = next(model.parameters()).device
+    with torch.random.fork_rng([device] if device.type == "cuda" else [], device_type="cuda"):
+        adapt(model, fresh)
+    if starts and not again:
+        for _, module in adapted(model):
+            a, b = cast(Tensor, module.lora_A), cast(Tensor, module.lora_B)
+            module.start_A, module.start_B = torch.zeros_like(a, requires_grad=False), torch.zeros_like(b, requires_grad=False)
+
+
+@torch.no_grad()
+def _fill(model: nn.Module, found: State, folder: Path, form: Form | None) -> None:
+    """Copy the saved tensors into the adapted model; every one must have its place, and every place its tensor."""
+    live = adapter_state(model)
+    found = _with_all_triples(_with_starts(found, live), live)
+    places = {**live, **({} if form is None else _siblings(model, [name for name in live if name in plain_names(model)], _maps(model)))}
+    optional = {name for name in places if name.endswith(STARTS)}
+    missing, extra = sorted(set(places) - set(found) - optional), sorted(set(found) - set(places))
+    for problem, names in (("lacks", missing), ("has the unknown", extra)):
+        if names:
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            raise ModelError(
+                f"the adapter {folder} {problem} tensor {names[0]}{more}", fix="Its config and its weights do not belong together."
+            )
+    if VECTORS in places:
+        put_vectors(model, found[VECTORS])
+    for name, tensor in found.items():
+        if tensor.shape != places[name].shape:
+            raise ModelError(
+                f"the adapter {folder}: tensor {name} does not fit", found=tuple(tensor.shape), expected=tuple(places[name].shape)
+            )
+        places[name].copy_(tensor)
+
+
+def _maps(model: nn.Module) -> dict[str, AdaptedLinear]:
+    return dict(adapted(model))
+
+
+def base_of(folder: str | Path) -> Path:
+    """The folder of the model (or adapter) that an adapter was trained on: from its own place, as named, or from the hub. ModelError."""
+    path = _folder(folder)
+    told, keys = _manifest(path).get("base", {}), _keys(path)
+    name = str(told.get("name") or keys.get("base_model_name_or_path") or "")
+    for candidate in ([path / told["path"]] if told.get("path") else []) + ([Path(name)] if name else []):
+        if manifest.existing(candidate) is not None:
+            return _here(candidate) or hf.locate(candidate)
+    revision = keys.get("revision")
+    full = name if not revision or "@" in name else f"{name}@{revision}"
+    if has_hub_form(full) and not told.get("path"):
+        return hf.locate(full)
+    raise ModelError(f"the base model of {path} is not there", found=name or "no name of it", expected="a model's folder or a hub name",
+                     fix="Copy the base to that place.")  # fmt: skip
+
+
+def open_model(name: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> Transformer:
+    """A model from a folder or hub name: a plain one, or the base of an adapter with the adapter on it. ModelError, DamagedFile.
+
+    The base is held in few bits where the adapter was trained so; one that is itself an adapter is merged into its own base first.
+    """
+    folder = locate(name)
+    if folder is None:
+        return hf.load(name, device, dtype).eval()
+    base = base_of(folder)
+    model = open_base(base, quantization(folder), device, dtype)
+    load_into(model, folder, weights_digest(base) if _manifest(folder) else None)
+    return model.eval()  # an adapter may drop inputs while training
+
+
+def open_base(base: str | Path, bits: Mapping[str, Any] | None, device: torch.device | str, dtype: torch.dtype) -> Transformer:
+    """What an adapter is put on: the model, in few bits where told (see `quantization`), without any adapter of its own."""
+    if is_adapter(base):
+        model = open_model(base, device, dtype)
+        merge_in_place(model)
+        return model
+    return hf.load(base, device, dtype) if bits is None else load_quantized(base, bits["kind"], device, dtype, bits["double"])
+
+
+def quantization(folder: str | Path) -> dict[str, Any] | None:
+    """How the base was held while an adapter was trained: kind and double; None in numbers, and where the adapter does not tell."""
+    bits = _manifest(_folder(folder)).get("base", {}).get("quantized")
+    if bits is not None and (not isinstance(bits, dict) or set(bits) != {"kind", "double"}):
+        raise DamagedFile(_folder(folder) / manifest.MANIFEST, "says nothing usable of the base's bits")
+    return bits
+
+
+def locate_tokenizer(name: str | Path) -> Path:
+    """The folder whose tokenizer belongs to a model or adapter: the adapter's own where it has one, else its base's."""
+    folder = locate(name)
+    if folder is None:
+        return hf.locate(name)
+    return folder if (folder / "tokenizer.json").is_file() else locate_tokenizer(base_of(folder))

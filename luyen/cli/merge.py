@@ -1,0 +1,149 @@
+"""`luyen merge BASE ADAPTER... out=FOLDER`: adapters become part of the model, and the result is compared with the model beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import click
+from pydantic import Field, PositiveFloat
+
+from luyen.cli.arguments import field_help, plain_command, split_words
+from luyen.core.config import Config, load
+
+TEXT = (
+    "A language model gives each next word a probability. It has read many pages, and what it has not read it cannot know. "
+    "Mô hình ngôn ngữ gán cho mỗi từ tiếp theo một xác suất. Nó đã đọc nhiều trang, và điều chưa đọc thì nó không thể biết. "
+    "Языковая модель даёт каждому следующему слову вероятность. Она прочла много страниц, а чего не читала, того знать не может. "
+)
+"""What merged and unmerged models are compared on where no text is given."""
+TOKENS = 512
+
+
+class MergeConfig(Config):
+    """How adapters are merged, and how exact the result must be."""
+
+    out: str
+    """Folder to make."""
+    what: Literal["model", "adapter"] = "model"
+    """model: a plain model. adapter: one LoRA that stands for all, where the combination has a low rank."""
+    how: Literal["linear", "cat", "svd", "ties", "dare"] = "linear"
+    """linear, cat: the exact sum of the changes. svd: that sum with a smaller rank. ties: the largest entries, by majority of signs.
+    dare: entries at random, made larger."""
+    weights: list[float] = []
+    """Factor of each adapter; empty: 1 each, which is the sum."""
+    density: float = Field(default=0.5, gt=0, le=1)
+    """ties, dare: share of each change's entries that stays."""
+    rank: int = Field(default=0, ge=0)
+    """svd: rank of each weight's change; 0: the largest of the adapters'."""
+    tolerance: PositiveFloat | None = None
+    """Largest difference of a logit, as a share of the largest logit; empty: 1e-4 for fp32, 0.01 for fp16, 0.05 for bf16 weights."""
+    text: str = ""
+    """File whose beginning the models are compared on; empty: a few sentences in English, Vietnamese and Russian."""
+    seed: int = 0
+    """dare: which entries are dropped."""
+
+
+HELP = """Merge adapters into their base, and prove that the result computes what they do.
+
+  luyen merge base runs/mine/chat/adapter out=model
+
+  luyen merge base style law out=model how=ties weights=[1,0.7]
+
+What is combined is each adapter's change of the weights, with its own scale and rank. Logits of the merged and of the unmerged model are
+compared on a text, and nothing is written when they differ by more than the tolerance."""
+
+
+def command(name: str) -> click.Command:
+    """The command `merge`."""
+    params: list[click.Parameter] = [click.Argument(["words"], nargs=-1, metavar="BASE ADAPTER... out=FOLDER")]
+    return plain_command(name, _merge, HELP + "\n\n" + field_help(MergeConfig), params)
+
+
+def _merge(words: tuple[str, ...]) -> None:
+    plain, settings = split_words(words)
+    from luyen.core.errors import UserError
+
+    if len(plain) < 2:
+        raise UserError("give the base and at least one adapter", found=f"{len(plain)} words", fix="luyen merge BASE ADAPTER out=FOLDER")
+    config = load(MergeConfig, settings, "luyen merge")
+    base, adapters = plain[0], plain[1:]
+    from luyen.adapters import files, merged
+    from luyen.adapters.merge import Plan
+    from luyen.tokenizer.load import Tokenizer
+
+    for name in adapters:
+        if not files.is_adapter(name):
+            raise UserError(f"{name} is not an adapter", expected=f"a folder with {files.CONFIG}", fix="The base comes first.")
+    tokenizer = Tokenizer.load(files.locate_tokenizer(base))
+    plan = Plan(config.how, tuple(config.weights), config.density, config.rank, config.seed)
+    result = merged.merge(base, adapters, plan, _ids(tokenizer, config.text, base), config.what == "adapter")
+    for line in _told(result, config):
+        print(line)
+    merged.check(result, config.tolerance)
+    _write(result, tokenizer, config, base, adapters)
+    print(config.out)
+
+
+def _ids(tokenizer: Any, text: str, base: str) -> Any:
+    """The beginning of the text as the model reads it."""
+    import torch
+
+    from luyen.adapters import files
+    from luyen.core.errors import DataError
+
+    try:
+        content = Path(text).read_text(encoding="utf-8") if text else TEXT
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{text} cannot be read as text", found=error, fix="Give a file of text.") from error
+    start = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
+    limit = min(TOKENS, files.open_model(base, "meta").config.context_length)
+    ids = [*start, *tokenizer.encode(content[: 16 * TOKENS])][:limit]
+    if len(ids) < 2:
+        raise DataError("the text is too short to compare models on", found=f"{len(ids)} tokens", expected="2 or more")
+    return torch.tensor(ids)
+
+
+def _told(result: Any, config: MergeConfig) -> list[str]:
+    """What the comparison found."""
+    compared = result.comparison
+    lines = [_line("merged against unmerged", compared)]
+    if config.how == "svd":
+        lines.append(f"rank cut: {result.lost:.2%} of the change (Frobenius norm) is left out")
+    if result.bits is not None:
+        kind = result.bits["kind"]
+        where = "stays on" if config.what == "adapter" else "is merged into the numbers of"
+        lines.append(
+            f"the base was held as {kind} while the adapters were trained, so what they learned {where} {kind}, not of the base itself"
+        )
+        lines.append(_line("against the base in numbers with the same adapters", result.to_full))
+    return lines
+
+
+def _line(what: str, compared: Any) -> str:
+    return (
+        f"{what}: logits differ by at most {compared.difference:.2e}, {compared.share:.2e} of the largest; "
+        f"the likeliest token is the same at {compared.agree:.1%} of places"
+    )
+
+
+def _write(result: Any, tokenizer: Any, config: MergeConfig, base: str, adapters: list[str]) -> None:
+    """A sealed folder that names what it was made of."""
+    from luyen.adapters import files
+    from luyen.core import manifest
+    from luyen.models import hf
+    from luyen.recipe.environment import versions
+
+    digest = files.weights_digest(base)
+    made: Mapping[str, Any] = {
+        "algorithm": "merge", "base": base, "base_weights": digest, "config": config.model_dump(mode="json", exclude={"out"}),
+        "adapters": {name: files.weights_digest(name) for name in adapters}, "difference": result.comparison.share,
+    }  # fmt: skip
+    if result.config is not None:
+        files.save(result.model, result.config, Path(config.out), base=base, digest=digest, lineage=made, versions=versions())
+        return
+    with manifest.new_folder(Path(config.out)) as folder:
+        hf.save(result.model.to(result.dtype), folder, bos_id=tokenizer.bos_id, stop_ids=tokenizer.stop_ids, pad_id=tokenizer.pad_id)
+        tokenizer.save(folder)
+        manifest.seal(folder, "model", lineage=made, versions=versions())

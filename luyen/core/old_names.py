@@ -1,0 +1,104 @@
+"""Names of settings in transformers, PEFT, TRL, bitsandbytes and torchtune, and what the same is called here.
+
+Who follows a tutorial types them; the error for an unknown key then says the name here.
+"""
+
+from __future__ import annotations
+
+OLD_NAMES: dict[str, str] = {
+    # PEFT's LoraConfig
+    "r": "adapter.rank",
+    "lora_r": "adapter.rank",
+    "lora_rank": "adapter.rank",
+    "lora_alpha": "adapter.alpha",
+    "lora_dropout": "adapter.dropout",
+    "target_modules": "adapter.targets",
+    "lora_target_modules": "adapter.targets",
+    "lora_attn_modules": "adapter.targets",
+    "modules_to_save": "adapter.also",
+    "use_rslora": "adapter.lora.scaling=root",
+    "use_dora": "adapter.method=dora",
+    "init_lora_weights": "adapter.lora.init",
+    "rank_pattern": "adapter.lora.ranks",
+    "alpha_pattern": "adapter.lora.alphas",
+    "loraplus_lr_ratio": "adapter.lora.rate_ratio",
+    "num_virtual_tokens": "adapter.prompt.tokens",
+    "prompt_tuning_init_text": "adapter.prompt.text",
+    "peft_type": "adapter.method",
+    "use_peft": "adapter.method=lora",
+    # bitsandbytes' BitsAndBytesConfig
+    "load_in_4bit": "quantize=nf4",
+    "load_in_8bit": "quantize=int8",
+    "bnb_4bit_quant_type": "quantize=nf4 or fp4",
+    "use_4bit": "quantize=nf4",
+    "bnb_4bit_compute_dtype": "train.precision",
+    "bnb_4bit_use_double_quant": "quantize=nf4, which always quantizes its scales too",
+    "use_nested_quant": "quantize=nf4, which always quantizes its scales too",
+    # TrainingArguments and SFTConfig
+    "per_device_train_batch_size": "batch.rows",
+    "train_batch_size": "batch.rows",
+    "micro_batch_size": "batch.rows",
+    "batch_size": "batch.rows",
+    "gradient_accumulation_steps": "train.accumulation",
+    "max_seq_length": "batch.length",
+    "max_length": "batch.length",
+    "max_seq_len": "batch.length",
+    "block_size": "batch.length",
+    "cutoff_len": "batch.length",
+    "num_train_epochs": "train.steps, in steps",
+    "num_epochs": "train.steps, in steps",
+    "epochs": "train.steps, in steps",
+    "max_steps": "train.steps",
+    "lr": "train.optimizer.learning_rate",
+    "optim": "train.optimizer.name",
+    "adam_beta1": "train.optimizer.beta1",
+    "adam_beta2": "train.optimizer.beta2",
+    "adam_epsilon": "train.optimizer.epsilon",
+    "max_grad_norm": "train.optimizer.clip_norm",
+    "lr_scheduler_type": "train.schedule.name",
+    "warmup_ratio": "train.schedule.warmup_fraction",
+    "gradient_checkpointing": "train.activations=full",
+    "bf16": "train.precision=bf16",
+    "fp16": "train.precision=fp16",
+    "torch_dtype": "train.precision",
+    "torch_compile": "train.compile",
+    "save_steps": "train.checkpoint.every_steps",
+    "save_total_limit": "train.checkpoint.keep_last",
+    "eval_steps": "train.evaluate_every",
+    "report_to": "train.watch.trackers",
+    # what is trained on what
+    "model_name": "model",
+    "model_name_or_path": "model",
+    "base_model": "model",
+    "base_model_name_or_path": "model",
+    "dataset": "data",
+    "dataset_name": "data",
+    "data_path": "data",
+    "chat_template": "template",
+    "output_dir": "--out DIR",
+}
+"""Their name -> the key here, with a value where one is meant."""
+
+WITHOUT: dict[str, str] = {
+    "neftune_noise_alpha": "there is no noise on embeddings here",
+    "logging_steps": "every step is logged, in metrics.jsonl",
+    "packing": "rows are always packed without a token of padding, and none sees another",
+    "padding_free": "rows are always packed without a token of padding, and none sees another",
+    "group_by_length": "rows are packed without padding, so their lengths need no grouping",
+    "assistant_only_loss": "the loss of sft is always that of the answers alone",
+    "completion_only_loss": "the loss of sft is always that of the answers alone",
+    "dataset_text_field": "the columns are found by their form; read.columns names others",
+}
+"""Settings that are not needed here, and why."""
+
+
+def answer(key: str, known: set[str]) -> str:
+    """What to write in place of another tool's key, as a sentence; "" for a key of none, or where this config has not what is meant."""
+    name = key.rpartition(".")[2]
+    if name in WITHOUT and "train" in known:
+        return f"Leave it out: {WITHOUT[name]}."
+    here = OLD_NAMES.get(name, "")
+    wanted = here.partition("=")[0].partition(",")[0].strip()
+    if not here or not (wanted in known or wanted.startswith("--")):
+        return ""
+    return f"{name} is {here} here."

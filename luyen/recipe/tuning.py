@@ -1,0 +1,119 @@
+"""Training an existing model, as a stage: the model whole or with an adapter, what of it is trained, and the result as a folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from luyen.adapters import files
+from luyen.adapters.adalora import after_update, penalty
+from luyen.adapters.adapt import adapt, trained
+from luyen.adapters.config import LOW_RANK
+from luyen.adapters.preamble import start_at
+from luyen.adapters.quantization_error import quantization_error
+from luyen.adapters.quantized import quantize
+from luyen.algorithms.penalised import Penalised
+from luyen.core import config as configs
+from luyen.core import distributed, manifest, progress
+from luyen.core.errors import ConfigError
+from luyen.core.random_state import seed_everything
+from luyen.core.seed import derive
+from luyen.engine.algorithm import Algorithm, Hooks
+from luyen.engine.config import TrainConfig
+from luyen.models.transformer import Transformer
+from luyen.recipe.configs import TuningConfig
+from luyen.recipe.environment import versions
+from luyen.recipe.stage import Stage
+from luyen.recipe.training import write_model
+from luyen.tokenizer.load import Tokenizer
+
+TEXT = (
+    "The library is open every day from nine to five, and the books may be kept for three weeks. "
+    "Thư viện mở cửa mỗi ngày từ chín giờ sáng đến năm giờ chiều, và sách được giữ ba tuần. "
+    "Библиотека открыта каждый день с девяти до пяти, книги можно держать три недели."
+)
+"""What the error of a base in few bits is measured on."""
+
+
+def tuned_model(config: TuningConfig, folder: str, tokenizer: Tokenizer, stage: Stage) -> Transformer:
+    """The model of a folder as it will be trained: frozen, in few bits and with an adapter, where the config says so.
+
+    An adapter's folder in the place of a model is merged into its base first. What is trained is counted and said.
+    """
+    model = _frozen_or_whole(config, folder, tokenizer)
+    if config.start is None:
+        seed_everything(derive(stage.seed, "adapter"))
+        adapt(model, config.adapter)
+        if config.adapter.prompt.text:
+            start_at(model, tokenizer.encode(config.adapter.prompt.text))
+    else:
+        _go_on(model, config, stage.model(config.start), files.weights_digest(folder))
+    if config.adapter.method != "full":
+        count, whole = sum(group.count for group in trained(model)), sum(parameter.numel() for parameter in model.parameters())
+        stage.metrics["trained"] = count
+        progress.say(f"  {config.adapter.method}: {count:,} of {whole:,} weights are trained ({count / whole:.2%})")
+    return model
+
+
+def _frozen_or_whole(config: TuningConfig, folder: str, tokenizer: Tokenizer) -> Transformer:
+    """The plain model of a folder, in few bits where the config says so; how far that is from the model is said."""
+    device, merged, kind = distributed.weights_of_main(), files.is_adapter(folder), config.quantize
+    bits = None if kind == "none" or merged else {"kind": kind, "double": True}
+    model = files.open_base(folder, bits, device, torch.float32)
+    if merged:
+        progress.say(f"  the adapter of {folder} is merged into its base before training goes on")
+    if kind == "none":
+        return model
+    if merged:
+        quantize(model, kind)
+    tokens = torch.tensor([tokenizer.encode(TEXT)[: model.config.context_length]])
+    for line in quantization_error(model, None if merged else folder, tokens).lines():
+        progress.say(f"  {line}")
+    return model
+
+
+def _go_on(model: Transformer, config: TuningConfig, start: str, digest: str) -> None:
+    """Put the adapter of `start` on the model. ConfigError where its config is not the one that is asked for."""
+    before, now = (configs.dump(item) for item in (files.read_config(start), config.adapter))
+    different = [key for key in now if now[key] != before[key]]
+    if different:
+        key = different[0]
+        raise ConfigError(f"adapter.{key} is not that of start={config.start}", found=now[key], expected=before[key],
+                          fix="Set it so, or leave start out for a new adapter.")  # fmt: skip
+    files.load_into(model, start, digest)
+
+
+def with_rates(config: TuningConfig, train: TrainConfig) -> TrainConfig:
+    """The training config with the learning rates that the adapter asks for (LoRA+: B learns faster than A)."""
+    ratio = config.adapter.lora.rate_ratio
+    if config.adapter.method not in LOW_RANK or ratio == 1:
+        return train
+    rates = {"lora_B": ratio, **train.optimizer.rates}
+    return train.model_copy(update={"optimizer": train.optimizer.model_copy(update={"rates": rates})})
+
+
+def with_allocation(config: TuningConfig, algorithm: Algorithm, hooks: Hooks) -> tuple[Algorithm, Hooks]:
+    """The algorithm and the hooks, with what AdaLoRA needs of a training run; unchanged for the other methods."""
+    if config.adapter.method != "adalora":
+        return algorithm, hooks
+    model, adapter = algorithm.model, config.adapter
+    hooks = replace(hooks, updated=lambda step, steps: after_update(model, adapter, step, steps))
+    return Penalised(algorithm, lambda: penalty(model, adapter)), hooks
+
+
+def write_tuned(
+    model: Transformer, tokenizer: Tokenizer, stage: Stage, config: TuningConfig, base: str, lineage: Mapping[str, object]
+) -> Path:  # fmt: skip
+    """The result: a `model` folder after full training, else an `adapter` folder with the tokenizer beside it, sealed."""
+    if config.adapter.method == "full":
+        return write_model(model, tokenizer, stage, lineage)
+    if not distributed.is_main():
+        return stage.folder / "adapter"
+    with manifest.new_folder(stage.folder / "adapter") as folder:
+        facts = files.write(model, config.adapter, folder, base=base, digest=files.weights_digest(base))
+        tokenizer.save(folder)
+        manifest.seal(folder, "adapter", **facts, lineage=lineage, versions=versions())
+    return stage.folder / "adapter"

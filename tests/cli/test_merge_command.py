@@ -1,0 +1,88 @@
+"""`luyen merge`: a folder that loads, the difference printed, and nothing written when it is too large."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner, Result
+from toy_models import write_model
+
+from luyen.adapters import files
+from luyen.adapters.adapt import adapt
+from luyen.adapters.config import AdapterConfig
+from luyen.cli import merge
+from luyen.core import manifest
+from luyen.core.config import load
+from luyen.core.errors import ConfigError, LuyenError, ModelError, UserError
+from luyen.models import hf
+from luyen.models.transformer import Transformer
+
+
+def write_adapter(base: Path, folder: Path, seed: int, **values: object) -> Transformer:
+    model = files.open_model(base)
+    config = load(AdapterConfig, {"method": "lora", "rank": 2, **values})
+    torch.manual_seed(seed)
+    adapt(model, config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn_like(parameter) * 0.1)
+    files.save(model, config, folder, base=str(base), digest=files.weights_digest(base))
+    return model
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    base = write_model(tmp_path / "base")
+    write_adapter(base, tmp_path / "one", 1)
+    write_adapter(base, tmp_path / "two", 2, lora={"scaling": "root"})
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def run(*words: str) -> Result:
+    return CliRunner().invoke(merge.command("merge"), words)
+
+
+def test_one_adapter_becomes_a_model_that_names_what_it_was_made_of(folder: Path) -> None:
+    done = run("base", "one", "out=model")
+    assert done.exit_code == 0, done.exception
+    said = done.output.splitlines()
+    assert said[0].startswith("merged against unmerged: logits differ by at most") and said[-1] == "model"
+    told = manifest.verify(folder / "model")
+    assert told["kind"] == "model" and told["lineage"]["adapters"] == {"one": files.weights_digest("one")}
+    assert told["lineage"]["base_weights"] == files.weights_digest("base")
+    ids = torch.arange(30)[None]
+    expected, found = files.open_model("one"), hf.load("model")
+    torch.testing.assert_close(found.logits(found(ids)), expected.logits(expected(ids)), rtol=1e-4, atol=1e-4)
+    assert (folder / "model" / "tokenizer.json").is_file() and not files.is_adapter("model")
+
+
+def test_two_become_one_adapter_or_a_sparse_model(folder: Path) -> None:
+    (folder / "text.txt").write_text("Xin chào thế giới. " * 20)
+    done = run("base", "one", "two", "out=both", "what=adapter", "weights=[1,0.5]", "text=text.txt")
+    assert done.exit_code == 0, done.exception
+    assert files.read_config("both").rank == 4 and manifest.verify(folder / "both")["base"]["weights"] == files.weights_digest("base")
+    cut = run("base", "one", "two", "out=cut", "what=adapter", "how=svd", "rank=1")
+    assert cut.exit_code == 0 and "rank cut: " in cut.output
+    assert run("base", "one", "two", "out=sparse", "how=ties", "density=0.3").exit_code == 0
+    assert json.loads((folder / "sparse" / "luyen.json").read_text())["lineage"]["config"]["how"] == "ties"
+
+
+@pytest.mark.parametrize(
+    ("words", "kind", "told"),
+    [
+        (["base", "one", "out=x", "tolerance=1e-12"], ModelError, "nothing is written.*at most 1e-12"),
+        (["base", "out=x"], UserError, "at least one adapter"),
+        (["one", "base", "out=x"], UserError, "base is not an adapter.*The base comes first"),
+        (["base", "one", "out=x", "how=tis"], ConfigError, "how"),
+        (["base", "one"], ConfigError, "out"),
+        (["base", "one", "out=x", "text=none.txt"], UserError, "none.txt cannot be read"),
+        (["base", "one", "two", "out=x", "weights=[1]"], ModelError, "weights; found 1; expected 2"),
+    ],
+)
+def test_nothing_is_written_when_something_is_wrong(folder: Path, words: list[str], kind: type[LuyenError], told: str) -> None:
+    with pytest.raises(kind, match=told):
+        raise run(*words).exception or AssertionError("no error")
+    assert not (folder / "x").exists()

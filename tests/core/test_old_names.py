@@ -1,0 +1,40 @@
+"""Names that tutorials use are answered with the name here, which must exist."""
+
+import pytest
+
+from luyen.core.config import _keys, load
+from luyen.core.errors import ConfigError
+from luyen.core.old_names import OLD_NAMES, WITHOUT
+from luyen.recipe.configs import SFTConfig
+
+GIVEN = {"model": "m", "data": "d"}
+
+
+@pytest.mark.parametrize(
+    ("key", "told"),
+    [
+        ("lora_alpha", "lora_alpha is adapter.alpha here"),
+        ("per_device_train_batch_size", "per_device_train_batch_size is batch.rows here"),
+        ("max_seq_length", "max_seq_length is batch.length here"),
+        ("target_modules", "target_modules is adapter.targets here"),
+        ("load_in_4bit", "load_in_4bit is quantize=nf4 here"),
+        ("packing", "Leave it out: rows are always packed"),
+        ("learning_rate", "Did you mean 'train.optimizer.learning_rate'"),
+    ],
+)
+def test_a_tutorials_name_is_answered_with_the_one_here(key: str, told: str) -> None:
+    with pytest.raises(ConfigError, match=f"unknown key '{key}'.*{told}"):
+        load(SFTConfig, {**GIVEN, key: 1}, "luyen sft")
+
+
+def test_inside_a_section_too() -> None:
+    with pytest.raises(ConfigError, match="unknown key 'train.gradient_accumulation_steps'.*is train.accumulation here"):
+        load(SFTConfig, {**GIVEN, "train": {"gradient_accumulation_steps": 4}}, "luyen sft")
+
+
+def test_every_answer_names_a_key_that_there_is() -> None:
+    known = set(_keys(SFTConfig))
+    for name, here in OLD_NAMES.items():
+        key = here.partition("=")[0].partition(",")[0]
+        assert key in known or key == "--out DIR", name
+    assert not OLD_NAMES.keys() & WITHOUT.keys()
