@@ -41,23 +41,24 @@ class Prefixed:
         """Position of each token in its sequence, (1, T), from P on."""
         return self.whole.positions_T[self.whole.real_T][None]
 
-    def attend(self, layer: int, query_BTHE: Tensor, key_BTKE: Tensor, value_BTKE: Tensor) -> Tensor:
-        """What each token sees of its sequence and the prefix. B is 1."""
-        return self.way(self, layer, query_BTHE[0], key_BTKE[0], value_BTKE[0])[None]
+    def attend(self, layer: int, query_BTHE: Tensor, key_BTKE: Tensor, value_BTKE: Tensor, window: int) -> Tensor:
+        """What each token sees in its window of its sequence and of the prefix before it. B is 1."""
+        return self.way(self, layer, (query_BTHE[0], key_BTKE[0], value_BTKE[0]), window)[None]
 
 
-Way = Callable[[Prefixed, int, Tensor, Tensor, Tensor], Tensor]
+Way = Callable[[Prefixed, int, tuple[Tensor, Tensor, Tensor], int], Tensor]
 
 
-def _attend(cache: Prefixed, layer: int, query_THE: Tensor, key_TKE: Tensor, value_TKE: Tensor) -> Tensor:
+def _attend(cache: Prefixed, layer: int, states: tuple[Tensor, Tensor, Tensor], window: int) -> Tensor:
+    query_THE, key_TKE, value_TKE = states
     whole = cache.whole
     key_PKE, value_PKE = cache.learned[layer].unbind(1)
     query_WHE = whole.lengthened(query_THE, query_THE.new_zeros(whole.preamble, *query_THE.shape[1:]))
     key_WKE, value_WKE = whole.lengthened(key_TKE, key_PKE), whole.lengthened(value_TKE, value_PKE)
     if cache.inner is not None:
-        attended_WHE = cache.inner.attend(layer, query_WHE[None], key_WKE[None], value_WKE[None])[0]
+        attended_WHE = cache.inner.attend(layer, query_WHE[None], key_WKE[None], value_WKE[None], window)[0]
     else:
-        attended_WHE = packed_attention(query_WHE, key_WKE, value_WKE, whole)
+        attended_WHE = packed_attention(query_WHE, key_WKE, value_WKE, whole, window)
     return whole.shortened(attended_WHE)
 
 
@@ -106,9 +107,9 @@ class _Kept:
     def positions_BT(self) -> Tensor:
         return self.layout.positions_T[None]
 
-    def attend(self, layer: int, query_BTHE: Tensor, key_BTKE: Tensor, value_BTKE: Tensor) -> Tensor:
+    def attend(self, layer: int, query_BTHE: Tensor, key_BTKE: Tensor, value_BTKE: Tensor, window: int) -> Tensor:
         self.states.append(torch.stack([key_BTKE[0], value_BTKE[0]], 1))
-        return packed_attention(query_BTHE[0], key_BTKE[0], value_BTKE[0], self.layout)[None]
+        return packed_attention(query_BTHE[0], key_BTKE[0], value_BTKE[0], self.layout, window)[None]
 
 
 @torch.no_grad()

@@ -36,12 +36,15 @@ Input = Annotated[str, InputMark()]
 ConfigType = TypeVar("ConfigType", bound=Config)
 
 
+MERGE = "tag:yaml.org,2002:merge"
+"""Of the key <<, whose mapping's keys are taken where the mapping around it has none of the name."""
+
+
 class _Loader(yaml.SafeLoader):
     """SafeLoader that refuses a key given twice and reads 1e-3 as a number."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        self.flatten_mapping(node)
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value if key.tag != MERGE]  # its own go over merged ones
         for key in keys:
             if keys.count(key) > 1:
                 raise ConfigError(f"key {key!r} stands twice at line {node.start_mark.line + 1}", fix="Keep one of them.")

@@ -153,7 +153,7 @@ def test_a_stage_that_was_not_foretold_expects_the_same_memory(tmp_path: Path, m
     assert model is not None
     stage, result = Stage("base", tmp_path, 0), TrainResult(1, 1, 1, 1.0, {}, 1.0, 1, None)
     monkeypatch.setattr(training, "fit", lambda *_, **__: result)
-    training.train_stage(None, config.train, stage, Hooks(), of_stage(config.train, config.batch, model))  # type: ignore[arg-type]
+    training.train_stage(None, config.train, stage, Hooks(), of_stage(config, model))  # type: ignore[arg-type]
     foretold = predict(made)["base"].bytes
     assert foretold is not None and stage.facts["estimate"]["bytes"] == foretold - CURATION_BYTES
 

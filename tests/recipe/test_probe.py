@@ -81,11 +81,11 @@ def test_it_is_foretold_as_it_runs_in_one_process(
     ran: list[TrainConfig], parallel: dict[str, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever layout the stage has, and also where a launcher has started others."""
-    alone = of_stage(config().train, config().batch, MODEL)
+    alone = of_stage(config(), MODEL)
     plain = probe.probe(config(), MODEL, predicted=0.0, steps=STEPS)
     for name, value in {"RANK": "0", "WORLD_SIZE": "4", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}.items():
         monkeypatch.setenv(name, value)
-    stage = of_stage(config(parallel=parallel).train, config().batch, MODEL)
+    stage = of_stage(config(parallel=parallel), MODEL)
     assert stage.layout.devices > 1 and stage.seconds(Speed(1e12, 1e11)) < alone.seconds(Speed(1e12, 1e11))
     seen = []
     fit = probe.fit
