@@ -50,7 +50,7 @@ def command(name: str) -> click.Command:
         click.Option(["--carbon"], metavar="GRAMS", help="CO2 of a kWh in grams, or a country such as FRA (needs the extra carbon)."),
         click.Option(["--pue"], type=float, default=1.0, show_default=True, help="Energy of the data centre for one kWh of its computers."),
         click.Option(["--vocabulary"], type=click.IntRange(min=1), help="Tokens of a tokenizer that is not here."),
-        click.Option(["--probe"], is_flag=True, help="Measure 20 steps of each training stage on this machine, on random tokens."),
+        click.Option(["--probe"], is_flag=True, help="Measure 20 steps of each training stage here, in one process, on random tokens."),
         click.Option(["--json", "as_json"], is_flag=True, help="Print one JSON object."),
     ]
     return plain_command(name, _plan, HELP, params)
