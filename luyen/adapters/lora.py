@@ -80,8 +80,8 @@ class LoRALinear(AdaptedLinear):
         return torch.addmm(weight, b_OR, a_RI, alpha=self.scale, out=weight if self.compressed else None)
 
     def _beside(self, hidden: Tensor, a_RI: Tensor, b_OR: Tensor, seen: Tensor) -> Tensor:
-        whole = self.base(hidden)
-        narrow = functional.linear(functional.linear(seen, a_RI), b_OR)
+        whole, dtype = self.base(hidden), product_dtype(seen)
+        narrow = functional.linear(functional.linear(seen, a_RI.to(dtype)), b_OR.to(dtype))
         added: Tensor = torch.add(whole, narrow, alpha=self.scale)
         return added
 
