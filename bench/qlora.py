@@ -1,12 +1,13 @@
 """LoRA on a base in 4 bits (QLoRA), tokens/s and peak memory against PEFT on bitsandbytes with the same codes.
 
-    python bench/qlora.py [--size 60m] [--rounds 5] [--steps 4] [--memory]
+    python bench/qlora.py [--size 60m] [--rounds 5] [--steps 4] [--precision bf16] [--activations selective] [--memory]
 
-Same weights, nf4 with double quantization, computed in fp32; same batches of 2 rows of 512 random tokens, loss on the last three quarters
-of each; rank 16 on all seven linear maps, alpha 32, fused AdamW, clip 1.0, 2 threads. PEFT's model is trained by a plain loop without
-gradient checkpointing, logging or saving; ours by the loop of `luyen sft`. In every round each variant makes one step that is not timed and
-`steps` that are, in turn; reported are medians over the rounds and the median of the rounds' ratios. Before that codes, first losses and
-gradients of both are compared. --memory measures instead the peak of each variant in a process of its own, from the folder on.
+Same weights, nf4 with double quantization, computed in fp32 or under autocast to bf16; same batches of 2 rows of 512 random tokens, loss
+on the last three quarters of each; rank 16 on all seven linear maps, alpha 32, fused AdamW, clip 1.0, 2 threads. PEFT's model is trained
+by a plain loop without gradient checkpointing, logging or saving; ours by the loop of `luyen sft`, which with --activations selective makes
+norms, gated products and attention's probabilities again instead of keeping them. In every round each variant makes one step that is not
+timed and `steps` that are, in turn; reported are medians over the rounds and the median of the rounds' ratios. Before that codes, first
+losses and gradients of both are compared. --memory measures instead the peak of each variant in a process of its own, from the folder on.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ def rows() -> np.ndarray:
     return np.random.default_rng(0).integers(8, VOCABULARY, size=(BATCHES, BATCH, LENGTH), dtype=np.int32)
 
 
-def luyen(folder: Path, scratch: Path) -> Variant:
+def luyen(folder: Path, scratch: Path, precision: str, activations: Any) -> Variant:
     """Our loop, as `luyen sft` runs it."""
     from luyen.adapters.adapt import adapt
     from luyen.adapters.config import AdapterConfig
@@ -47,6 +48,7 @@ def luyen(folder: Path, scratch: Path) -> Variant:
     from luyen.core.config import load
     from luyen.data.loader import Batch, collate
     from luyen.data.samples import NOT_TRAINED, Sample
+    from luyen.engine.activations import recomputed
     from luyen.engine.algorithm import Hooks
     from luyen.engine.config import TrainConfig
     from luyen.engine.memory import freed_memory_kept
@@ -69,14 +71,14 @@ def luyen(folder: Path, scratch: Path) -> Variant:
     adapt(model, AdapterConfig(method="lora", rank=RANK, alpha=ALPHA))
     algorithm = SFT(model, Stream())  # type: ignore[arg-type]
     values = {
-        "steps": 1_000_000, "device": "cpu", "precision": "fp32", "schedule": {"name": "constant", "warmup_steps": 0},
+        "steps": 1_000_000, "device": "cpu", "precision": precision, "schedule": {"name": "constant", "warmup_steps": 0},
         "optimizer": {"learning_rate": RATE, "weight_decay": 0.0},
     }  # fmt: skip
     run = Run(algorithm, load(TrainConfig, values), scratch / "luyen", 0, Hooks())
     stream = algorithm.batches(None)
 
     def steps(count: int) -> float:
-        with freed_memory_kept():
+        with freed_memory_kept(), recomputed(model, activations):
             run.update(stream)
             started = time.perf_counter()
             for _ in range(count):
@@ -84,22 +86,24 @@ def luyen(folder: Path, scratch: Path) -> Variant:
             return time.perf_counter() - started
 
     def first() -> tuple[float, dict[str, torch.Tensor]]:
-        loss = algorithm.loss(next(algorithm.batches(None))[0])
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+            loss = algorithm.loss(next(algorithm.batches(None))[0])
         (loss.total / loss.count).backward()
         return float(loss.total.detach() / loss.count), slopes(model)
 
     return Variant("luyen", model, steps, first)
 
 
-def peft(folder: Path, scratch: Path) -> Variant:
-    """PEFT's LoRA on bitsandbytes' Linear4bit."""
+def peft(folder: Path, scratch: Path, precision: str, activations: Any) -> Variant:
+    """PEFT's LoRA on bitsandbytes' Linear4bit; `activations` are ours alone."""
     import transformers
     from peft import LoraConfig, get_peft_model
     from transformers import BitsAndBytesConfig, LlamaForCausalLM
 
     transformers.logging.set_verbosity_error()
+    compute = torch.bfloat16 if precision == "bf16" else torch.float32
     settings = BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=torch.float32
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=compute
     )  # fmt: skip
     plain = LlamaForCausalLM.from_pretrained(folder, quantization_config=settings, device_map="cpu", dtype=torch.float32)
     targets = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -117,9 +121,13 @@ def peft(folder: Path, scratch: Path) -> Variant:
 
     stream = batches()
 
+    def loss_of(ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+            loss: torch.Tensor = model(input_ids=ids, labels=labels, use_cache=False).loss
+        return loss
+
     def step() -> None:
-        ids, labels = next(stream)
-        model(input_ids=ids, labels=labels, use_cache=False).loss.backward()
+        loss_of(*next(stream)).backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -132,8 +140,7 @@ def peft(folder: Path, scratch: Path) -> Variant:
         return time.perf_counter() - started
 
     def first() -> tuple[float, dict[str, torch.Tensor]]:
-        ids, labels = next(batches())
-        loss = model(input_ids=ids, labels=labels, use_cache=False).loss
+        loss = loss_of(*next(batches()))
         loss.backward()
         return float(loss.detach()), slopes(model)
 
@@ -166,7 +173,7 @@ VARIANTS = {"luyen": luyen, "peft_bitsandbytes": peft}
 def speeds(arguments: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     """Interleaved rounds."""
     base(arguments.size, scratch / "base")
-    pair = [make(scratch / "base", scratch) for make in VARIANTS.values()]
+    pair = [make(scratch / "base", scratch, arguments.precision, arguments.activations) for make in VARIANTS.values()]
     result: dict[str, Any] = {"same_codes": same_codes(pair[0].model, pair[1].model), "same": compare(*pair)}
     found: dict[str, list[float]] = {variant.name: [] for variant in pair}
     for number in range(arguments.rounds):
@@ -186,6 +193,7 @@ def memory(arguments: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     peaks: dict[str, float] = {}
     for name in VARIANTS:
         command = [sys.executable, __file__, "--alone", name, "--folder", str(scratch / "base"), "--steps", str(arguments.steps)]
+        command += ["--precision", arguments.precision, "--activations", arguments.activations]
         told = [
             json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
             for _ in range(arguments.rounds)
@@ -204,6 +212,8 @@ def main() -> None:
     parser.add_argument("--size", default="60m")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=4, help="timed steps in a round")
+    parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16"])
+    parser.add_argument("--activations", default="none", help="ours: none, selective or full")
     parser.add_argument("--memory", action="store_true", help="peak memory instead of speed")
     parser.add_argument("--alone", choices=list(VARIANTS), help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
@@ -213,7 +223,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         scratch = Path(name)
         if arguments.alone:
-            VARIANTS[arguments.alone](arguments.folder, scratch).passes(arguments.steps)
+            VARIANTS[arguments.alone](arguments.folder, scratch, arguments.precision, arguments.activations).passes(arguments.steps)
             print(json.dumps({"peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}))
             return
         found = memory(arguments, scratch) if arguments.memory else speeds(arguments, scratch)
@@ -221,7 +231,13 @@ def main() -> None:
     import peft as library
     import transformers
 
-    settings = {"bench": "qlora", "size": arguments.size, "rounds": arguments.rounds, "steps": arguments.steps, "threads": 2}
+    settings = {
+        "bench": "qlora",
+        "size": arguments.size,
+        "rounds": arguments.rounds,
+        "steps": arguments.steps,
+        "activations": arguments.activations,
+    }
     versions = {item.__name__: item.__version__ for item in (torch, transformers, library, bitsandbytes)}
     print(json.dumps({**settings, **found, **versions}))
 

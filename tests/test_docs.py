@@ -16,6 +16,7 @@ from luyen.cli.export import ExportConfig
 from luyen.cli.import_ import ImportConfig
 from luyen.cli.inspect import InspectConfig
 from luyen.cli.main import COMMANDS
+from luyen.cli.merge import MergeConfig
 from luyen.core.config import Config, describe, load, parse_overrides, parse_yaml
 from luyen.core.errors import ConfigError, UserError
 from luyen.core.records import Document
@@ -205,8 +206,8 @@ def check_command(name: str, words: list[str], where: str) -> None:
         plan(find_recipe(plain[0]), parse_overrides(settings), budget)
     elif name == "search" and plain and plain[0] not in PLACES:
         (rate_space if "--rate-finder" in words else read_space)(find_recipe(plain[0]), settings, budget, stage)
-    elif name in ("inspect", "chat", "import", "export"):
-        sections = {"inspect": InspectConfig, "chat": ChatConfig, "import": ImportConfig, "export": ExportConfig}
+    elif name in ("inspect", "chat", "import", "export", "merge"):
+        sections = {"inspect": InspectConfig, "chat": ChatConfig, "import": ImportConfig, "export": ExportConfig, "merge": MergeConfig}
         check_settings(sections[name], settings, where)
     elif name == "schema":
         assert set(plain) <= {*VERBS, *PLACES}, where

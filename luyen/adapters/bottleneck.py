@@ -21,6 +21,7 @@ from torch.nn import functional
 
 from luyen.adapters.config import AdapterConfig
 from luyen.adapters.linear import AdaptedLinear, replace_each
+from luyen.adapters.lora import product_dtype
 from luyen.adapters.targets import ALL_LINEAR, targets
 
 PLACES = {"houlsby": ("o_proj", "down_proj"), "pfeiffer": ("down_proj",)}
@@ -45,10 +46,11 @@ class Bottleneck(AdaptedLinear, ABC):
 
     def forward(self, hidden: Tensor) -> Tensor:
         whole: Tensor = self.base(hidden)
-        down_SO, up_OS = self.maps()
+        dtype = product_dtype(hidden)
+        down_SO, up_OS, down_bias, up_bias = (part.to(dtype) for part in (*self.maps(), self.down_bias, self.up_bias))
         seen = functional.dropout(whole, self.dropout, self.training)
-        narrow = ACTIVATIONS[self.activation](functional.linear(seen, down_SO, self.down_bias))
-        return whole + functional.linear(narrow, up_OS, self.up_bias)
+        narrow = ACTIVATIONS[self.activation](functional.linear(seen, down_SO, down_bias))
+        return whole + functional.linear(narrow, up_OS, up_bias)
 
 
 class BottleneckLinear(Bottleneck):

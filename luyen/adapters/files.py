@@ -294,6 +294,11 @@ def _put(model: nn.Module, config: AdapterConfig, form: Form | None, found: Stat
 
     again: the start of PiSSA is not in the files, since PEFT makes it again from the base.
     """
+    if config.method == "esft":  # which experts were chosen, the file alone knows
+        model.requires_grad_(False)
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(name in found)
+        return
     starts = config.lora.init == "pissa"
     fresh = config if again else config.model_copy(update={"lora": config.lora.model_copy(update={"init": "default"}), "start": None})
     device = next(model.parameters()).device
@@ -365,7 +370,7 @@ def open_model(name: str | Path, device: torch.device | str = "cpu", dtype: torc
 
 def open_base(base: str | Path, bits: Mapping[str, Any] | None, device: torch.device | str, dtype: torch.dtype) -> Transformer:
     """What an adapter is put on: the model, in few bits where told (see `quantization`), without any adapter of its own."""
-    if is_adapter(base):
+    if locate(base) is not None:
         model = open_model(base, device, dtype)
         merge_in_place(model)
         return model

@@ -64,10 +64,17 @@ class LoRALinear(AdaptedLinear):
         a_RI, b_OR = self.factors()
         dtype = product_dtype(hidden)
         dropping = self.training and self.dropout > 0
-        exact = dtype in (torch.float32, torch.float64) and not torch.compiler.is_compiling()
-        if dropping or not exact or self.trained_too() or hidden.numel() <= FEW * self.in_features:
+        exact = dtype in (torch.float32, torch.float64)
+        if dropping or torch.compiler.is_compiling() or self.trained_too() or (exact and hidden.numel() <= FEW * self.in_features):
             return self._beside(hidden, a_RI, b_OR, functional.dropout(hidden, self.dropout) if dropping else hidden)
-        output: Tensor = _Folded.apply(hidden, a_RI, b_OR, self.scale, self._whole, self.bias)  # type: ignore[no-untyped-call]
+        output: Tensor
+        if exact:
+            output = _Folded.apply(hidden, a_RI, b_OR, self.scale, self._whole, self.bias)  # type: ignore[no-untyped-call]
+        elif self.compressed or type(self.base) is nn.Linear:
+            bias = None if self.bias is None else self.bias.to(dtype)
+            output = _Apart.apply(hidden.to(dtype), a_RI, b_OR, self.scale, self.dense, bias)  # type: ignore[no-untyped-call]
+        else:
+            output = self._beside(hidden, a_RI, b_OR, hidden)
         return output
 
     def trained_too(self) -> bool:
@@ -80,8 +87,8 @@ class LoRALinear(AdaptedLinear):
         return torch.addmm(weight, b_OR, a_RI, alpha=self.scale, out=weight if self.compressed else None)
 
     def _beside(self, hidden: Tensor, a_RI: Tensor, b_OR: Tensor, seen: Tensor) -> Tensor:
-        whole = self.base(hidden)
-        narrow = functional.linear(functional.linear(seen, a_RI), b_OR)
+        whole, dtype = self.base(hidden), product_dtype(seen)
+        narrow = functional.linear(functional.linear(seen, a_RI.to(dtype)), b_OR.to(dtype))
         added: Tensor = torch.add(whole, narrow, alpha=self.scale)
         return added
 
@@ -124,6 +131,38 @@ class _Folded(torch.autograd.Function):
         a_slope_RI = (slope_NO @ b_OR).T.mm(hidden_NI).mul_(ctx.scale) if needs_a else None
         b_slope_OR = slope_NO.T.mm(hidden_NI @ a_RI.T).mul_(ctx.scale) if needs_b else None
         hidden_slope = slope @ ctx.whole(a_RI, b_OR) if needs_hidden else None
+        return hidden_slope, a_slope_RI, b_slope_OR, None, None, slope_NO.sum(0) if ctx.needs_input_grad[5] else None
+
+
+class _Apart(torch.autograd.Function):
+    """x W^T + b and s (x A^T) B^T, each added to the other as it is made. W in the type of the product and what is between A and B are
+    made again in backward, and W gets no gradient; the formulas are those of `_Folded`."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, a_RI: Tensor, b_OR: Tensor, scale: float, dense: Callable[[torch.dtype], Tensor], bias: Tensor | None
+    ) -> Tensor:
+        ctx.save_for_backward(hidden, a_RI, b_OR)
+        ctx.scale, ctx.dense = scale, dense
+        output = functional.linear(hidden, dense(hidden.dtype), bias)
+        output.flatten(0, -2).addmm_(hidden.flatten(0, -2) @ a_RI.to(hidden.dtype).T, b_OR.to(hidden.dtype).T, alpha=scale)
+        return output
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None, Tensor | None]:
+        """Gradients of the factors are in their own type, as autocast's are."""
+        hidden, a_RI, b_OR = ctx.saved_tensors
+        a, b = a_RI.to(slope.dtype), b_OR.to(slope.dtype)
+        slope_NO, hidden_NI = slope.flatten(0, -2), hidden.flatten(0, -2)
+        needs_hidden, needs_a, needs_b = ctx.needs_input_grad[:3]
+        inner_NR = slope_NO @ b if needs_hidden or needs_a else None
+        a_slope_RI = inner_NR.T.mm(hidden_NI).to(a_RI.dtype).mul_(ctx.scale) if needs_a and inner_NR is not None else None
+        b_slope_OR = slope_NO.T.mm(hidden_NI @ a.T).to(b_OR.dtype).mul_(ctx.scale) if needs_b else None
+        hidden_slope = None
+        if needs_hidden and inner_NR is not None:
+            hidden_slope = slope_NO @ ctx.dense(slope.dtype)
+            hidden_slope = hidden_slope.addmm_(inner_NR, a, alpha=ctx.scale).view_as(hidden)
         return hidden_slope, a_slope_RI, b_slope_OR, None, None, slope_NO.sum(0) if ctx.needs_input_grad[5] else None
 
 

@@ -119,6 +119,7 @@ class ManyLinear(AdaptedLinear):
         self.parts: dict[str, Part] = {}
 
     def forward(self, hidden: Tensor) -> Tensor:
+        """The map's own results, and for the tokens of each adapter what it adds."""
         whole: Tensor = self.base(hidden)
         for name, places in self.choice.groups:
             part = self.parts.get(name)

@@ -218,9 +218,12 @@ def _ties(parts: Sequence[Tensor], weights: Sequence[float], density: float) -> 
 
 def _trimmed(part: Tensor, density: float) -> Tensor:
     """With the share `density` of entries that are largest, of equal ones the first; zeros elsewhere."""
-    count = round(density * part.numel())
-    kept = torch.zeros(part.numel(), dtype=torch.bool)
-    kept[part.abs().flatten().argsort(descending=True, stable=True)[:count]] = True
+    sizes, count = part.abs().flatten(), round(density * part.numel())
+    if count == 0:
+        return torch.zeros_like(part)
+    smallest = sizes.kthvalue(sizes.numel() - count + 1).values
+    kept = sizes > smallest
+    kept[(sizes == smallest).nonzero()[: count - int(kept.sum()), 0]] = True
     return part * kept.view_as(part)
 
 

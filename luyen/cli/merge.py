@@ -68,17 +68,19 @@ def _merge(words: tuple[str, ...]) -> None:
     if len(plain) < 2:
         raise UserError("give the base and at least one adapter", found=f"{len(plain)} words", fix="luyen merge BASE ADAPTER out=FOLDER")
     config = load(MergeConfig, settings, "luyen merge")
-    base, adapters = plain[0], plain[1:]
+    base, names = plain[0], plain[1:]
     from luyen.adapters import files, merged
     from luyen.adapters.merge import Plan
     from luyen.tokenizer.load import Tokenizer
 
-    for name in adapters:
-        if not files.is_adapter(name):
+    adapters: dict[str, str] = {}
+    for name in names:
+        if (folder := files.locate(name)) is None:
             raise UserError(f"{name} is not an adapter", expected=f"a folder with {files.CONFIG}", fix="The base comes first.")
+        adapters[name] = str(folder)
     tokenizer = Tokenizer.load(files.locate_tokenizer(base))
     plan = Plan(config.how, tuple(config.weights), config.density, config.rank, config.seed)
-    result = merged.merge(base, adapters, plan, _ids(tokenizer, config.text, base), config.what == "adapter")
+    result = merged.merge(base, list(adapters.values()), plan, _ids(tokenizer, config.text, base), config.what == "adapter")
     for line in _told(result, config):
         print(line)
     merged.check(result, config.tolerance)
@@ -128,7 +130,7 @@ def _line(what: str, compared: Any) -> str:
     )
 
 
-def _write(result: Any, tokenizer: Any, config: MergeConfig, base: str, adapters: list[str]) -> None:
+def _write(result: Any, tokenizer: Any, config: MergeConfig, base: str, adapters: Mapping[str, str]) -> None:
     """A sealed folder that names what it was made of."""
     from luyen.adapters import files
     from luyen.core import manifest
@@ -138,7 +140,7 @@ def _write(result: Any, tokenizer: Any, config: MergeConfig, base: str, adapters
     digest = files.weights_digest(base)
     made: Mapping[str, Any] = {
         "algorithm": "merge", "base": base, "base_weights": digest, "config": config.model_dump(mode="json", exclude={"out"}),
-        "adapters": {name: files.weights_digest(name) for name in adapters}, "difference": result.comparison.share,
+        "adapters": {name: files.weights_digest(folder) for name, folder in adapters.items()}, "difference": result.comparison.share,
     }  # fmt: skip
     if result.config is not None:
         files.save(result.model, result.config, Path(config.out), base=base, digest=digest, lineage=made, versions=versions())

@@ -116,6 +116,16 @@ def test_a_base_in_few_bits_is_opened_so_again(base: Path, tmp_path: Path) -> No
     assert files.quantization(folder) == {"kind": "int8", "double": False}
 
 
+@pytest.mark.parametrize("method", ["lora", "dora", "ia3", "bitfit", "bottleneck", "compacter", "prefix"])
+def test_a_base_in_half_precision_is_opened_with_its_adapter_in_full(method: str, base: Path) -> None:
+    folder, made = saved(base, {"method": method})
+    half = files.open_model(folder, dtype=torch.bfloat16)
+    assert half.head_weight.dtype == torch.bfloat16
+    with torch.no_grad():
+        expected, found = toys.logits(made), toys.logits(half).float()
+    assert (found - expected).abs().max() < 0.05 * expected.abs().max()
+
+
 def rewrite(path: Path, **changes: Any) -> None:
     values = json.loads(path.read_text())
     path.write_text(json.dumps({**values, **changes}))

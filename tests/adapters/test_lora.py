@@ -50,6 +50,32 @@ def test_folded_and_beside_are_the_formula_with_its_gradients() -> None:
         torch.testing.assert_close(ours, theirs)
 
 
+@pytest.mark.parametrize("bias", [False, True], ids=["plain", "bias"])
+def test_in_half_precision_both_products_are_autograds_and_no_weight_is_kept(bias: bool) -> None:
+    torch.manual_seed(0)
+    module = LoRALinear(nn.Linear(64, 48, bias=bias).requires_grad_(False), 4, 0.7)
+    module.lora_B.data.normal_()
+    hidden, slope = torch.randn(2, 40, 64, requires_grad=True), torch.randn(2, 40, 48)
+    kept: list[Tensor] = []
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept.append(tensor)
+        return tensor
+
+    results = []
+    for way in (module, lambda states: module._beside(states, *module.factors(), states)):
+        kept.clear()
+        with torch.autocast("cpu", torch.bfloat16), torch.autograd.graph.saved_tensors_hooks(keep, keep):
+            output = way(hidden)
+        sizes = {tuple(tensor.shape) for tensor in kept}
+        results.append((output, *torch.autograd.grad(output, (hidden, module.lora_A, module.lora_B), slope.bfloat16())))
+        if way is module:
+            assert sizes == {(2, 40, 64), (4, 64), (48, 4)}
+    for found, expected in zip(*results, strict=True):
+        assert found.dtype == expected.dtype
+        assert float(((found - expected).abs().max() / expected.abs().max()).detach()) < 0.02
+
+
 def test_pissa_starts_from_the_largest_singular_values_and_changes_nothing() -> None:
     plain, made = toys.model(), toys.adapted_model(rank=4, lora={"init": "pissa"})
     torch.testing.assert_close(toys.logits(made), toys.logits(plain), rtol=1e-5, atol=1e-5)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from luyen.adapters import files
 from luyen.adapters.adapt import adapt, merge_in_place
-from luyen.adapters.merge import Change, Plan, combine, truncated
+from luyen.adapters.merge import Change, Plan, _trimmed, combine, truncated
 from luyen.adapters.merged import check, merge
 from luyen.adapters.quantized_load import load_quantized
 from luyen.core import manifest
@@ -129,6 +129,12 @@ def test_ties_trims_elects_and_takes_the_mean_of_those_that_agree() -> None:
     assert found.tolist() == [[3.0, 5.0, 3.0, 0.0]]
     halved = combine([{"w": Change(each)} for each in (first, second, third)], Plan(how="ties", weights=(0.5,) * 3))[0]["w"].whole()
     assert halved.tolist() == [[1.5, 2.5, 1.5, 0.0]]
+
+
+def test_trimming_is_exact_where_entries_are_equal() -> None:
+    part = torch.tensor([[1.0, -2.0, 2.0, 2.0, 0.0]])
+    for density, kept in ((0.0, [0, 0, 0, 0, 0]), (0.2, [0, -2, 0, 0, 0]), (0.4, [0, -2, 2, 0, 0]), (1.0, part[0].tolist())):
+        assert _trimmed(part, density)[0].tolist() == kept
 
 
 def test_dare_keeps_a_share_makes_it_larger_and_is_drawn_from_the_seed() -> None:

@@ -54,13 +54,10 @@ def theirs_logits(folder: Path, base: Path) -> Tensor:
     return found
 
 
-@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
-@pytest.mark.parametrize("values", OURS.values(), ids=OURS)
-def test_peft_loads_what_we_save(values: dict[str, Any], tied: bool, tmp_path: Path) -> None:
-    values = {"rank": 4, "alpha": 8, **values}
+@pytest.mark.parametrize(("kind", "tied"), [*((kind, False) for kind in OURS), ("also", True)])
+def test_peft_loads_what_we_save(kind: str, tied: bool, tmp_path: Path) -> None:
+    values = {"rank": 4, "alpha": 8, **OURS[kind]}
     if tied:
-        if "head" not in values.get("also", []):
-            pytest.skip("the same as untied")
         values["also"] = [name for name in values["also"] if name != "head"]
     plain = toys.model(tied=tied)
     (tmp_path / "base").mkdir()
