@@ -46,7 +46,7 @@ def test_a_layer_attends_to_its_learned_keys_and_values_first() -> None:
     class ByHand:
         positions_BT = 3 + layout.positions_T[None]
 
-        def attend(self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        def attend(self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, window: int) -> torch.Tensor:
             keys, values = torch.cat([learned[:, layer, 0], key[0]]), torch.cat([learned[:, layer, 1], value[0]])
             out = torch.zeros_like(query)
             for token in range(4):
