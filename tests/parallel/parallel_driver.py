@@ -152,6 +152,7 @@ def main_jobs(jobs: list[dict[str, Any]]) -> None:
                     print(f"rank {distributed.rank()}: {result['error']}", file=sys.stderr, flush=True)
                     sys.exit(error.exit_code)
         name = "result.json" if distributed.is_main() else f"result-{distributed.rank()}.json"
+        Path(job["folder"]).mkdir(parents=True, exist_ok=True)
         (Path(job["folder"]) / name).write_text(json.dumps(result), encoding="utf-8")
 
 

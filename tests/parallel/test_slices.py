@@ -43,10 +43,12 @@ def test_the_host_is_refused_where_it_is_of_no_use() -> None:
         shape = Shape.of(ParallelConfig(offload=True, **axes), 2)
         with pytest.raises(ConfigError, match="expected shard, or shard and data, or one process"):
             check_offload(shape, 2, GPU)
+    check_offload(Shape.of(ParallelConfig(offload=True), 1), 1, GPU)
+
+
+def test_slices_need_the_group_that_a_training_run_makes(on_cpu: None) -> None:
     with pytest.raises(ConfigError, match="learning-rate test"):
-        check_offload(Shape.of(ParallelConfig(offload=True), 1), 1, GPU)
-    with alone(True):
-        check_offload(Shape.of(ParallelConfig(offload=True), 1), 1, GPU)
+        Parallel(toy_config(parallel={"offload": True}))
 
 
 def test_the_optimizer_must_work_on_slices(on_cpu: None) -> None:
