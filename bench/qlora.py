@@ -231,15 +231,9 @@ def main() -> None:
     import peft as library
     import transformers
 
-    settings = {
-        "bench": "qlora",
-        "size": arguments.size,
-        "rounds": arguments.rounds,
-        "steps": arguments.steps,
-        "activations": arguments.activations,
-    }
+    chosen = {key: getattr(arguments, key) for key in ("size", "rounds", "steps", "precision", "activations")}
     versions = {item.__name__: item.__version__ for item in (torch, transformers, library, bitsandbytes)}
-    print(json.dumps({**settings, **found, **versions}))
+    print(json.dumps({"bench": "qlora", **chosen, **found, **versions}))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 import safetensors
 import torch
@@ -27,7 +27,7 @@ from luyen.adapters.config import AdapterConfig
 from luyen.adapters.linear import AdaptedLinear, adapted
 from luyen.adapters.peft_names import VECTORS, Form, Keys, State, plain_name
 from luyen.adapters.preamble import final_vectors, preamble_of, put_vectors
-from luyen.adapters.quantized import quantized_maps
+from luyen.adapters.quantized import Kind, quantized_maps
 from luyen.adapters.quantized_load import load_quantized
 from luyen.core import config as configs
 from luyen.core import manifest, storage
@@ -212,6 +212,9 @@ def _manifest(folder: Path) -> dict[str, Any]:
     for key, kind in (("adapter", dict), ("base", dict), ("maps", dict)):
         if not isinstance(found.get(key, {}), kind):
             raise DamagedFile(folder / manifest.MANIFEST, f"says nothing usable of {key}")
+    told = found.get("base", {})
+    if any(not isinstance(told.get(key), str | None) for key in ("name", "path", "weights")):
+        raise DamagedFile(folder / manifest.MANIFEST, "says nothing usable of base")
     return found if found.get("kind") == "adapter" else {}
 
 
@@ -277,11 +280,11 @@ def _check_maps(model: nn.Module, folder: Path, maps: Mapping[str, Any], other_b
     for name, shape in maps.items():
         module = modules.get(name)
         here = None if module is None else [getattr(module, "out_features", None), getattr(module, "in_features", None)]
-        if here != list(shape):
+        if here != shape:
             raise ModelError(
                 f"the adapter {folder} is for another model: its map {name}",
                 found="no such map" if here is None else f"{here[0]} x {here[1]}",
-                expected=f"{shape[0]} x {shape[1]}",
+                expected=" x ".join(map(str, shape)) if isinstance(shape, list) else "such a map",
                 fix="Give the base that it was trained on.",
             )
     if other_base:
@@ -380,7 +383,7 @@ def open_base(base: str | Path, bits: Mapping[str, Any] | None, device: torch.de
 def quantization(folder: str | Path) -> dict[str, Any] | None:
     """How the base was held while an adapter was trained: kind and double; None in numbers, and where the adapter does not tell."""
     bits = _manifest(_folder(folder)).get("base", {}).get("quantized")
-    if bits is not None and (not isinstance(bits, dict) or set(bits) != {"kind", "double"}):
+    if bits is not None and (not isinstance(bits, dict) or bits.get("kind") not in get_args(Kind) or "double" not in bits):
         raise DamagedFile(_folder(folder) / manifest.MANIFEST, "says nothing usable of the base's bits")
     return bits
 

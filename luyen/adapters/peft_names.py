@@ -34,6 +34,7 @@ OWN_TYPE = "LUYEN_"
 """Begins the peft_type of a method that PEFT does not have; its tensors are named as the model's."""
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 """PEFT writes a tied head that is trained a second time."""
+MATRICES = ("lora_A", "lora_B")
 Keys = dict[str, Any]
 State = dict[str, Tensor]
 
@@ -77,6 +78,14 @@ IGNORED = frozenset(
 TASKS = (None, "CAUSAL_LM", "FEATURE_EXTRACTION")
 
 
+NUMBER = (int, float)
+TYPES: dict[str, tuple[type, ...]] = {
+    "alpha_pattern": (dict,), "deltaT": (int,), "feedforward_modules": (list, str), "init_r": (int,), "lora_alpha": NUMBER,
+    "lora_dropout": NUMBER, "num_virtual_tokens": (int,), "orth_reg_weight": NUMBER, "r": (int,), "rank_pattern": (dict,),
+    "target_modules": (list, str), "target_r": (int,),
+}  # fmt: skip
+
+
 def check_keys(keys: Keys, read: Iterable[str], ignored: Iterable[str], fixed: Mapping[str, tuple[object, ...]], source: str) -> None:
     """ModelError for the first key that is unknown or asks for what is not done here."""
     fixed = {"task_type": TASKS, **fixed}
@@ -87,6 +96,8 @@ def check_keys(keys: Keys, read: Iterable[str], ignored: Iterable[str], fixed: M
         known = {*read, *ignored, *IGNORED, *fixed}
         if key not in known:
             raise ModelError(f"{source}: unknown key {key!r}", found=repr(value), fix=nearest(key, known))
+        if value is not None and key in TYPES and not isinstance(value, TYPES[key]):
+            raise ModelError(f"{source}: {key}", found=repr(value), expected=" or ".join(kind.__name__ for kind in TYPES[key]))
 
 
 def plain_name(name: str) -> str:
@@ -110,7 +121,7 @@ def to_peft(state: Mapping[str, Tensor], maps: Mapping[str, nn.Module], form: Fo
 
 
 def from_peft(tensors: Mapping[str, Tensor], form: Form) -> State:
-    """Tensors by our names from those by PEFT's."""
+    """Tensors by our names from those by PEFT's. ModelError for a factor that is no matrix."""
     state: State = {}
     for name, tensor in tensors.items():
         plain = name.removeprefix(form.prefix).replace(".modules_to_save.", ".").replace(".base_layer.", ".")
@@ -118,6 +129,9 @@ def from_peft(tensors: Mapping[str, Tensor], form: Form) -> State:
             for ending in (f".{suffix}", f".{suffix}.weight"):
                 if plain.endswith(ending):
                     plain = f"{plain.removesuffix(ending)}.{own}"
+        if plain.rpartition(".")[2] in MATRICES and tensor.ndim != 2:
+            raise ModelError(f"tensor {name} of the adapter", found=f"shape {tuple(tensor.shape)}", expected="a matrix",
+                             fix="Save it again, gathered from all processes.")  # fmt: skip
         state[plain] = tensor.flatten() if plain.rpartition(".")[2] in form.flat else tensor
     if HEAD in state and EMBEDDING in state and torch.equal(state[HEAD], state[EMBEDDING]):
         del state[HEAD]

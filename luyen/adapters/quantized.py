@@ -37,7 +37,7 @@ BLOCK, SCALES_BLOCK = 64, 256
 """Weights that share a scale, and scales that share one of theirs."""
 CODED = ("codes", "scales", "scales_scales", "mean")
 """What a quantized map holds in the place of its weight."""
-PIECE = 1 << 22
+PIECE = 1 << 18
 """Weights that are quantized at once: bounds what that takes beside the map itself."""
 
 
@@ -62,7 +62,7 @@ class QuantizedLinear(nn.Module):
         self.bias = None if bias is None else nn.Parameter(bias.detach().clone(), requires_grad=bias.requires_grad)
         self.instead: Callable[[], Tensor] | None = None
         """Reads another weight in place of this one, for a comparison."""
-        self.error = 0.0 if weight_OI.is_meta else _relative_error(weight_OI, self.dense())
+        self.error = 0.0 if weight_OI.is_meta else self._relative_error(weight_OI)
         """How far the numbers are from those that were given: |W - W'| / |W|."""
         self.register_state_dict_post_hook(_leave_out)  # type: ignore[no-untyped-call]
         self.register_load_state_dict_pre_hook(_put_back)  # type: ignore[no-untyped-call]
@@ -84,6 +84,14 @@ class QuantizedLinear(nn.Module):
             scales, absmax=self.scales_scales.detach().view(torch.float32), blocksize=SCALES_BLOCK
         )
         return read.add_(self.mean.detach().view(torch.float32))
+
+    def _relative_error(self, weight_OI: Tensor) -> float:
+        off = size = 0.0
+        for piece, codes, scales in _pieces(weight_OI, self.codes.detach(), self.block_scales()):
+            read = _numbers(codes, scales, self.kind, torch.float32)[: piece.numel()]
+            size += float(torch.linalg.vector_norm(piece, dtype=torch.float32)) ** 2
+            off += float(torch.linalg.vector_norm(read.sub_(piece))) ** 2
+        return float((off / size) ** 0.5) if size else 0.0
 
     def nbytes(self) -> int:
         """What the weight takes."""
@@ -185,29 +193,35 @@ def _held(values: Tensor) -> nn.Parameter:
     return nn.Parameter(values.contiguous().view(torch.uint8), requires_grad=False)
 
 
-def _relative_error(weight_OI: Tensor, read_OI: Tensor) -> float:
-    """|W - W'| / |W| in the Frobenius norm."""
-    size = float(torch.linalg.vector_norm(weight_OI, dtype=torch.float32))
-    return float(torch.linalg.vector_norm(read_OI.sub_(weight_OI))) / size if size else 0.0
-
-
 def _quantized(weight_OI: Tensor, kind: Kind) -> tuple[Tensor, Tensor]:
-    """Codes, two to a byte below 8 bits, and the scale of each block. The last block is filled with zeros."""
+    """Codes, two to a byte below 8 bits, and the scale of each block. The last block is filled with zeros.
+
+    What stays is asked for before what is freed again: else small gaps in memory would add up to more than the model.
+    """
+    blocks, each = -(-weight_OI.numel() // BLOCK), BLOCK // (1 if kind == "int8" else 2)
+    codes, scales = weight_OI.new_empty(blocks * each, dtype=torch.uint8), weight_OI.new_empty(blocks, dtype=torch.float32)
     if weight_OI.is_meta:
-        blocks = -(-weight_OI.numel() // BLOCK)
-        codes = weight_OI.new_empty(blocks * BLOCK // (1 if kind == "int8" else 2), dtype=torch.uint8)
-        return codes, weight_OI.new_empty(blocks, dtype=torch.float32)
-    whole: list[Tensor] = []
-    scales: list[Tensor] = []
-    for piece in torch.split(weight_OI.flatten(), PIECE):
+        return codes, scales
+    for piece, codes_of, scales_of in _pieces(weight_OI, codes, scales):
         numbers = functional.pad(piece.float(), (0, -piece.numel() % BLOCK))
         if kind == "int8":
-            codes, state = _library().quantize_blockwise(numbers, code=_even_codes(numbers.device), blocksize=BLOCK)
+            found, state = _library().quantize_blockwise(numbers, code=_even_codes(numbers.device), blocksize=BLOCK)
         else:
-            codes, state = _library().quantize_4bit(numbers, blocksize=BLOCK, quant_type=kind)
-        whole.append(codes.flatten())
-        scales.append(state.absmax)
-    return torch.cat(whole), torch.cat(scales)
+            found, state = _library().quantize_4bit(numbers, blocksize=BLOCK, quant_type=kind)
+        codes_of.copy_(found.flatten())
+        scales_of.copy_(state.absmax)
+    return codes, scales
+
+
+def _pieces(weight_OI: Tensor, codes: Tensor, scales_K: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Weights in reading order, PIECE at a time, with their codes and scales."""
+    each = codes.numel() // scales_K.numel()
+    return zip(
+        torch.split(weight_OI.flatten(), PIECE),
+        torch.split(codes, PIECE // BLOCK * each),
+        torch.split(scales_K, PIECE // BLOCK),
+        strict=True,
+    )  # fmt: skip
 
 
 def _quantized_scales(scales_K: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -175,6 +175,9 @@ def test_damage_and_pickles_are_refused(base: Path) -> None:
         ({"task_type": "SEQ_CLS"}, "task_type is not supported"),
         ({"alpha_pattern": {"(": 3}}, "pattern '\\(' cannot be read"),
         ({"r": -1}, "rank"),
+        ({"r": "four"}, "r; found 'four'; expected int"),
+        ({"alpha_pattern": [1]}, "alpha_pattern; found"),
+        ({"lora_alpha": 0}, "alpha"),
     ],
 )
 def test_what_of_peft_is_not_done_here_is_named(changes: dict[str, Any], told: str, base: Path) -> None:
@@ -183,6 +186,24 @@ def test_what_of_peft_is_not_done_here_is_named(changes: dict[str, Any], told: s
     rewrite(folder / files.CONFIG, **changes)
     with pytest.raises(LuyenError, match=told):
         files.open_model(folder)
+
+
+@pytest.mark.parametrize("key", ["adapter", "base", "maps"])
+def test_a_damaged_manifest_is_told(key: str, base: Path) -> None:
+    folder, _ = saved(base, {})
+    rewrite(folder / manifest.MANIFEST, **{key: ["x"]})
+    with pytest.raises(DamagedFile, match=f"luyen.json.*nothing usable of {key}"):
+        files.open_model(folder)
+    rewrite(folder / manifest.MANIFEST, **{key: {"path": 3, "model.layers.0.self_attn.q_proj": 3}})
+    with pytest.raises(LuyenError):
+        files.open_model(folder)
+
+
+def test_a_stage_is_opened_by_its_adapter_unless_it_has_a_whole_model(base: Path, tmp_path: Path) -> None:
+    saved(base, {}, "stage/adapter")
+    assert files.is_adapter(tmp_path / "stage") and list(adapted(files.open_model(tmp_path / "stage")))
+    shutil.copytree(base, tmp_path / "stage" / "model")
+    assert not files.is_adapter(tmp_path / "stage") and not list(adapted(files.open_model(tmp_path / "stage")))
 
 
 def test_tensors_that_do_not_fit_the_config_are_named(base: Path) -> None:
@@ -194,6 +215,9 @@ def test_tensors_that_do_not_fit_the_config_are_named(base: Path) -> None:
     name = "base_model.model.model.layers.0.self_attn.q_proj.lora_B.weight"
     save_file({key: value for key, value in tensors.items() if key != name}, folder / files.WEIGHTS)
     with pytest.raises(ModelError, match=r"lacks tensor model.layers.0.self_attn.q_proj.lora_B"):
+        files.open_model(folder)
+    save_file({**tensors, name: tensors[name].flatten()}, folder / files.WEIGHTS)
+    with pytest.raises(ModelError, match=r"q_proj.lora_B.weight of the adapter; found shape \(128,\); expected a matrix"):
         files.open_model(folder)
     save_file({**tensors, "base_model.model.model.vision.weight": tensors[name].clone()}, folder / files.WEIGHTS)
     with pytest.raises(LuyenError, match=r"model.vision.weight"):

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from luyen.adapters import files
 from luyen.adapters.linear import adapted
 from luyen.adapters.many import ManyLinear, carried, carry, drop, using
+from luyen.adapters.quantized_load import load_quantized
 from luyen.core.errors import ModelError
 from luyen.inference.config import SamplingConfig
 from luyen.inference.generate import generate, stream
@@ -86,6 +87,18 @@ def test_the_choice_follows_prompts_that_are_sorted_split_and_end_early(many: Tr
             assert generate(many, prompts, sampling, ends, max_rows=rows) == wanted
     with using(many, ["pissa"]):
         assert list(stream(many, prompts[-1], sampling)) == expected[-1]
+
+
+def test_the_base_may_be_held_in_few_bits(folder: Path, tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes")
+    model = load_quantized(folder / "base", "nf4")
+    for name in ("lora", "dora"):
+        carry(model, name, folder / name)
+    with using(model, ["dora", None, "lora"]):
+        found = toys.logits(model)
+    plain = load_quantized(folder / "base", "nf4")
+    files.load_into(plain, folder / "dora")
+    torch.testing.assert_close(found[:, : toys.LENGTHS[0]], toys.logits(plain)[:, : toys.LENGTHS[0]], rtol=1e-4, atol=1e-4)
 
 
 def counted(model: nn.Module, work: Callable[[], object]) -> int:
