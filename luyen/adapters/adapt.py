@@ -19,6 +19,7 @@ from luyen.adapters.lora import lora
 from luyen.adapters.preamble import preamble_of
 from luyen.adapters.prefix import prefix
 from luyen.adapters.prompt import p_tuning, prompt
+from luyen.adapters.quantized import dequantize
 from luyen.adapters.selective import selective
 from luyen.adapters.targets import whole_parameters
 from luyen.core.errors import ConfigError, ModelError
@@ -73,6 +74,7 @@ def merge_in_place(model: nn.Module) -> None:
         raise ModelError(f"{preamble} learned positions cannot be merged into weights", fix="Keep the adapter beside the model.")
     plain = {name: _plain(*module.merged()) for name, module in adapted(model)}
     replace_each(model, list(plain), lambda name, _: plain[name])
+    dequantize(model)
     model.requires_grad_(True)
 
 

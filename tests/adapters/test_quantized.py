@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from luyen.adapters import quantized
-from luyen.adapters.adapt import adapt
+from luyen.adapters.adapt import adapt, merge_in_place
 from luyen.adapters.linear import Compressed, adapted
 from luyen.adapters.quantization_error import quantization_error
 from luyen.adapters.quantized import QuantizedLinear, count_weights, dequantize, quantize, quantized_maps
@@ -301,3 +301,14 @@ def test_without_bitsandbytes_the_error_names_the_extra(monkeypatch: pytest.Monk
     with pytest.raises(ConfigError, match=r"quantize; found .*bitsandbytes is not installed\. Type: pip install \"\.\[qlora\]\""):
         QuantizedLinear(weights(4, 4))
     quantized._library.cache_clear()
+
+
+def test_merging_leaves_no_map_in_codes() -> None:
+    made = toys.model()
+    quantize(made)
+    adapt(made, toys.config(rank=4, targets=["q_proj"]))
+    toys.shake(made)
+    expected = toys.logits(made)
+    merge_in_place(made)
+    assert not list(quantized_maps(made)) and all(parameter.requires_grad for parameter in made.parameters())
+    torch.testing.assert_close(toys.logits(made), expected, rtol=1e-4, atol=1e-4)
