@@ -59,12 +59,14 @@ class Stored:
         files = [hf.WEIGHTS]
         if not (folder / hf.WEIGHTS).is_file() and (folder / hf.INDEX).is_file():
             files = sorted(set(json.loads((folder / hf.INDEX).read_text(encoding="utf-8"))["weight_map"].values()))
-        self.files: dict[str, str] = {}
+        in_model = hf.family_of(folder).in_model
+        self.places: dict[str, tuple[str, str]] = {}
+        """Our name -> file, and name in it."""
         shapes: dict[str, tuple[int, ...]] = {}
         for file in files:
             with self._open(file) as held:
                 for name in held.keys():  # noqa: SIM118 (not a dict)
-                    self.files[name], shapes[name] = file, tuple(held.get_slice(name).get_shape())
+                    self.places[in_model(name)], shapes[in_model(name)] = (file, name), tuple(held.get_slice(name).get_shape())
         expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
         for name, shape in expected.items():
             if shapes.get(name) != shape:
@@ -80,8 +82,9 @@ class Stored:
 
     def read(self, name: str) -> Tensor:
         """One tensor as it is stored, on the CPU; it may be the file itself, so nothing may be written into it."""
-        with self._open(self.files[name]) as held:
-            tensor: Tensor = held.get_tensor(name)
+        file, stored = self.places[name]
+        with self._open(file) as held:
+            tensor: Tensor = held.get_tensor(stored)
             return tensor
 
     def _open(self, file: str) -> Any:

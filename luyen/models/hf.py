@@ -113,6 +113,11 @@ def read_config(folder: Path) -> TransformerConfig:
     return _described(folder)[1]
 
 
+def family_of(folder: Path) -> Family:
+    """The family that a folder's config names, which knows the names in its files. ModelError as `read_config`."""
+    return _described(folder)[0]
+
+
 def _described(folder: Path) -> tuple[Family, TransformerConfig]:
     path = Path(folder) / "config.json"
     try:

@@ -14,7 +14,7 @@ from luyen.adapters.adapt import adapt, trained
 from luyen.adapters.config import LOW_RANK
 from luyen.adapters.preamble import start_at
 from luyen.adapters.quantization_error import quantization_error
-from luyen.adapters.quantized import quantize
+from luyen.adapters.quantized import count_weights, quantize
 from luyen.algorithms.penalised import Penalised
 from luyen.core import config as configs
 from luyen.core import distributed, manifest, progress
@@ -52,7 +52,7 @@ def tuned_model(config: TuningConfig, folder: str, tokenizer: Tokenizer, stage: 
     else:
         _go_on(model, config, stage.model(config.start), files.weights_digest(folder))
     if config.adapter.method != "full":
-        count, whole = sum(group.count for group in trained(model)), sum(parameter.numel() for parameter in model.parameters())
+        count, whole = sum(group.count for group in trained(model)), count_weights(model)
         stage.metrics["trained"] = count
         progress.say(f"  {config.adapter.method}: {count:,} of {whole:,} weights are trained ({count / whole:.2%})")
     return model

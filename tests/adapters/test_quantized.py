@@ -20,6 +20,7 @@ from luyen.adapters.targets import linear_maps
 from luyen.core.errors import ConfigError, ModelError
 from luyen.engine import states
 from luyen.models import hf
+from luyen.models.config import ExpertsConfig, VariantConfig
 
 library: Any = pytest.importorskip("bitsandbytes").functional
 KINDS = ("nf4", "fp4", "int8")
@@ -312,3 +313,16 @@ def test_merging_leaves_no_map_in_codes() -> None:
     merge_in_place(made)
     assert not list(quantized_maps(made)) and all(parameter.requires_grad for parameter in made.parameters())
     torch.testing.assert_close(toys.logits(made), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_mixture_is_read_by_its_familys_names(tmp_path: Path) -> None:
+    """Mixtral's files call an expert's maps w1, w2 and w3."""
+    experts = ExpertsConfig(count=4, per_token=2)
+    made = toys.model(variant=VariantConfig(experts=experts))
+    hf.save(made, tmp_path)
+    assert "w1" in (tmp_path / "model.safetensors").read_bytes()[:20000].decode("latin-1")
+    quantize(made)
+    read = load_quantized(tmp_path)
+    torch.testing.assert_close(toys.logits(read), toys.logits(made), rtol=0, atol=0)
+    names = {name for name, _ in quantized_maps(read)}
+    assert "model.layers.0.mlp.experts.3.up_proj" in names and not any(name.endswith("gate") for name in names)
