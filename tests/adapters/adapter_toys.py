@@ -21,7 +21,7 @@ LENGTHS = (50, 30, 20)
 def model(seed: int = 0, **changes: Any) -> Transformer:
     """Random weights, large enough that every part of the model matters."""
     torch.manual_seed(seed)
-    made = Transformer(SIZE.model_copy(update=changes))
+    made = Transformer(TransformerConfig(**{**SIZE.model_dump(), **changes}))
     with torch.no_grad():
         for parameter in made.parameters():
             parameter.normal_(1.0 if parameter.ndim == 1 else 0.0, 0.2)
