@@ -63,7 +63,7 @@ def test_every_way_has_what_it_learned_what_it_forgot_and_what_it_cost(tmp_path:
     rows, notes = shown(write_run(tmp_path / "run"))
     assert list(rows) == list(WAYS)
     plain = [cell.replace("\xa0", " ") for cell in rows["lora"]]
-    assert plain[1:] == ["50", "–", "87.0 %", "-20.0 points", "+0.050", "500 MB", "35.0 s"]
+    assert plain[1:] == ["50", "–", "87.0 %", "-20.0 points", "+0.050", "500 MB", "35 s"]
     assert rows["full"][4] == "-50.0 points" and rows["mixed"][4] == "-1.0 points"
     assert notes[0].replace("\xa0", " ") == "Best on the task, within 5 points of 90.0 %: full, mixed and lora."
     assert "fewest trained weights: lora (50); least forgotten text: lora (0.050 bits per byte); shortest: lora" in notes[1]
