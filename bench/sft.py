@@ -1,6 +1,6 @@
 """LoRA fine-tuning samples/s against TRL's SFTTrainer with PEFT on the same rows, and the peak memory of both.
 
-    python bench/sft.py [--size 60m] [--rounds 5] [--passes 1] [--variants lora,full] [--precision bf16] [--memory]
+    python bench/sft.py [--size 60m] [--rounds 5] [--passes 1] [--variants lora,qlora,full] [--precision bf16] [--memory]
 
 Same weights, same 48 rows in the same batches of 8, loss on the answers alone, rank 16 on all seven linear maps, alpha 32, fused AdamW,
 clip 1.0, 2 threads. The rows are random tokens with the lengths of instruction data: 209 tokens on average and 512 at most, of which the
@@ -55,6 +55,7 @@ def luyen(folder: Path, scratch: Path, method: str, precision: str) -> Variant:
     """Our loop, as `luyen sft` runs it."""
     from luyen.adapters.adapt import adapt
     from luyen.adapters.config import AdapterConfig
+    from luyen.adapters.quantized_load import load_quantized
     from luyen.algorithms.sft import SFT
     from luyen.core.config import load
     from luyen.data.loader import Batch, collate
@@ -79,9 +80,9 @@ def luyen(folder: Path, scratch: Path, method: str, precision: str) -> Variant:
                 for start in range(0, ROWS, BATCH):
                     yield collate(samples[start : start + BATCH]), {}
 
-    model = hf.load(folder)
+    model = load_quantized(folder) if method == "qlora" else hf.load(folder)
     torch.manual_seed(1)
-    adapt(model, AdapterConfig(method=method, rank=RANK, alpha=ALPHA))
+    adapt(model, AdapterConfig(method="full" if method == "full" else "lora", rank=RANK, alpha=ALPHA))
     algorithm = SFT(model, Stream())  # type: ignore[arg-type]
     values = {
         "steps": 1_000_000, "device": "cpu", "precision": precision, "schedule": {"name": "constant", "warmup_steps": 0},
@@ -115,7 +116,7 @@ def trl(folder: Path, scratch: Path, method: str, precision: str) -> Variant:
     from peft import LoraConfig
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
-    from transformers import LlamaForCausalLM, PreTrainedTokenizerFast, TrainerCallback
+    from transformers import BitsAndBytesConfig, LlamaForCausalLM, PreTrainedTokenizerFast, TrainerCallback
     from trl import SFTConfig, SFTTrainer
 
     transformers.logging.set_verbosity_error()
@@ -144,8 +145,11 @@ def trl(folder: Path, scratch: Path, method: str, precision: str) -> Variant:
         )  # fmt: skip
         return SFTTrainer(model=model, args=settings, train_dataset=data, processing_class=tokenizer, callbacks=[clock])
 
-    model: Any = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    if method == "lora":
+    few_bits = {"quantization_config": BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=torch.float32
+    )} if method == "qlora" else {}  # fmt: skip
+    model: Any = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32, **few_bits)
+    if method != "full":
         from peft import get_peft_model
 
         targets = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -258,7 +262,7 @@ def main() -> None:
     parser.add_argument("--size", default="60m")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--passes", type=int, default=1, help="timed passes over the rows in a round")
-    parser.add_argument("--variants", default="lora", help="lora, full or both")
+    parser.add_argument("--variants", default="lora", help="of lora, qlora (NF4 with double quantization) and full")
     parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16"])
     parser.add_argument("--memory", action="store_true", help="peak memory instead of speed")
     parser.add_argument("--alone", help=argparse.SUPPRESS)
