@@ -350,7 +350,7 @@ def _memory(training: Training, layout: Layout, model: TransformerConfig, parts:
     layers = (parts.attention + parts.feed_forward) / layout.tensor + parts.norms
     held = layers + tables
     kept = (tables if training.offload else held) / layout.shard
-    copies = 2 * (held + own) if training.half else 0.0
+    copies = 2 * (held * (adapter.frozen_bytes > 2) + own) if training.half else 0.0  # what lies there in half needs none
     if layout.shard > 1 or training.offload:
         layer, gathered = layers / model.num_layers, min(LAYERS_GATHERED, model.num_layers)
         if training.half and layout.pipeline == 1:  # gathered in half, with a gradient in half that is summed in fp32; the head's copy

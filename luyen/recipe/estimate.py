@@ -15,6 +15,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from luyen.adapters import files
 from luyen.adapters.count import trained_weights
 from luyen.core import distributed
@@ -117,7 +119,9 @@ def training_rate(train: TrainConfig, estimate: Estimate) -> Speed:
 def of_stage(config: PretrainConfig | SFTConfig, model: TransformerConfig, train: TrainConfig | None = None) -> Estimate:
     """The estimate of a training stage without its evaluations; `train` in place of its own section."""
     length = row_length(config.batch, model.context_length - config.adapter.preamble)
-    return estimate_training(model, train or config.train, config.batch.rows, length, targets_share(config), adapter_cost(config, model))
+    loop = train or config.train
+    half = pick_dtype(loop.precision, pick_device(loop.device)) != torch.float32
+    return estimate_training(model, loop, config.batch.rows, length, targets_share(config), adapter_cost(config, model, half))
 
 
 def targets_share(config: PretrainConfig | SFTConfig) -> float:
@@ -125,11 +129,14 @@ def targets_share(config: PretrainConfig | SFTConfig) -> float:
     return ANSWER_SHARE if isinstance(config, SFTConfig) else 1.0
 
 
-def adapter_cost(config: TuningConfig, model: TransformerConfig) -> AdapterCost | None:
-    """What is trained in place of the model's weights; None where they are."""
-    if config.adapter.method == "full":
+def adapter_cost(config: TuningConfig, model: TransformerConfig, half: bool) -> AdapterCost | None:
+    """What is trained in place of the model's weights; None where they are. What is frozen is held in the type of the products."""
+    method = config.adapter.method
+    if method == "full":
         return None
-    return AdapterCost(trained_weights(model, config.adapter), FROZEN_BYTES[config.quantize])
+    held = 2.0 if half and method not in ("selective", "esft") and not config.adapter.also else 4.0
+    frozen = held if config.quantize == "none" else FROZEN_BYTES[config.quantize]
+    return AdapterCost(trained_weights(model, config.adapter), frozen)
 
 
 def counts_gpu(train: TrainConfig) -> bool:

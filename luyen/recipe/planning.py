@@ -274,7 +274,7 @@ def _training(stage: StagePlan, outlook: Outlook, assumptions: Assumptions) -> T
     batch = Batch(config.batch.rows, train.accumulation, length)
     training = Training(
         model, batch, train.optimizer, train.activations, train.precision != "fp32", train.parallel.offload,
-        adapter=adapter_cost(config, model),
+        adapter=adapter_cost(config, model, train.precision != "fp32"),
     )  # fmt: skip
     samples = _samples(config, model)
     training = replace(training, gpu=True, cached=samples.rows * samples.tokens if samples else 0)

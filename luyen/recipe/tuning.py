@@ -18,6 +18,7 @@ from luyen.adapters.quantized import count_weights, quantize
 from luyen.algorithms.penalised import Penalised
 from luyen.core import config as configs
 from luyen.core import distributed, manifest, progress
+from luyen.core.device import pick_device, pick_dtype
 from luyen.core.errors import ConfigError
 from luyen.core.random_state import seed_everything
 from luyen.core.seed import derive
@@ -38,12 +39,12 @@ TEXT = (
 """What the error of a base in few bits is measured on."""
 
 
-def tuned_model(config: TuningConfig, folder: str, tokenizer: Tokenizer, stage: Stage) -> Transformer:
+def tuned_model(config: TuningConfig, train: TrainConfig, folder: str, tokenizer: Tokenizer, stage: Stage) -> Transformer:
     """The model of a folder as it will be trained: frozen, in few bits and with an adapter, where the config says so.
 
     An adapter's folder in the place of a model is merged into its base first. What is trained is counted and said.
     """
-    model = _frozen_or_whole(config, folder, tokenizer)
+    model = _frozen_or_whole(config, frozen_dtype(config, train), folder, tokenizer)
     if config.start is None:
         seed_everything(derive(stage.seed, "adapter"))
         adapt(model, config.adapter)
@@ -58,11 +59,21 @@ def tuned_model(config: TuningConfig, folder: str, tokenizer: Tokenizer, stage: 
     return model
 
 
-def _frozen_or_whole(config: TuningConfig, folder: str, tokenizer: Tokenizer) -> Transformer:
+def frozen_dtype(config: TuningConfig, train: TrainConfig) -> torch.dtype:
+    """Type of the weights that no step changes: that of the products, in which nobody needs them more exactly. What is trained is fp32.
+
+    Where `also` trains some of them all stay fp32, so that no layer meets two types.
+    """
+    if config.adapter.method in ("full", "selective", "esft") or config.adapter.also:
+        return torch.float32
+    return pick_dtype(train.precision, pick_device(train.device))
+
+
+def _frozen_or_whole(config: TuningConfig, dtype: torch.dtype, folder: str, tokenizer: Tokenizer) -> Transformer:
     """The plain model of a folder, in few bits where the config says so; how far that is from the model is said."""
     device, merged, kind = distributed.weights_of_main(), files.is_adapter(folder), config.quantize
     bits = None if kind == "none" or merged else {"kind": kind, "double": True}
-    model = files.open_base(folder, bits, device, torch.float32)
+    model = files.open_base(folder, bits, device, dtype)
     if merged:
         progress.say(f"  the adapter of {folder} is merged into its base before training goes on")
     if kind == "none":

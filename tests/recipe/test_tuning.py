@@ -20,6 +20,7 @@ from luyen.core.errors import ConfigError, Interrupted, ModelError  # noqa: E402
 from luyen.models import hf  # noqa: E402
 from luyen.models.config import TransformerConfig  # noqa: E402
 from luyen.models.transformer import Transformer  # noqa: E402
+from luyen.recipe import training  # noqa: E402
 from luyen.recipe.configs import PretrainConfig, SFTConfig  # noqa: E402
 from luyen.tokenizer.load import Tokenizer  # noqa: E402
 from luyen.tokenizer.train import TokenizerConfig, train  # noqa: E402
@@ -82,6 +83,25 @@ def test_every_method_trains_and_its_result_opens_as_a_model(method: str, base: 
     metrics = facts(stage)["metrics"]
     assert 0 < metrics["trained"] < metrics["parameters"]
     assert Tokenizer.load(files.locate_tokenizer(stage)).has_template
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_what_is_frozen_lies_in_half_where_products_are(method: str, base: Path, data: Path, tmp_path: Path) -> None:
+    seen: list[dict[str, torch.dtype]] = []
+    fit = training.fit
+
+    def watched(algorithm: Any, *given: Any, **named: Any) -> Any:
+        seen.append({name: parameter.dtype for name, parameter in algorithm.model.named_parameters() if parameter.requires_grad})
+        seen.append({name: parameter.dtype for name, parameter in algorithm.model.named_parameters() if not parameter.requires_grad})
+        return fit(algorithm, *given, **named)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(training, "fit", watched)
+        stage = sft(tmp_path / "run", base, data, f"adapter.method={method}", *METHODS[method], "train.precision=bf16", "prompts=[Hello]")
+    trained, frozen = seen
+    assert set(trained.values()) == {torch.float32}
+    assert set(frozen.values()) == {torch.float32 if method == "selective" else torch.bfloat16}
+    assert files.open_model(stage).head_weight.dtype == torch.float32
 
 
 def test_an_interrupted_stage_ends_in_the_same_bits(base: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

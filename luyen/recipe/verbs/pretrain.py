@@ -30,7 +30,7 @@ def run(config: PretrainConfig, stage: Stage) -> None:
     """Train from nothing or from a base; the result is the stage's `model` folder, or with an adapter its `adapter` folder."""
     base = None if config.base is None else stage.model(config.base)
     tokenizer = Tokenizer.load(stage.tokenizer(config.tokenizer) if config.tokenizer is not None else locate_tokenizer(str(base)))
-    model = _new(config, tokenizer, stage) if base is None else tuned_model(config, base, tokenizer, stage)
+    model = _new(config, tokenizer, stage) if base is None else tuned_model(config, config.train, base, tokenizer, stage)
     size = model.config
     length = row_length(config.batch, room_of(model))
     progress.say(f"  rows of {length:,} tokens")

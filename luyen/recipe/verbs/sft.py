@@ -34,7 +34,7 @@ def run(config: SFTConfig, stage: Stage) -> None:
     """Fine-tune on the answers; the result is the stage's `model` folder, or with an adapter its `adapter` folder."""
     folder = stage.model(config.model)
     tokenizer = Tokenizer.load(locate_tokenizer(folder)).with_template(config.template)
-    model = tuned_model(config, folder, tokenizer, stage)
+    model = tuned_model(config, config.train, folder, tokenizer, stage)
     length = row_length(config.batch, room_of(model))
     progress.say(f"  rows of {length:,} tokens")
     mixture = _mixture(config, stage, tokenizer, length)
