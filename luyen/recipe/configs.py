@@ -91,6 +91,8 @@ class TuningConfig(Config):
                 raise ValueError(
                     f"train.parallel.{key}={whole[key]} splits layers, which adapters do not know; with them data and shard go"
                 )
+            if method == "compacter" and parallel.shard > 1:
+                raise ValueError(f"train.parallel.shard={parallel.shard} slices factors that all layers of compacter share; take data")
             if self.quantize != "none" and parallel.shard > 1:
                 raise ValueError(
                     f"train.parallel.shard={parallel.shard} slices numbers, and quantize={self.quantize} holds none; take data"

@@ -80,6 +80,8 @@ def _frozen_or_whole(config: TuningConfig, dtype: torch.dtype, folder: str, toke
         return model
     if merged:
         quantize(model, kind)
+    if not distributed.is_main():
+        return model
     tokens = torch.tensor([tokenizer.encode(TEXT)[: model.config.context_length]])
     for line in quantization_error(model, None if merged else folder, tokens).lines():
         progress.say(f"  {line}")

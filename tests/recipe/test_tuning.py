@@ -181,6 +181,7 @@ def test_the_error_of_few_bits_is_told(base: Path, data: Path, tmp_path: Path, s
         (SFTConfig, ["start=x"], "adapter.method=full has none"),
         (SFTConfig, ["adapter.method=lora", "train.parallel.tensor=2"], "train.parallel.tensor=2 splits layers"),
         (SFTConfig, ["adapter.method=lora", "quantize=nf4", "train.parallel.shard=2"], "train.parallel.shard=2 slices numbers"),
+        (SFTConfig, ["adapter.method=compacter", "train.parallel.shard=2"], "train.parallel.shard=2 slices factors that all layers"),
         (SFTConfig, ["adapter.method=lorra"], "adapter.method"),
         (PretrainConfig, [], "give a tokenizer for a new model, or a base model"),
         (PretrainConfig, ["tokenizer=t", "adapter.method=lora"], "without base=MODEL it is a new one"),
