@@ -63,6 +63,21 @@ PRESETS: dict[str, Size] = {
     "olmoe-1b-7b": Size(2048, 16, 16, 16, 1024, 4096, False, OLMOE),  # arXiv:2409.02060
 }
 
+PUBLISHED: dict[str, tuple[str, int]] = {
+    "meta-llama/Llama-2-7b-hf": ("llama-2-7b", 32000),
+    "meta-llama/Llama-2-13b-hf": ("llama-2-13b", 32000),
+    "meta-llama/Llama-2-70b-hf": ("llama-2-70b", 32000),
+    "meta-llama/Llama-3.1-8B": ("llama-3.1-8b", 128256),
+    "meta-llama/Llama-3.2-1B": ("llama-3.2-1b", 128256),
+    "mistralai/Mistral-7B-v0.1": ("mistral-7b", 32000),
+    "Qwen/Qwen2.5-0.5B": ("qwen2.5-0.5b", 151936),
+    "Qwen/Qwen2.5-7B": ("qwen2.5-7b", 152064),
+    "Qwen/Qwen3-0.6B": ("qwen3-0.6b", 151936),
+    "mistralai/Mixtral-8x7B-v0.1": ("mixtral-8x7b", 32000),
+    "allenai/OLMoE-1B-7B-0924": ("olmoe-1b-7b", 50304),
+}
+"""Hub name -> preset and vocabulary, so that a model that is not on this machine can be planned; a run reads its own config."""
+
 
 def preset(name: str, vocab_size: int, **changes: Any) -> TransformerConfig:
     """The config of a named size for a vocabulary; `changes` replace single fields, also inside a `variant` that is given as a mapping.

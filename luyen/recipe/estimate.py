@@ -43,7 +43,7 @@ from luyen.engine.estimate import (
 from luyen.engine.pace import measure_pace
 from luyen.models import hf
 from luyen.models.config import TransformerConfig
-from luyen.models.presets import count_parameters
+from luyen.models.presets import PUBLISHED, count_parameters, preset
 from luyen.recipe.configs import (
     CurateVerbConfig,
     EvaluateConfig,
@@ -359,6 +359,8 @@ class Outlook:
         folder = model_in(value)
         if folder is not None and files.is_adapter(folder):
             folder = files.base_of(folder)
+        if folder is None and value in PUBLISHED:
+            return preset(*PUBLISHED[value])
         return None if folder is None else hf.read_config(folder)
 
     def _vocabulary(self, name: str) -> int:
