@@ -13,6 +13,7 @@ from luyen.adapters.bottleneck import bottleneck
 from luyen.adapters.compacter import compacter
 from luyen.adapters.config import AdapterConfig
 from luyen.adapters.dora import dora
+from luyen.adapters.esft import esft
 from luyen.adapters.ia3 import ia3
 from luyen.adapters.linear import adapted, replace_each
 from luyen.adapters.lora import lora
@@ -30,6 +31,7 @@ METHODS: dict[str, Callable[[nn.Module, AdapterConfig], None]] = {
     "bottleneck": bottleneck,
     "compacter": compacter,
     "dora": dora,
+    "esft": esft,
     "ia3": ia3,
     "lora": lora,
     "p-tuning": p_tuning,

@@ -85,8 +85,8 @@ class ExpertChoiceConfig(Config):
 
     by: Literal["gate", "tokens"] = "tokens"
     """What an expert's share is measured by: its gate's scores, or the tokens that it gets."""
-    share: float = Field(default=0.2, gt=0, le=1)
-    """Experts of a layer are chosen, the largest first, until their shares on the data add up to this."""
+    share: float = Field(default=0, ge=0, le=1)
+    """Experts of a layer are chosen, the largest first, until their shares on the data add up to this. 0: 0.1 by gate, 0.2 by tokens."""
     samples: PositiveInt = 32
     """Rows of the data that are measured."""
     router: bool = False

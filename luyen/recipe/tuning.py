@@ -12,6 +12,7 @@ from luyen.adapters import files
 from luyen.adapters.adalora import after_update, penalty
 from luyen.adapters.adapt import adapt, trained
 from luyen.adapters.config import LOW_RANK
+from luyen.adapters.esft import Choice, choose_experts, mark, mixtures
 from luyen.adapters.preamble import start_at
 from luyen.adapters.quantization_error import quantization_error
 from luyen.adapters.quantized import count_weights, quantize
@@ -22,8 +23,10 @@ from luyen.core.device import pick_device, pick_dtype
 from luyen.core.errors import ConfigError
 from luyen.core.random_state import seed_everything
 from luyen.core.seed import derive
+from luyen.data.loader import PackedStream, collate
 from luyen.engine.algorithm import Algorithm, Hooks
 from luyen.engine.config import TrainConfig
+from luyen.models.attention import Layout
 from luyen.models.transformer import Transformer
 from luyen.recipe.configs import TuningConfig
 from luyen.recipe.environment import versions
@@ -45,6 +48,9 @@ def tuned_model(config: TuningConfig, train: TrainConfig, folder: str, tokenizer
     An adapter's folder in the place of a model is merged into its base first. What is trained is counted and said.
     """
     model = _frozen_or_whole(config, frozen_dtype(config, train), folder, tokenizer)
+    if config.start is None and config.adapter.method == "esft":
+        mixtures(model)  # which of them are trained the data says: specialise
+        return model
     if config.start is None:
         seed_everything(derive(stage.seed, "adapter"))
         adapt(model, config.adapter)
@@ -53,10 +59,43 @@ def tuned_model(config: TuningConfig, train: TrainConfig, folder: str, tokenizer
     else:
         _go_on(model, config, stage.model(config.start), files.weights_digest(folder))
     if config.adapter.method != "full":
-        count, whole = sum(group.count for group in trained(model)), count_weights(model)
-        stage.metrics["trained"] = count
-        progress.say(f"  {config.adapter.method}: {count:,} of {whole:,} weights are trained ({count / whole:.2%})")
+        _count(config, model, stage)
     return model
+
+
+def _count(config: TuningConfig, model: Transformer, stage: Stage) -> None:
+    count, whole = sum(group.count for group in trained(model)), count_weights(model)
+    stage.metrics["trained"] = count
+    progress.say(f"  {config.adapter.method}: {count:,} of {whole:,} weights are trained ({count / whole:.2%})")
+
+
+def specialise(config: TuningConfig, train: TrainConfig, model: Transformer, stream: PackedStream, stage: Stage) -> None:
+    """For `esft` choose the experts that the first rows of the data go to, say them, and train those alone; nothing for other methods.
+
+    Measured on the base, so a run that is resumed chooses the same; one that goes on from an adapter keeps that one's experts.
+    """
+    if config.adapter.method != "esft" or config.start is not None:
+        return
+    choice: Choice = distributed.told_by_main(_measured(config, train, model, stream) if distributed.is_main() else None)
+    stage.metrics["experts"] = {name: {str(number): share for number, share in chosen.items()} for name, chosen in choice.items()}
+    for name, chosen in choice.items():
+        told = ", ".join(f"{number} ({share:.1%})" for number, share in chosen.items())
+        progress.say(f"  {name}: experts {told} are trained")
+    mark(model, choice)
+    adapt(model, config.adapter)
+    _count(config, model, stage)
+
+
+def _measured(config: TuningConfig, train: TrainConfig, model: Transformer, stream: PackedStream) -> Choice:
+    device, home, rows = pick_device(train.device), next(model.parameters()).device, config.adapter.experts.samples
+    indices = stream.plan(0)[:rows]
+    batches = (collate([stream.samples[index] for index in row]).to(device) for row in indices)
+    model.to(device)
+    choice = choose_experts(
+        model, ((batch.tokens_T[None], Layout.packed(batch.lengths, device)) for batch in batches), config.adapter.experts
+    )
+    model.to(home)
+    return choice
 
 
 def frozen_dtype(config: TuningConfig, train: TrainConfig) -> torch.dtype:

@@ -22,7 +22,7 @@ from luyen.recipe.estimate import of_stage
 from luyen.recipe.sizes import model_config, row_length
 from luyen.recipe.stage import Stage
 from luyen.recipe.training import continue_texts, heldout_hook, some_text, train_stage, write_model
-from luyen.recipe.tuning import tuned_model, with_allocation, with_rates, write_tuned
+from luyen.recipe.tuning import specialise, tuned_model, with_allocation, with_rates, write_tuned
 from luyen.tokenizer.load import Tokenizer
 
 
@@ -44,6 +44,8 @@ def run(config: PretrainConfig, stage: Stage) -> None:
     )
     stage.metrics.update(parameters=count_parameters(size), model=configs.dump(size), row_length=length)
     stage.metrics.update(data=account.as_dict(), read=texts.account)
+    if base is not None:
+        specialise(config, config.train, model, stream, stage)
     algorithm, hooks = with_allocation(config, Pretrain(model, stream), hooks)
     result = train_stage(algorithm, with_rates(config, config.train), stage, hooks, of_stage(config, size))
     stage.metrics["epochs"] = round(result.tokens / max(account.tokens, 1), 2)

@@ -23,7 +23,7 @@ from luyen.recipe.estimate import of_stage
 from luyen.recipe.sizes import row_length
 from luyen.recipe.stage import Stage
 from luyen.recipe.training import answer_questions, heldout_hook, some_text, train_stage
-from luyen.recipe.tuning import tuned_model, with_allocation, with_rates, write_tuned
+from luyen.recipe.tuning import specialise, tuned_model, with_allocation, with_rates, write_tuned
 from luyen.tokenizer.load import Tokenizer
 
 LOST_IS_MUCH = 0.05
@@ -46,6 +46,7 @@ def run(config: SFTConfig, stage: Stage) -> None:
     )
     stage.metrics.update(parameters=count_parameters(model.config), row_length=length)
     sources = mixture.names if len(mixture.names) > 1 else []
+    specialise(config, config.train, model, stream, stage)
     algorithm, hooks = with_allocation(config, SFT(model, stream, sources), hooks)
     result = train_stage(algorithm, with_rates(config, config.train), stage, hooks, of_stage(config, model.config))
     lineage = {"algorithm": "sft", "base": Path(folder).name, "tokens": result.tokens, "targets": result.targets, "seed": stage.seed}
