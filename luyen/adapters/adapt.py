@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from torch import Tensor, nn
+from torch import nn
 
 from luyen.adapters.adalora import adalora
 from luyen.adapters.bitfit import bitfit
@@ -15,7 +15,7 @@ from luyen.adapters.config import AdapterConfig
 from luyen.adapters.dora import dora
 from luyen.adapters.esft import esft
 from luyen.adapters.ia3 import ia3
-from luyen.adapters.linear import adapted, replace_each
+from luyen.adapters.linear import AdaptedLinear, adapted, replace_each
 from luyen.adapters.lora import lora
 from luyen.adapters.preamble import preamble_of
 from luyen.adapters.prefix import prefix
@@ -24,6 +24,7 @@ from luyen.adapters.quantized import dequantize
 from luyen.adapters.selective import selective
 from luyen.adapters.targets import whole_parameters
 from luyen.core.errors import ConfigError, ModelError
+from luyen.models.moe import Router
 
 METHODS: dict[str, Callable[[nn.Module, AdapterConfig], None]] = {
     "adalora": adalora,
@@ -74,13 +75,17 @@ def merge_in_place(model: nn.Module) -> None:
     """
     if preamble := preamble_of(model):
         raise ModelError(f"{preamble} learned positions cannot be merged into weights", fix="Keep the adapter beside the model.")
-    plain = {name: _plain(*module.merged()) for name, module in adapted(model)}
+    plain = {name: _plain(module) for name, module in adapted(model)}
     replace_each(model, list(plain), lambda name, _: plain[name])
     dequantize(model)
     model.requires_grad_(True)
 
 
-def _plain(weight: Tensor, bias: Tensor | None) -> nn.Linear:
+def _plain(module: AdaptedLinear) -> nn.Module:
+    weight, bias = module.merged()
+    if isinstance(module.base, Router):  # a router stays one: its scores are exact
+        module.base.weight = nn.Parameter(weight)
+        return module.base
     made = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
     made.weight = nn.Parameter(weight)
     if bias is not None:

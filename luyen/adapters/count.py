@@ -8,6 +8,7 @@ import torch
 
 from luyen.adapters.adapt import adapt
 from luyen.adapters.config import AdapterConfig
+from luyen.adapters.esft import mark_most
 from luyen.models.config import TransformerConfig
 from luyen.models.transformer import Transformer
 
@@ -23,5 +24,7 @@ def _counted(model_json: str, config_json: str) -> int:
     plain = config.model_copy(update={"lora": config.lora.model_copy(update={"init": "default"})})  # how they start changes no size
     with torch.device("meta"):
         model = Transformer(TransformerConfig.model_validate_json(model_json))
+        if plain.method == "esft":
+            mark_most(model, plain.experts)
         adapt(model, plain)
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)

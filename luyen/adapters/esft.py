@@ -11,6 +11,7 @@ Shapes: N tokens, E experts, K of them for each token.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 
 import torch
@@ -79,6 +80,12 @@ def mark(model: nn.Module, choice: Mapping[str, Iterable[int]]) -> None:
     """Keep with every mixture which of its experts `esft` trains."""
     for name, mixture in mixtures(model).items():
         setattr(mixture, CHOSEN, tuple(choice[name]))
+
+
+def mark_most(model: nn.Module, config: ExpertChoiceConfig) -> None:
+    """Without data: as many experts of every layer as could be chosen at most, when all have the same share."""
+    share = config.share or SHARES[config.by]
+    mark(model, {name: range(math.ceil(share * mixture.count - 1e-9)) for name, mixture in mixtures(model).items()})
 
 
 def esft(model: nn.Module, config: AdapterConfig) -> None:

@@ -10,6 +10,7 @@ from torch import nn
 
 from luyen.adapters.linear import AdaptedLinear, Compressed
 from luyen.core.errors import ConfigError, nearest
+from luyen.models.moe import Router
 
 ALL_LINEAR = "all-linear"
 ROUTER = "gate"
@@ -28,16 +29,17 @@ def linear_maps(model: nn.Module) -> list[str]:
     return [
         name
         for name, module in model.named_modules()
-        if id(module) in inside and isinstance(module, (nn.Linear, Compressed)) and not isinstance(module, AdaptedLinear)
+        if id(module) in inside and isinstance(module, (nn.Linear, Compressed, Router)) and not isinstance(module, AdaptedLinear)
     ]
 
 
 def targets(model: nn.Module, patterns: Iterable[str], key: str = "adapter.targets") -> list[str]:
     """Names of the linear maps that the patterns name, in the model's order. ConfigError for a pattern that names none."""
     maps = linear_maps(model)
+    routers = {name for name in maps if isinstance(model.get_submodule(name), Router)}
     chosen: set[str] = set()
     for pattern in patterns:
-        found = [name for name in maps if (pattern == ALL_LINEAR and _last(name) != ROUTER) or matches(name, pattern)]
+        found = [name for name in maps if (name not in routers if pattern == ALL_LINEAR else matches(name, pattern))]
         if not found:
             known = sorted({_last(name) for name in maps})
             raise ConfigError(key, found=f"{pattern!r}, which matches nothing", expected=f"{ALL_LINEAR} or some of {', '.join(known)}",

@@ -29,6 +29,7 @@ def show_adapter(model: str, config: AdapterConfig, quantize: Quantization) -> N
 
     from luyen.adapters import files
     from luyen.adapters.adapt import adapt
+    from luyen.adapters.esft import mark_most
     from luyen.core.folders import model_in
     from luyen.engine import cost
     from luyen.engine.config import OptimizerConfig
@@ -41,6 +42,9 @@ def show_adapter(model: str, config: AdapterConfig, quantize: Quantization) -> N
                          fix=f"Its base is {files.base_of(folder)}.")  # fmt: skip
     made = hf.load(str(folder), "meta")
     whole_model = sum(parameter.numel() for parameter in made.parameters())
+    if config.method == "esft":
+        mark_most(made, config.experts)
+        progress.say("which experts are trained the stage's data decides; counted here: as many of each layer as can be at most")
     adapt(made, config.model_copy(update={"lora": config.lora.model_copy(update={"init": "default"})}))
     table = Table(box=None, header_style="bold")
     groups = _groups(made)

@@ -46,6 +46,7 @@ class Router(nn.Module):
 
     def __init__(self, width: int, count: int) -> None:
         super().__init__()
+        self.in_features, self.out_features, self.bias = width, count, None
         self.weight = nn.Parameter(torch.empty(count, width))
 
     def forward(self, hidden_ND: Tensor) -> Tensor:
@@ -72,7 +73,7 @@ class Mixture(nn.Module):
 
     def __init__(self, width: int, config: ExpertsConfig) -> None:
         super().__init__()
-        self.per_token, self.normalised = config.per_token, config.normalised
+        self.count, self.per_token, self.normalised = config.count, config.per_token, config.normalised
         self.gate = Router(width, config.count)
         self.experts = Experts(width, config)
         self.shared_expert = FeedForward(width, config.shared_size) if config.shared_size else None
@@ -82,7 +83,8 @@ class Mixture(nn.Module):
         """What the chosen experts make of every token, wherever it stands."""
         hidden_ND = hidden_BTD.flatten(0, -2)
         exact_ND = hidden_ND.float()  # once for both routers, which keep it
-        logits_NE = self.gate(exact_ND)
+        with torch.autocast(exact_ND.device.type, enabled=False):  # also for what may stand around the router
+            logits_NE = self.gate(exact_ND)
         weight_NK, choice_NK = choose(logits_NE, self.per_token, self.normalised)
         _tell(Routing(logits_NE, choice_NK))
         output_ND = self._routed(hidden_ND, weight_NK, choice_NK)
@@ -96,7 +98,7 @@ class Mixture(nn.Module):
         choice_P = choice_NK.flatten()
         order_P = choice_P.argsort(stable=True)
         place_P = torch.empty_like(order_P).scatter_(0, order_P, torch.arange(len(order_P), device=order_P.device))
-        counts: list[int] = torch.bincount(choice_P, minlength=self.gate.weight.shape[0]).tolist()
+        counts: list[int] = torch.bincount(choice_P, minlength=self.count).tolist()
         copies_PD = hidden_ND[:, None].expand(-1, self.per_token, -1).flatten(0, 1)
         result_PD = self.experts(pad(copies_PD, order_P, place_P), counts)
         result_NKD = pad(result_PD, place_P, order_P).view(*choice_NK.shape, -1)

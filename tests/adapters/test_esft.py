@@ -1,20 +1,22 @@
 """Which experts the data goes to, by hand; that only those are trained, and what is saved of them."""
 
 import copy
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from adapter_toys import LENGTHS, config, logits, model, tokens
+from adapter_toys import LENGTHS, config, logits, model, shake, tokens
 
 from luyen.adapters import files
-from luyen.adapters.adapt import adapt
+from luyen.adapters.adapt import adapt, merge_in_place
 from luyen.adapters.config import LOW_RANK, ExpertChoiceConfig
-from luyen.adapters.esft import affinity, choose_experts, mark, smallest
+from luyen.adapters.esft import affinity, choose_experts, mark, mark_most, smallest
+from luyen.adapters.linear import adapted
 from luyen.core.errors import ConfigError
 from luyen.models.attention import Layout
-from luyen.models.moe import Routing
+from luyen.models.moe import Router, Routing
 from luyen.models.transformer import Transformer
 
 VARIANT = {"experts": {"count": 5, "per_token": 2, "intermediate_size": 12, "shared_size": 8}}
@@ -100,3 +102,33 @@ def test_other_methods_on_a_mixture(method: str) -> None:
     logits(made).square().mean().backward()
     absent = [name for name, parameter in made.named_parameters() if parameter.requires_grad and parameter.grad is None]
     assert not absent
+
+
+def test_low_rank_on_routers_and_on_an_expert_and_merged() -> None:
+    made = mixture()
+    adapt(made, config(targets=["gate", "experts.3.*"], rank=4))
+    names = [name for name, _ in adapted(made)]
+    assert len(names) == 2 * (1 + 3)
+    assert all(name.endswith("mlp.gate") or ".experts.3." in name for name in names)
+    shake(made)
+    logits(made).square().mean().backward()
+    assert all(parameter.grad is not None and parameter.grad.any() for parameter in made.parameters() if parameter.requires_grad)
+    expected = logits(made).detach()
+    merge_in_place(made)
+    assert sum(isinstance(module, Router) for module in made.modules()) == 4
+    torch.testing.assert_close(logits(made).detach(), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_all_maps_are_not_the_routers() -> None:
+    made = mixture()
+    adapt(made, config(rank=4))
+    assert not [name for name, _ in adapted(made) if name.endswith(("mlp.gate", "shared_expert_gate"))]
+
+
+def test_without_data_the_most_that_can_be_chosen_is_counted() -> None:
+    made = mixture()
+    mark_most(made, ExpertChoiceConfig(share=0.5))
+    adapt(made, config(method="esft", experts={"share": 0.5}))
+    trained = {re.findall(r"layers.(\d+).mlp.experts.(\d+)", name)[0] for name, each in made.named_parameters() if each.requires_grad}
+    assert len(trained) == 2 * 3
+    assert all(len(chosen) <= 3 for chosen in measured(mixture(), share=0.5).values())
