@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import cast
 
+import torch
 from torch import nn
 
 from luyen.adapters.adalora import adalora
@@ -71,25 +73,30 @@ def adapt(model: nn.Module, config: AdapterConfig) -> None:
 def merge_in_place(model: nn.Module) -> None:
     """Put a plain linear map that computes the same in the place of each adapted one; all weights are trained then.
 
-    Raises ModelError where an adapter cannot be merged.
+    They are of the model's own type, that of the embedding, and each old weight is freed before the next map is merged. Raises
+    ModelError, with the model left as it was, where an adapter cannot be merged.
     """
     if preamble := preamble_of(model):
         raise ModelError(f"{preamble} learned positions cannot be merged into weights", fix="Keep the adapter beside the model.")
-    plain = {name: _plain(module) for name, module in adapted(model)}
-    replace_each(model, list(plain), lambda name, _: plain[name])
-    dequantize(model)
+    maps = {name: type(module) for name, module in adapted(model)}
+    for name, kind in maps.items():
+        if kind.merged is AdaptedLinear.merged:
+            raise ModelError(f"{name}: {kind.__name__} cannot be merged into a weight", fix="Keep the adapter beside the model.")
+    dtype = next((each.dtype for each in model.parameters() if each.is_floating_point()), torch.float32)
+    replace_each(model, list(maps), lambda _, module: _plain(cast(AdaptedLinear, module), dtype))
+    dequantize(model, dtype)
     model.requires_grad_(True)
 
 
-def _plain(module: AdaptedLinear) -> nn.Module:
+def _plain(module: AdaptedLinear, dtype: torch.dtype) -> nn.Module:
     weight, bias = module.merged()
     if isinstance(module.base, Router):  # a router stays one: its scores are exact
-        module.base.weight = nn.Parameter(weight)
+        module.base.weight = nn.Parameter(weight.to(dtype))
         return module.base
     made = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
-    made.weight = nn.Parameter(weight)
+    made.weight = nn.Parameter(weight.to(dtype))
     if bias is not None:
-        made.bias = nn.Parameter(bias)
+        made.bias = nn.Parameter(bias.to(dtype))
     return made
 
 

@@ -1,6 +1,7 @@
 """Adapters on disk: `adapter_config.json` and `adapter_model.safetensors`, which PEFT reads, and `luyen.json` beside them.
 
-Methods that PEFT has are written in its form (see peft_names); the others in the same two files under a peft_type of our own. The manifest
+Methods that PEFT has are written in its form (see peft_names); the others in the same two files under a peft_type of our own, which PEFT
+refuses by name. So are adapters on the experts of a mixture, which in transformers 5 are no maps but one tensor. The manifest
 holds our whole config, the base's path and the sha256 of its weights, and the shapes of the maps that carry the adapter, so that an adapter
 on another base is refused with the difference named. What is saved and loaded has the same bits.
 
@@ -27,7 +28,7 @@ from luyen.adapters.config import AdapterConfig
 from luyen.adapters.linear import AdaptedLinear, adapted
 from luyen.adapters.peft_names import VECTORS, Form, Keys, State, plain_name
 from luyen.adapters.preamble import final_vectors, preamble_of, put_vectors
-from luyen.adapters.quantized import Kind, quantized_maps
+from luyen.adapters.quantized import Kind, quantize, quantized_maps
 from luyen.adapters.quantized_load import load_quantized
 from luyen.core import config as configs
 from luyen.core import manifest, storage
@@ -56,10 +57,10 @@ def save(model: nn.Module, config: AdapterConfig, folder: Path, *, base: str, di
 
 def write(model: nn.Module, config: AdapterConfig, folder: Path, *, base: str, digest: str) -> dict[str, Any]:
     """The two files of an adapter, in a folder that is still open. Gives what its manifest must say when the caller seals it."""
-    form = peft_forms.form_for(config)
     maps = dict(adapted(model))
     shapes = {name: [module.out_features, module.in_features] for name, module in maps.items()}
     state = _without_starts(adapter_state(model))
+    form = peft_forms.form_for(config, state)
     whole = [name for name in state if name in plain_names(model)]
     keys: Keys = {**peft_names.COMMON, "base_model_name_or_path": str(base)}
     if form is None:
@@ -374,9 +375,11 @@ def open_model(name: str | Path, device: torch.device | str = "cpu", dtype: torc
 def open_base(base: str | Path, bits: Mapping[str, Any] | None, device: torch.device | str, dtype: torch.dtype) -> Transformer:
     """What an adapter is put on: the model, in few bits where told (see `quantization`), without any adapter of its own."""
     if locate(base) is not None:
-        model = open_model(base, device, dtype)
+        model = open_model(base, device, dtype if bits is None else torch.float32)  # codes of what is merged, not of what is rounded
         merge_in_place(model)
-        return model
+        if bits is not None:
+            quantize(model, bits["kind"], bits["double"])
+        return model.to(dtype)
     return hf.load(base, device, dtype) if bits is None else load_quantized(base, bits["kind"], device, dtype, bits["double"])
 
 

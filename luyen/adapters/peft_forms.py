@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from luyen.adapters.config import AdapterConfig
 from luyen.adapters.ia3 import INPUTS, IA3Linear
 from luyen.adapters.linear import adapted
+from luyen.adapters.patterns import full_match
 from luyen.adapters.peft_names import (
     OWN_TYPE,
     VECTORS,
@@ -113,10 +114,10 @@ def _first_match(patterns: Mapping[str, Any], name: str, default: Any, source: s
     """The value of the first pattern that names a module, as PEFT looks it up."""
     for pattern, value in patterns.items():
         try:
-            if re.match(rf"(.*\.)?({pattern})$", name):
+            if full_match(str(pattern), name):
                 return value
-        except re.error as error:
-            raise ModelError(f"{source}: the pattern {pattern!r} cannot be read", found=error) from error
+        except ValueError as error:
+            raise ModelError(f"{source}: the pattern {str(pattern)[:80]!r} cannot be read", found=error) from error
     return default
 
 
@@ -239,9 +240,15 @@ FORMS: dict[str, Form] = {
 """Methods that PEFT has too. PEFT calls dora a LORA with use_dora."""
 
 
-def form_for(config: AdapterConfig) -> Form | None:
-    """The form in which a method is written; None for what PEFT does not have, as different alphas in AdaLoRA."""
-    return None if config.method == "adalora" and config.lora.alphas else FORMS.get(config.method)
+OF_MIXTURES = (".experts.", ".mlp.gate.", ".shared_expert_gate.")
+"""In the names of what transformers 5 holds in another way, so that PEFT has no place for an adapter on it."""
+
+
+def form_for(config: AdapterConfig, state: Iterable[str]) -> Form | None:
+    """The form in which an adapter is written; None for what PEFT does not have: a method, other alphas in AdaLoRA, a mixture's experts."""
+    if (config.method == "adalora" and config.lora.alphas) or any(part in name for name in state for part in OF_MIXTURES):
+        return None
+    return FORMS.get(config.method)
 
 
 def form_of(keys: Keys, source: str) -> Form:

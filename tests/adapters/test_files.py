@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,12 @@ import torch
 
 from luyen.adapters import files
 from luyen.adapters.adapt import adapt, merge_in_place
+from luyen.adapters.config import LOW_RANK
 from luyen.adapters.linear import adapted
+from luyen.adapters.lora import LoRALinear
+from luyen.adapters.merge import Plan
+from luyen.adapters.merged import merge
+from luyen.adapters.quantized import quantize, quantized_maps
 from luyen.adapters.quantized_load import load_quantized
 from luyen.core import manifest
 from luyen.core.errors import DamagedFile, LuyenError, ModelError
@@ -46,10 +52,15 @@ def base(tmp_path: Path) -> Path:
     return tmp_path / "base"
 
 
+def sized(values: dict[str, Any]) -> dict[str, Any]:
+    """With a rank, where the method has one."""
+    return {"rank": 4, "alpha": 8, **values} if values.get("method", "lora") in LOW_RANK else values
+
+
 def saved(base: Path, values: dict[str, Any], name: str = "adapter") -> tuple[Path, Any]:
-    made = toys.adapted_model(**{"rank": 4, "alpha": 8, **values})
+    made = toys.adapted_model(**sized(values))
     toys.shake(made)
-    config = toys.config(**{"rank": 4, "alpha": 8, **values})
+    config = toys.config(**sized(values))
     return files.save(made, config, base.parent / name, base=str(base), digest=files.weights_digest(base), lineage={"data": "x"}), made
 
 
@@ -64,7 +75,7 @@ def test_saved_and_loaded_has_the_same_bits(values: dict[str, Any], base: Path) 
     assert torch.equal(toys.logits(loaded), toys.logits(made))
     trained = [{name for name, parameter in model.named_parameters() if parameter.requires_grad} for model in (made, loaded)]
     assert {name for name in trained[0] if ".network." not in name} == trained[1]  # a network that made vectors has done its work
-    assert files.read_config(folder) == toys.config(**{"rank": 4, "alpha": 8, **values})
+    assert files.read_config(folder) == toys.config(**sized(values))
 
 
 def test_the_manifest_tells_base_config_and_maps(base: Path) -> None:
@@ -114,6 +125,60 @@ def test_a_base_in_few_bits_is_opened_so_again(base: Path, tmp_path: Path) -> No
     folder = files.save(model, toys.config(), tmp_path / "few", base=str(base), digest=files.weights_digest(base))
     assert torch.equal(toys.logits(files.open_model(folder)), toys.logits(model))
     assert files.quantization(folder) == {"kind": "int8", "double": False}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_an_adapter_on_a_merged_one_in_few_bits_is_opened_so_again(dtype: torch.dtype, base: Path, tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes")
+    first, _ = saved(base, {})
+    model = files.open_model(first)
+    merge_in_place(model)
+    quantize(model)
+    adapt(model, toys.config())
+    toys.shake(model)
+    folder = files.save(model, toys.config(), tmp_path / "second", base=str(first), digest=files.weights_digest(first))
+    opened = files.open_model(folder, dtype=dtype)
+    ours, theirs = (dict(quantized_maps(each)) for each in (model, opened))
+    assert ours and all(torch.equal(theirs[name].codes, coded.codes) for name, coded in ours.items())
+    assert opened.head_weight.dtype == dtype
+    if dtype == torch.float32:
+        assert torch.equal(toys.logits(opened), toys.logits(model))
+    result = merge(str(first), [str(folder)], Plan(), toys.tokens()[0])
+    assert result.bits == {"kind": "nf4", "double": True} and result.comparison.share < 2e-5
+    torch.testing.assert_close(result.model(toys.tokens()), model(toys.tokens()), rtol=1e-4, atol=1e-4)
+    assert result.to_full is not None and result.to_full.share > 1e-2
+
+
+@pytest.mark.parametrize("kind", [None, "nf4", "int8"])
+@pytest.mark.parametrize("method", ["lora", "dora", "ia3", "bitfit"])
+def test_what_is_merged_in_half_precision_is_of_one_type(method: str, kind: Any, base: Path) -> None:
+    if kind is not None:
+        pytest.importorskip("bitsandbytes")
+    model = files.open_base(base, kind and {"kind": kind, "double": True}, "cpu", torch.bfloat16)
+    adapt(model, toys.config(method=method, targets=["q_proj"]))
+    merge_in_place(model)
+    assert {name for name, parameter in model.named_parameters() if parameter.dtype != torch.bfloat16} == set()
+    assert torch.isfinite(toys.logits(model)).all()
+
+
+def test_a_map_is_merged_when_the_one_before_it_is_free(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = toys.adapted_model()
+    held = {name: weakref.ref(module.base.weight) for name, module in adapted(model)}
+    alive: list[int] = []
+    merged = LoRALinear.merged
+
+    def counted(module: LoRALinear) -> Any:
+        alive.append(sum(each() is not None for each in held.values()))
+        return merged(module)
+
+    monkeypatch.setattr(LoRALinear, "merged", counted)
+    merge_in_place(model)
+    assert alive == list(range(len(held), 0, -1))
+    half_way = toys.adapted_model(method="bottleneck")
+    before = [name for name, _ in adapted(half_way)]
+    with pytest.raises(ModelError, match="cannot be merged into a weight"):
+        merge_in_place(half_way)
+    assert [name for name, _ in adapted(half_way)] == before
 
 
 @pytest.mark.parametrize("method", ["lora", "dora", "ia3", "bitfit", "bottleneck", "compacter", "prefix"])
@@ -174,6 +239,7 @@ def test_damage_and_pickles_are_refused(base: Path) -> None:
         ({"init_lora_weights": "olora"}, "init_lora_weights='olora' changed the weights"),
         ({"task_type": "SEQ_CLS"}, "task_type is not supported"),
         ({"alpha_pattern": {"(": 3}}, "pattern '\\(' cannot be read"),
+        ({"alpha_pattern": {"(.+)+x": 3}}, "cannot be read; found .*without a repeated group"),
         ({"r": -1}, "rank"),
         ({"r": "four"}, "r; found 'four'; expected int"),
         ({"alpha_pattern": [1]}, "alpha_pattern; found"),

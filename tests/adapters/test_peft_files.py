@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from luyen.adapters import files
+from luyen.adapters.config import LOW_RANK
 from luyen.models import hf
 
 peft = pytest.importorskip("peft")
@@ -56,7 +57,7 @@ def theirs_logits(folder: Path, base: Path) -> Tensor:
 
 @pytest.mark.parametrize(("kind", "tied"), [*((kind, False) for kind in OURS), ("also", True)])
 def test_peft_loads_what_we_save(kind: str, tied: bool, tmp_path: Path) -> None:
-    values = {"rank": 4, "alpha": 8, **OURS[kind]}
+    values = {**({"rank": 4, "alpha": 8} if OURS[kind].get("method", "lora") in LOW_RANK else {}), **OURS[kind]}
     if tied:
         values["also"] = [name for name in values["also"] if name != "head"]
     plain = toys.model(tied=tied)
@@ -74,6 +75,68 @@ def test_peft_loads_what_we_save(kind: str, tied: bool, tmp_path: Path) -> None:
 
 def assert_close(found: Tensor, expected: Tensor) -> None:
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5 * expected.detach().abs().max().item())
+
+
+MIXTURES: dict[str, dict[str, Any]] = {
+    "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2},
+    "qwen2_moe": {
+        "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24, "shared_expert_intermediate_size": 20,
+        "mlp_only_layers": [1],
+    },
+}  # fmt: skip
+
+
+def mixture(model_type: str, folder: Path) -> None:
+    size = toys.SIZE
+    made = transformers.AutoModelForCausalLM.from_config(
+        transformers.AutoConfig.for_model(
+            model_type, vocab_size=size.vocab_size, hidden_size=size.hidden_size, intermediate_size=size.intermediate_size,
+            num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=128, pad_token_id=None,
+            bos_token_id=None, eos_token_id=None, tie_word_embeddings=False, **MIXTURES[model_type],
+        )
+    )  # fmt: skip
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in made.named_parameters():
+            parameter.normal_(1.0 if "norm" in name else 0.0, 0.2)
+    made.save_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "values"),
+    [
+        ("mixtral", {"targets": ["q_proj", "v_proj"], "also": ["norms"]}),
+        ("mixtral", {"targets": ["self_attn.*"], "method": "dora"}),
+        ("qwen2_moe", {"targets": ["o_proj", "shared_expert.*", "layers.1.mlp.*"]}),
+    ],
+)
+def test_peft_loads_an_adapter_on_what_is_no_expert_of_a_mixture(model_type: str, values: dict[str, Any], tmp_path: Path) -> None:
+    mixture(model_type, tmp_path / "base")
+    model = files.open_model(tmp_path / "base")
+    config = toys.config(rank=4, **values)
+    toys.adapt(model, config)
+    toys.shake(model)
+    folder = files.save(model, config, tmp_path / "adapter", base=str(tmp_path / "base"), digest="")
+    plain = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    with torch.no_grad():
+        theirs = peft.PeftModel.from_pretrained(plain, folder).eval()(input_ids=toys.tokens()).logits
+    assert_close(theirs, toys.logits(model, (100,)))
+    (folder / "luyen.json").unlink()
+    assert_close(toys.logits(files.open_model(folder), (100,)), theirs)
+
+
+@pytest.mark.parametrize("values", [{}, {"targets": ["q_proj"], "also": ["mlp.gate.weight"]}], ids=str)
+def test_peft_refuses_an_adapter_on_experts_and_we_read_it(values: dict[str, Any], tmp_path: Path) -> None:
+    mixture("mixtral", tmp_path / "base")
+    model = files.open_model(tmp_path / "base")
+    config = toys.config(rank=4, **values)
+    toys.adapt(model, config)
+    toys.shake(model)
+    digest = files.weights_digest(tmp_path / "base")
+    folder = files.save(model, config, tmp_path / "adapter", base=str(tmp_path / "base"), digest=digest)
+    with pytest.raises((ValueError, KeyError), match="LUYEN_LORA"):
+        peft.PeftModel.from_pretrained(transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "base"), folder)
+    assert torch.equal(toys.logits(files.open_model(folder)), toys.logits(model))
 
 
 THEIRS: dict[str, dict[str, Any]] = {
