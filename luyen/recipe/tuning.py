@@ -11,8 +11,9 @@ import torch
 from luyen.adapters import files
 from luyen.adapters.adalora import after_update, penalty
 from luyen.adapters.adapt import adapt, trained
-from luyen.adapters.config import LOW_RANK
+from luyen.adapters.config import LOW_RANK, AdapterConfig
 from luyen.adapters.esft import Choice, choose_experts, mark, mixtures
+from luyen.adapters.linear import adapted
 from luyen.adapters.preamble import start_at
 from luyen.adapters.quantization_error import quantization_error
 from luyen.adapters.quantized import count_weights, quantize
@@ -128,14 +129,32 @@ def _frozen_or_whole(config: TuningConfig, dtype: torch.dtype, folder: str, toke
 
 
 def _go_on(model: Transformer, config: TuningConfig, start: str, digest: str) -> None:
-    """Put the adapter of `start` on the model. ConfigError where its config is not the one that is asked for."""
-    before, now = (configs.dump(item) for item in (files.read_config(start), config.adapter))
-    different = [key for key in now if now[key] != before[key]]
-    if different:
-        key = different[0]
-        raise ConfigError(f"adapter.{key} is not that of start={config.start}", found=now[key], expected=before[key],
-                          fix="Set it so, or leave start out for a new adapter.")  # fmt: skip
+    """Put the adapter of `start` on the model. ConfigError where it is made otherwise than is asked for, or of a base in other bits."""
+    before, now = (_form(item) for item in (files.read_config(start), config.adapter))
+    for key, value in now.items():
+        if value != before[key]:
+            raise ConfigError(f"adapter.{key} is not that of start={config.start}", found=value, expected=before[key],
+                              fix="Set it so, or leave start out for a new adapter.")  # fmt: skip
+    folder, held = files.locate(start), files.quantization(start)
+    told = folder is not None and (folder / manifest.MANIFEST).is_file()  # what others wrote does not tell
+    if told and held != (None if config.quantize == "none" else {"kind": config.quantize, "double": True}):
+        bits = "none" if held is None else held["kind"] if held["double"] else f"{held['kind']} without double quantization"
+        raise ConfigError(f"quantize is not that of the base that start={config.start} was trained on", found=config.quantize,
+                          expected=bits, fix="Set it so, or leave start out for a new adapter.")  # fmt: skip
     files.load_into(model, start, digest)
+    for _, module in adapted(model):
+        if hasattr(module, "dropout"):
+            module.dropout = config.adapter.dropout
+
+
+def _form(config: AdapterConfig) -> dict[str, object]:
+    """What an adapter is made of, by dotted key. What training alone reads is left out: it may change when an adapter is gone on with."""
+    values = configs.dump(config)
+    nested = {f"{key}.{own}": value for key, part in values.items() if isinstance(part, dict) for own, value in part.items()}
+    flat = {**{key: value for key, value in values.items() if not isinstance(value, dict)}, **nested}
+    start = "allocation.start_rank"
+    free = ("dropout", "lora.rate_ratio", "prompt.text")
+    return {key: value for key, value in flat.items() if key == start or not key.startswith(("allocation.", *free))}
 
 
 def with_rates(config: TuningConfig, train: TrainConfig) -> TrainConfig:

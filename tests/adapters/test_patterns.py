@@ -9,8 +9,9 @@ from luyen.adapters.patterns import full_match
 NAMES = [f"model.layers.{layer}.{own}" for layer in (0, 1, 12) for own in ("self_attn.q_proj", "mlp.down_proj", "mlp.experts.3.up_proj")]
 PATTERNS = [
     "q_proj", "model.layers.0.self_attn.q_proj", r"layers\.1\..*", r".*\.layers\.\d+\..*(q|down)_proj", r"^model\.layers\.12\..*$",
-    "^q_proj", r"layers\.[01]\.(mlp|self_attn)\.(?:\w+_)?proj", "(a|)q_proj", "mlp.down_proj|q_proj", "up_proj?", "..proj", r"(.*\.)?up_proj",
-    r"layers.1+.mlp", r"experts\.[^0-2]\.up_proj", r".*\.1\d*\.mlp\.[\w.]*", "", re.escape("model.layers.0.mlp.down_proj"),
+    "^q_proj", r"layers\.[01]\.(mlp|self_attn)\.(?:\w+_)?proj", "(a|)q_proj", "mlp.down_proj|q_proj", "up_proj?", "..proj",
+    r"(.*\.)?up_proj", r"layers.1+.mlp", r"experts\.[^0-2]\.up_proj", r".*\.1\d*\.mlp\.[\w.]*", "",
+    re.escape("model.layers.0.mlp.down_proj"),
 ]  # fmt: skip
 
 
