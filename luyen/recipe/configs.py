@@ -77,7 +77,7 @@ class TuningConfig(Config):
     quantize: Quantization = "none"
     """Hold the frozen weights of the layers in 4 bits (nf4, fp4) or 8 (int8), by the extra qlora; with an adapter alone."""
     start: Input | None = None
-    """An adapter to go on with: a stage or a folder. Its method, maps and sizes must be those of `adapter`, and its bits those of `quantize`."""
+    """An adapter (stage or folder) to go on with; its method, maps and sizes must be those of `adapter`, its bits those of `quantize`."""
 
     @model_validator(mode="after")
     def _check_tuning(self) -> TuningConfig:
