@@ -29,6 +29,8 @@ from luyen.models.transformer import Transformer
 
 TOLERANCES = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 """Largest difference of a logit as a share of the largest logit, by the type in which the merged weights are stored."""
+EXACT = ("linear", "cat")
+"""Ways to combine that give the sum of the changes itself."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,8 @@ class Merged:
     """How the base was held while the adapters were trained."""
     to_full: Comparison | None
     """Where it was in few bits: against the base as it is, with the same adapters beside it."""
+    to_sum: Comparison | None = None
+    """svd, ties, dare: against the exact sum of the changes, each times its factor, beside the base."""
 
 
 def compare(found: Tensor, expected: Tensor) -> Comparison:
@@ -76,7 +80,8 @@ def compare(found: Tensor, expected: Tensor) -> Comparison:
 def merge(base: str, adapters: Sequence[str], plan: Plan, ids_T: Tensor, as_adapter: bool = False) -> Merged:
     """Combine adapters of one base into a model, or into one adapter where the combination has a low rank. Raises ModelError.
 
-    The comparison is made in fp32 with the weights as they will be stored, on a text's ids.
+    The comparison is made in fp32 with the weights as they will be stored, on a text's ids. For svd, ties and dare the first one shows only
+    that what was combined is stored, since nothing else computes that; so the exact sum is compared as well.
     """
     bits, digest = _bits(adapters), files.weights_digest(base)
 
@@ -84,13 +89,14 @@ def merge(base: str, adapters: Sequence[str], plan: Plan, ids_T: Tensor, as_adap
         decoder = cast(Transformer, model)
         return decoder.logits(decoder(ids_T[None]))[0]
 
-    def beside(plain: Transformer) -> tuple[Changes, float, Tensor]:
+    def beside(plain: Transformer, how: Plan) -> tuple[Changes, float, Tensor]:
         opened = [open_adapter(plain, name, digest) for name in adapters]
-        combined, lost = combine([changes(plain, each) for each in opened], plan)
-        return combined, lost, unmerged(plain, opened, combined, plan, measure)
+        combined, lost = combine([changes(plain, each) for each in opened], how)
+        return combined, lost, unmerged(plain, opened, combined, how, measure)
 
     model = files.open_base(base, bits, "cpu", torch.float32).eval()
-    combined, lost, expected = beside(model)
+    exact = None if plan.how in EXACT else beside(model, replace(plan, how="linear"))[2]
+    combined, lost, expected = beside(model, plan)
     config, dtype = None, torch.float32
     if as_adapter:
         config = one_adapter(model, combined)
@@ -103,8 +109,9 @@ def merge(base: str, adapters: Sequence[str], plan: Plan, ids_T: Tensor, as_adap
     found = measure(model)
     to_full = None
     if bits is not None:
-        to_full = compare(found, beside(files.open_base(base, None, "cpu", torch.float32).eval())[2])
-    return Merged(model, config, dtype, compare(found, expected), lost, bits, to_full)
+        to_full = compare(found, beside(files.open_base(base, None, "cpu", torch.float32).eval(), plan)[2])
+    to_sum = None if exact is None else compare(found, exact)
+    return Merged(model, config, dtype, compare(found, expected), lost, bits, to_full, to_sum)
 
 
 def check(merged: Merged, tolerance: float | None = None) -> None:

@@ -148,7 +148,13 @@ def test_dare_keeps_a_share_makes_it_larger_and_is_drawn_from_the_seed() -> None
 
 @pytest.mark.parametrize("how", ["ties", "dare"])
 def test_sparse_combinations_are_compared_too(folder: Path, how: str) -> None:
-    check(merged(folder, "lora", "dora", "pissa", how=how), 2e-5)
+    names, weights = ("lora", "dora", "pissa"), (0.7, 1.1, 0.4)
+    result, exact = (merged(folder, *names, how=each, weights=weights) for each in (how, "linear"))
+    check(result, 2e-5)
+    ids = IDS[None]
+    away = (result.model.logits(result.model(ids)) - exact.model.logits(exact.model(ids))).abs().max()
+    assert result.to_sum is not None and result.to_sum.difference == pytest.approx(float(away.detach()), rel=1e-3)
+    assert exact.to_sum is None and result.to_sum.share > 0.01
 
 
 def test_weights_are_stored_in_the_type_of_the_base_and_the_rounding_is_measured(folder: Path, tmp_path: Path) -> None:
