@@ -45,20 +45,37 @@ class MergeConfig(Config):
     """dare: which entries are dropped."""
 
 
-HELP = """Merge adapters into their base, and prove that the result computes what they do.
+HELP = """Merge adapters into their base, and compare what the result computes with what they do.
 
   luyen merge base runs/mine/chat/adapter out=model
 
   luyen merge base style law out=model how=ties weights=[1,0.7]
 
 What is combined is each adapter's change of the weights, with its own scale and rank. Logits of the merged and of the unmerged model are
-compared on a text, and nothing is written when they differ by more than the tolerance."""
+compared on a text, and nothing is written when they differ by more than the tolerance.
+
+svd, ties and dare make another change than the sum of the adapters'. Then that comparison shows only that the file holds the combined
+change, and how far this is from the sum is told beside it."""
+READ_BY = {"density": ("ties", "dare"), "rank": ("svd",), "seed": ("dare",)}
+"""Settings that some ways to combine alone read."""
 
 
 def command(name: str) -> click.Command:
     """The command `merge`."""
     params: list[click.Parameter] = [click.Argument(["words"], nargs=-1, metavar="BASE ADAPTER... out=FOLDER")]
     return plain_command(name, _merge, HELP + "\n\n" + field_help(MergeConfig), params)
+
+
+def _check_out(out: Path, inputs: list[str]) -> None:
+    """UserError where the result would take the place of a folder that is not ours, or of one that it is made of."""
+    from luyen.core import manifest
+    from luyen.core.errors import UserError
+
+    place = out.expanduser().resolve()
+    for path in (Path(name).expanduser().resolve() for name in inputs):
+        if place == path or place in path.parents:
+            raise UserError(f"out={out} holds what is merged", found=path, fix="Choose a folder of its own.")
+    manifest.check_replaceable(place)
 
 
 def _merge(words: tuple[str, ...]) -> None:
@@ -68,7 +85,12 @@ def _merge(words: tuple[str, ...]) -> None:
     if len(plain) < 2:
         raise UserError("give the base and at least one adapter", found=f"{len(plain)} words", fix="luyen merge BASE ADAPTER out=FOLDER")
     config = load(MergeConfig, settings, "luyen merge")
+    for key, ways in READ_BY.items():
+        if key in config.model_fields_set and config.how not in ways:
+            fix = f"Leave it out, or take how={' or '.join(ways)}."
+            raise UserError(f"{key}={getattr(config, key)} is not read by how={config.how}", fix=fix)
     base, names = plain[0], plain[1:]
+    _check_out(Path(config.out), plain)
     from luyen.adapters import files, merged
     from luyen.adapters.merge import Plan
     from luyen.tokenizer.load import Tokenizer
@@ -110,7 +132,13 @@ def _ids(tokenizer: Any, text: str, base: str) -> Any:
 def _told(result: Any, config: MergeConfig) -> list[str]:
     """What the comparison found."""
     compared = result.comparison
-    lines = [_line("merged against unmerged", compared)]
+    if result.to_sum is None:
+        lines = [_line("merged against unmerged", compared)]
+    else:
+        lines = [
+            _line("checked: the file holds the combined change", compared),
+            _line("how far it is from the sum of the adapters", result.to_sum),
+        ]
     if config.how == "svd":
         lines.append(f"rank cut: {result.lost:.2%} of the change (Frobenius norm) is left out")
     if result.bits is not None:

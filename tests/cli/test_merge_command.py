@@ -66,7 +66,12 @@ def test_two_become_one_adapter_or_a_sparse_model(folder: Path) -> None:
     assert files.read_config("both").rank == 4 and manifest.verify(folder / "both")["base"]["weights"] == files.weights_digest("base")
     cut = run("base", "one", "two", "out=cut", "what=adapter", "how=svd", "rank=1")
     assert cut.exit_code == 0 and "rank cut: " in cut.output
-    assert run("base", "one", "two", "out=sparse", "how=ties", "density=0.3").exit_code == 0
+    sparse = run("base", "one", "two", "out=sparse", "how=ties", "density=0.3")
+    assert sparse.exit_code == 0, sparse.exception
+    for said in (cut.output.splitlines(), sparse.output.splitlines()):
+        held, away = (float(line.split("at most ")[1].split(",")[0]) for line in said[:2])
+        assert said[0].startswith("checked: the file holds the combined change: logits differ by")
+        assert said[1].startswith("how far it is from the sum of the adapters: logits differ by") and away > 100 * held
     assert json.loads((folder / "sparse" / "luyen.json").read_text())["lineage"]["config"]["how"] == "ties"
 
 
@@ -78,6 +83,9 @@ def test_two_become_one_adapter_or_a_sparse_model(folder: Path) -> None:
         (["one", "base", "out=x"], UserError, "base is not an adapter.*The base comes first"),
         (["base", "one", "out=x", "how=tis"], ConfigError, "how"),
         (["base", "one"], ConfigError, "out"),
+        (["base", "one", "out=x", "density=0.5"], UserError, "density=0.5 is not read by how=linear.*how=ties or dare"),
+        (["base", "one", "out=x", "how=ties", "rank=4"], UserError, "rank=4 is not read by how=ties"),
+        (["base", "one", "out=x", "how=svd", "seed=0"], UserError, "seed=0 is not read by how=svd"),
         (["base", "one", "out=x", "text=none.txt"], UserError, "none.txt cannot be read"),
         (["base", "one", "two", "out=x", "weights=[1]"], ModelError, "weights; found 1; expected 2"),
     ],
@@ -86,3 +94,12 @@ def test_nothing_is_written_when_something_is_wrong(folder: Path, words: list[st
     with pytest.raises(kind, match=told):
         raise run(*words).exception or AssertionError("no error")
     assert not (folder / "x").exists()
+
+
+def test_what_stands_at_out_is_not_ours_to_replace(folder: Path) -> None:
+    (folder / "mine").mkdir()
+    (folder / "mine" / "notes.txt").write_text("precious")
+    for out, told in (("mine", "was not made by Luy"), ("one", "holds what is merged"), (".", "holds what is merged")):
+        refused = run("base", "one", f"out={out}")
+        assert refused.exit_code and isinstance(refused.exception, UserError) and told in str(refused.exception)
+    assert (folder / "mine" / "notes.txt").read_text() == "precious" and files.is_adapter(folder / "one")
