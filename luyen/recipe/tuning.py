@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 
@@ -144,7 +145,7 @@ def _go_on(model: Transformer, config: TuningConfig, start: str, digest: str) ->
     files.load_into(model, start, digest)
     for _, module in adapted(model):
         if hasattr(module, "dropout"):
-            module.dropout = config.adapter.dropout
+            cast(Any, module).dropout = config.adapter.dropout
 
 
 def _form(config: AdapterConfig) -> dict[str, object]:
