@@ -16,6 +16,24 @@ LOW_RANK = ("lora", "dora", "adalora")
 """Methods whose change of a weight is a product of two narrow matrices, so that rank, alpha and `lora` are theirs."""
 
 
+READ: dict[str, tuple[str, ...]] = {
+    "full": (),
+    "lora": ("targets", "rank", "alpha", "dropout", "also", "lora"),
+    "dora": ("targets", "rank", "alpha", "dropout", "also", "lora"),
+    "adalora": ("targets", "rank", "alpha", "dropout", "also", "lora", "allocation"),
+    "bottleneck": ("targets", "dropout", "also", "bottleneck"),
+    "compacter": ("targets", "dropout", "also", "bottleneck"),
+    "prefix": ("also", "prompt"),
+    "prompt": ("also", "prompt"),
+    "p-tuning": ("also", "prompt"),
+    "ia3": ("targets", "also"),
+    "bitfit": ("targets", "also"),
+    "selective": ("also",),
+    "esft": ("also", "experts"),
+}
+"""Method -> the keys of `adapter` that it reads; another one that is set would change nothing, so it is refused."""
+
+
 class LoRAConfig(Config):
     """What only LoRA and its kin (dora, adalora) have."""
 
@@ -119,6 +137,16 @@ class AdapterConfig(Config):
     experts: ExpertChoiceConfig = ExpertChoiceConfig()
     """Expert-specialised fine-tuning."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _one_word(cls, values: object) -> object:
+        """A single name stands for a list of it."""
+        if isinstance(values, str):
+            raise ValueError(f"a section; write adapter.method={values}")
+        if not isinstance(values, dict):
+            return values
+        return {key: [value] if key in ("targets", "also") and isinstance(value, str) else value for key, value in values.items()}
+
     @property
     def preamble(self) -> int:
         """Learned positions before every sequence."""
@@ -128,8 +156,15 @@ class AdapterConfig(Config):
     def _check(self) -> AdapterConfig:
         if self.method == "selective" and not self.also:
             raise ValueError("adapter.method=selective trains what adapter.also names, and that is empty; for example also=[norms]")
-        if self.method == "full" and self.also:
-            raise ValueError(f"adapter.also={list(self.also)} adds to a method that freezes the rest, and full trains all weights")
+        return self
+
+    @model_validator(mode="after")
+    def _check_read(self) -> AdapterConfig:
+        for key, field in type(self).model_fields.items():
+            if key != "method" and key not in READ[self.method] and getattr(self, key) != field.default:
+                by = [method for method, keys in READ.items() if key in keys]
+                what = f"adapter.{key} is set, and adapter.method={self.method} does not read it"
+                raise ValueError(f"{what}; leave it out, or set adapter.method={' or '.join(by)}")
         return self
 
     @model_validator(mode="after")

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 OLD_NAMES: dict[str, str] = {
     # PEFT's LoraConfig
-    "r": "adapter.rank",
-    "lora_r": "adapter.rank",
-    "lora_rank": "adapter.rank",
-    "lora_alpha": "adapter.alpha",
-    "lora_dropout": "adapter.dropout",
-    "target_modules": "adapter.targets",
-    "lora_target_modules": "adapter.targets",
-    "lora_attn_modules": "adapter.targets",
+    "r": "adapter.rank=..., beside adapter.method=lora,",
+    "lora_r": "adapter.rank=..., beside adapter.method=lora,",
+    "lora_rank": "adapter.rank=..., beside adapter.method=lora,",
+    "lora_alpha": "adapter.alpha=..., beside adapter.method=lora,",
+    "lora_dropout": "adapter.dropout=..., beside adapter.method=lora,",
+    "target_modules": "adapter.targets=..., beside adapter.method=lora,",
+    "lora_target_modules": "adapter.targets=..., beside adapter.method=lora,",
+    "lora_attn_modules": "adapter.targets=..., beside adapter.method=lora,",
     "modules_to_save": "adapter.also",
     "use_rslora": "adapter.lora.scaling=root",
     "use_dora": "adapter.method=dora",

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from luyen.adapters.adapt import adapt
-from luyen.adapters.config import AdapterConfig
+from luyen.adapters.config import READ, AdapterConfig
 from luyen.core.config import load
 from luyen.models.attention import Layout
 from luyen.models.config import TransformerConfig
@@ -39,8 +39,10 @@ def logits(made: Transformer, lengths: tuple[int, ...] = LENGTHS) -> Tensor:
 
 
 def config(**values: Any) -> AdapterConfig:
-    """A config with what differs from the defaults."""
-    return load(AdapterConfig, {"method": "lora", **values})
+    """A config with what differs from the defaults, as far as its method reads it: tests of all methods give the same sizes."""
+    method = values.get("method", "lora")
+    read = {key: value for key, value in values.items() if key in READ[method]}
+    return load(AdapterConfig, {"method": method, **read})
 
 
 def adapted_model(seed: int = 1, **values: Any) -> Transformer:

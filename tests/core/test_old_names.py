@@ -13,10 +13,10 @@ GIVEN = {"model": "m", "data": "d"}
 @pytest.mark.parametrize(
     ("key", "told"),
     [
-        ("lora_alpha", "lora_alpha is adapter.alpha here"),
+        ("lora_alpha", "lora_alpha is adapter.alpha=..., beside adapter.method=lora, here"),
         ("per_device_train_batch_size", "per_device_train_batch_size is batch.rows here"),
         ("max_seq_length", "max_seq_length is batch.length here"),
-        ("target_modules", "target_modules is adapter.targets here"),
+        ("target_modules", "target_modules is adapter.targets=..., beside adapter.method=lora, here"),
         ("load_in_4bit", "load_in_4bit is quantize=nf4 here"),
         ("packing", "Leave it out: rows are always packed"),
         ("learning_rate", "Did you mean 'train.optimizer.learning_rate'"),
