@@ -10,6 +10,7 @@ import re
 
 import yaml
 
+from luyen.core.folders import ADAPTER_FILE, model_in
 from luyen.report.answers import SHARES, forgetting, results, set_name, trained_models
 from luyen.report.data_sections import languages
 from luyen.report.headline import headline
@@ -56,9 +57,12 @@ def _summary(run: Run) -> str:
 
 
 def _use(final: Stage | None) -> str:
-    if final is None or not (final.folder / "model" / "config.json").is_file():
+    folder = None if final is None else model_in(final.folder)
+    if final is None or folder is None:
         return "## How to load it\n\nThere is no finished model in this run yet.\n"
-    where = f"{final.name}/model"
+    where = f"{final.name}/{folder.name}"
+    if (folder / ADAPTER_FILE).is_file():
+        return _use_of_adapter(where, str(final.config.get("model") or final.config.get("base")), str(final.config.get("quantize")))
     chat = final.verb == "sft"
     if chat:
         prompt = 'messages = [{"role": "user", "content": "..."}]\n' + (
@@ -78,6 +82,25 @@ model = AutoModelForCausalLM.from_pretrained({where!r})
 {prompt}
 output = model.generate(**inputs, max_new_tokens=100, do_sample=False)
 print(tokenizer.decode(output[0, inputs["input_ids"].shape[1]:], skip_special_tokens=True))
+```
+"""
+
+
+def _use_of_adapter(where: str, base: str, quantize: str) -> str:
+    bits = (
+        "" if quantize in ("", "none", "None") else f" It was trained on the base in {quantize}; on the base in numbers its answers differ."
+    )
+    return f"""## How to load it
+
+It is an adapter beside the model of `{escape(base)}`, which it needs.{bits} Talk to it with `luyen chat {where}`, or make one model of both
+with `luyen merge BASE {where} out=FOLDER`. Of the methods that PEFT has:
+
+```python
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained({where!r})
+model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("BASE"), {where!r})
 ```
 """
 

@@ -95,6 +95,15 @@ def _purpose(stage: Stage) -> str:
     return {"pretrain": "reading the documents", "sft": "learning to answer"}.get(stage.verb, stage.verb or "training")
 
 
+def _trained(stage: Stage) -> str:
+    """Which of the parameters were trained, and how."""
+    count, method = stage.number("trained"), text(mapping(stage.config.get("adapter")).get("method"))
+    bits = text(stage.config.get("quantize"))
+    if count is None:
+        return "trained"
+    return f"frozen; {method} trained {whole(count)}" + ("" if bits in ("", "none") else f" on a base in {bits}")
+
+
 def _figures(run: Run, stage: Stage, curves: Curves) -> Facts:
     steps = curves.of("loss")[0]
     target = pick(stage.config, "train.steps", "steps")
@@ -108,7 +117,7 @@ def _figures(run: Run, stage: Stage, curves: Curves) -> Facts:
     epochs = stage.number("epochs")
     passes = f"{decimal(epochs, 1)} times through the data" if epochs is not None else ""
     candidates = [
-        ("Parameters", weights_of(stage), whole, "trained"),
+        ("Parameters", weights_of(stage), whole, _trained(stage)),
         ("Steps", steps[-1] if steps else None, whole, planned or passes),
         ("Loss", last, lambda value: decimal(value, 3), f"from {decimal(first, 3)} at the first step" if first is not None else ""),
         ("Held-out text", bits, lambda value: decimal(value, 3), f"bits/byte; best {best}"),

@@ -9,6 +9,7 @@ import yaml
 from luyen.core.manifest import seal
 from luyen.core.storage import write_json
 from luyen.report.blocks import Limits, Note, Table
+from luyen.report.model_card import model_card
 from luyen.report.page import render
 from luyen.report.reading import open_run
 from luyen.report.ways_to_tune import ways_to_tune
@@ -79,3 +80,13 @@ def test_one_way_alone_or_none_by_an_adapter_is_no_comparison(tmp_path: Path) ->
 def test_the_page_has_the_section_only_where_there_is_something_to_compare(present: bool, tmp_path: Path) -> None:
     page = render(open_run(write_run(tmp_path / "run", WAYS if present else {"lora": WAYS["lora"]})))
     assert ('id="tuning"' in page) is present
+
+
+def test_the_card_and_the_curves_know_an_adapter(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", {"qlora": WAYS["qlora"]})
+    (run / "qlora" / "adapter").mkdir()
+    (run / "qlora" / "adapter" / "adapter_config.json").write_text("{}")
+    opened = open_run(run)
+    card = model_card(opened)
+    assert "PeftModel.from_pretrained" in card and "luyen merge BASE qlora/adapter" in card and "on the base in nf4" in card
+    assert "frozen; lora trained 50 on a base in nf4" in render(opened).replace("\xa0", " ")
