@@ -148,6 +148,11 @@ class AdapterConfig(Config):
         return {key: [value] if key in ("targets", "also") and isinstance(value, str) else value for key, value in values.items()}
 
     @property
+    def freezes_base(self) -> bool:
+        """Whether none of the model's own weights is trained."""
+        return self.method not in ("full", "selective", "esft") and not self.also
+
+    @property
     def preamble(self) -> int:
         """Learned positions before every sequence."""
         return self.prompt.tokens if self.method in ("prompt", "p-tuning", "prefix") else 0

@@ -131,10 +131,9 @@ def targets_share(config: PretrainConfig | SFTConfig) -> float:
 
 def adapter_cost(config: TuningConfig, model: TransformerConfig, half: bool) -> AdapterCost | None:
     """What is trained in place of the model's weights; None where they are. What is frozen is held in the type of the products."""
-    method = config.adapter.method
-    if method == "full":
+    if config.adapter.method == "full":
         return None
-    held = 2.0 if half and method not in ("selective", "esft") and not config.adapter.also else 4.0
+    held = 2.0 if half and config.adapter.freezes_base else 4.0
     frozen = held if config.quantize == "none" else FROZEN_BYTES[config.quantize]
     return AdapterCost(trained_weights(model, config.adapter), frozen)
 

@@ -25,7 +25,7 @@ from luyen.engine.parallel.plan import check_model
 from luyen.engine.scaling import advice
 from luyen.models.config import TransformerConfig
 from luyen.recipe.configs import EvaluateConfig, PretrainConfig, SFTConfig
-from luyen.recipe.estimate import ANSWER_SHARE, BYTES_PER_TOKEN, Outlook, Prediction, adapter_cost, predict
+from luyen.recipe.estimate import BYTES_PER_TOKEN, Outlook, Prediction, adapter_cost, predict, targets_share
 from luyen.recipe.graph import Plan, StagePlan
 from luyen.recipe.sizes import SAMPLE_TOKENS, row_length
 
@@ -283,7 +283,7 @@ def _training(stage: StagePlan, outlook: Outlook, assumptions: Assumptions) -> T
     found = TrainingPlan(
         stage=stage.name, verb=stage.verb, training=training, steps=train.steps,
         tokens=train.steps * train.accumulation * config.batch.rows * length,
-        trained=ANSWER_SHARE if isinstance(config, SFTConfig) else 1.0, unique=size and size / BYTES_PER_TOKEN,
+        trained=targets_share(config), unique=size and size / BYTES_PER_TOKEN,
         ways=(), refused={}, samples=samples,
     )  # fmt: skip
     ways: list[Way] = []

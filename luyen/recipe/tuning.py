@@ -105,7 +105,7 @@ def frozen_dtype(config: TuningConfig, train: TrainConfig) -> torch.dtype:
 
     Where `also` trains some of them all stay fp32, so that no layer meets two types.
     """
-    if config.adapter.method in ("full", "selective", "esft") or config.adapter.also:
+    if not config.adapter.freezes_base:
         return torch.float32
     return pick_dtype(train.precision, pick_device(train.device))
 

@@ -3,7 +3,7 @@
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from luyen.adapters.adapt import adapt
 from luyen.adapters.config import READ, AdapterConfig
@@ -60,3 +60,15 @@ def shake(made: Transformer) -> None:
             if parameter.requires_grad:
                 noise = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(index))
                 parameter.add_(noise.to(parameter) * 0.1)
+
+
+def kept_by(module: nn.Module, hidden: Tensor) -> tuple[Tensor, list[Tensor]]:
+    """What a module gives, and every tensor that it keeps for its backward pass."""
+    kept: list[Tensor] = []
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept.append(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, keep):
+        return module(hidden), kept

@@ -160,14 +160,7 @@ def test_merged_weights_compute_what_the_adapter_does(init: str) -> None:
 def test_backward_keeps_the_input_the_factors_and_the_result() -> None:
     module = DoRALinear(nn.Linear(64, 48, bias=False).requires_grad_(False), 4, 1.0)
     hidden = torch.randn(512, 64, requires_grad=True)
-    kept: list[Tensor] = []
-
-    def keep(tensor: Tensor) -> Tensor:
-        kept.append(tensor)
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, keep):
-        output = module(hidden)
+    output, kept = toys.kept_by(module, hidden)
     assert {tensor.data_ptr() for tensor in kept if tensor.ndim == 2} == {
         item.data_ptr() for item in (hidden, module.lora_A, module.lora_B, output)
     }

@@ -122,14 +122,8 @@ def test_merged_weights_compute_what_the_adapter_does() -> None:
 def test_backward_keeps_the_input_and_the_factors_alone() -> None:
     module = LoRALinear(nn.Linear(64, 48, bias=False).requires_grad_(False), 4, 1.0)
     hidden = torch.randn(512, 64, requires_grad=True)
-    kept: list[Tensor] = []
-
-    def keep(tensor: Tensor) -> Tensor:
-        kept.append(tensor)
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, keep):
-        module(hidden).sum().backward()
+    output, kept = toys.kept_by(module, hidden)
+    output.sum().backward()
     assert {tensor.data_ptr() for tensor in kept if tensor.ndim == 2} == {
         item.data_ptr() for item in (hidden, module.lora_A, module.lora_B)
     }
