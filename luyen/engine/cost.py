@@ -85,16 +85,6 @@ def parameters(model: TransformerConfig) -> Parameters:
     )
 
 
-def adapter_parameters(model: TransformerConfig, rank: int) -> int:
-    """Weights of LoRA (Hu et al., 2021, arXiv:2106.09685) of this rank on all projections: rank x (inputs + outputs) of each.
-
-    Those are seven of a plain layer, and three of every expert.
-    """
-    width, query, key = model.hidden_size, model.num_heads * model.head_dim, model.num_kv_heads * model.head_dim
-    inner = sum(3 * (width + size) for size in counts.feed_forwards(model))
-    return rank * (model.num_layers * (2 * (width + query) + 2 * (width + key)) + inner)
-
-
 @dataclass(frozen=True)
 class AdapterCost:
     """What is trained in place of a model's own weights, which are frozen."""

@@ -15,6 +15,8 @@ from typing import Any
 
 import torch
 
+from luyen.adapters.config import AdapterConfig
+from luyen.adapters.count import trained_weights
 from luyen.core.config import dump
 from luyen.core.device import pick_device, pick_dtype
 from luyen.engine import carbon, cost
@@ -181,8 +183,12 @@ class TrainingPlan:
     @property
     def lora(self) -> Memory:
         """The same where an adapter of LORA_RANK on all projections is trained instead."""
-        adapter = cost.AdapterCost(cost.adapter_parameters(self.training.model, LORA_RANK))
-        return cost.memory(replace(self.training, adapter=adapter))
+        return cost.memory(replace(self.training, adapter=cost.AdapterCost(self.lora_weights)))
+
+    @property
+    def lora_weights(self) -> int:
+        """Numbers of that adapter, counted on the model itself, of whatever family."""
+        return trained_weights(self.training.model, AdapterConfig(method="lora", rank=LORA_RANK))
 
     @property
     def advice(self) -> str:
@@ -201,7 +207,7 @@ class TrainingPlan:
             "memory_one_device_lora": {**self.lora.by_part(), "total": self.lora.total},
             "samples": self.samples and self.samples.as_dict(),
             "cache_bytes_per_token": cost.cache_bytes(model, 1, self.training.half),
-            "lora_parameters": {"rank": LORA_RANK, "count": cost.adapter_parameters(model, LORA_RANK)},
+            "lora_parameters": {"rank": LORA_RANK, "count": self.lora_weights},
             "advice": self.advice,
             "cheapest": cheapest and {**cheapest.as_dict(), "settings": cheapest.settings(self.training)},
             "ways": [way.as_dict() for way in self.ways],

@@ -13,6 +13,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from toy import write_recipe  # noqa: E402
 
+from luyen.adapters.adapt import adapt  # noqa: E402
+from luyen.adapters.config import AdapterConfig  # noqa: E402
 from luyen.core.config import load, parse_overrides  # noqa: E402
 from luyen.engine import cost  # noqa: E402
 from luyen.engine.devices import DEVICES, usable_bytes  # noqa: E402
@@ -20,10 +22,11 @@ from luyen.engine.estimate import FIRST_STEP_BYTES, LIBRARIES_BYTES, Speed  # no
 from luyen.engine.layouts import Batch, Layout  # noqa: E402
 from luyen.inference.generate import generate  # noqa: E402
 from luyen.models.presets import preset  # noqa: E402
+from luyen.models.transformer import Transformer  # noqa: E402
 from luyen.recipe import estimate, probe  # noqa: E402
 from luyen.recipe.configs import PretrainConfig, SFTConfig  # noqa: E402
 from luyen.recipe.graph import Plan, StagePlan, plan  # noqa: E402
-from luyen.recipe.planning import TEMPLATE_TOKENS, TOGETHER, Assumptions, TrainingPlan, candidates, outline  # noqa: E402
+from luyen.recipe.planning import LORA_RANK, TEMPLATE_TOKENS, TOGETHER, Assumptions, TrainingPlan, candidates, outline  # noqa: E402
 from luyen.recipe.probe import random_samples  # noqa: E402
 from luyen.recipe.sizes import SAMPLE_TOKENS  # noqa: E402
 
@@ -239,7 +242,7 @@ def test_an_adapter_and_what_is_written_are_told_as_memory(tmp_path: Path) -> No
     chat = found.trainings["chat"]
     model, facts = chat.training.model, chat.as_dict()
     lora = facts["memory_one_device_lora"]
-    assert lora["adapters"] == 16 * cost.adapter_parameters(model, 16) and lora["gradients"] == lora["optimizer"] == 0
+    assert lora["adapters"] == 16 * facts["lora_parameters"]["count"] and lora["gradients"] == lora["optimizer"] == 0
     assert lora["total"] == sum(value for name, value in lora.items() if name != "total")
     assert chat.samples is not None
     tokens = min(model.context_length, len("What is it?") + TEMPLATE_TOKENS + SAMPLE_TOKENS)
@@ -257,6 +260,17 @@ def test_an_adapter_and_what_is_written_are_told_as_memory(tmp_path: Path) -> No
         assert outline(plan(write_recipe(tmp_path), chosen), assumed()).evaluations["before_after"].bytes == asked.bytes / share
     silent = pretraining("model.preset=llama-1m")
     assert silent.samples is None and silent.memory.cache == 0
+
+
+@pytest.mark.parametrize("name", ["moe-6m", "llama-2m"])
+def test_loras_column_counts_the_adapter_of_the_models_family(name: str) -> None:
+    found = pretraining(f"model.preset={name}")
+    made = Transformer(found.training.model)
+    adapt(made, AdapterConfig(method="lora", rank=LORA_RANK))
+    count = sum(each.numel() for each in made.parameters() if each.requires_grad)
+    facts = found.as_dict()
+    assert facts["lora_parameters"] == {"rank": LORA_RANK, "count": count}
+    assert facts["memory_one_device_lora"]["adapters"] == 16 * count
 
 
 def test_what_is_written_at_a_time_is_what_generation_takes() -> None:
