@@ -10,6 +10,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from alone import lines  # noqa: E402
 
+from luyen.core.config import load  # noqa: E402
 from luyen.models import hf  # noqa: E402
 from luyen.models.config import TransformerConfig  # noqa: E402
 from luyen.models.presets import PRESETS, PUBLISHED, count_parameters, preset  # noqa: E402
@@ -19,24 +20,27 @@ from luyen.recipe.graph import find_recipe, plan  # noqa: E402
 from luyen.recipe.run import run  # noqa: E402
 from luyen.tokenizer.train import TokenizerConfig, train  # noqa: E402
 
+SQUAD: list[dict[str, object]] = [
+    {"question": "Where?", "context": f"It is in Hue {n}.", "answers": {"text": ["Hue"], "answer_start": [9]}} for n in range(8)
+]
 ROWS: dict[str, list[dict[str, object]]] = {
     "llama2-guanaco": [{"text": f"### Human: What is {n}?### Assistant: It is {n}."} for n in range(8)],
     "summaries-mistral": [{"dialogue": f"Ann: Is it {n}?\nBob: It is.", "summary": f"Bob says {n}."} for n in range(8)],
-    "qa-qwen": [
-        {"question": "Where?", "context": f"It is in Hue {n}.", "answers": {"text": ["Hue"], "answer_start": [9]}} for n in range(8)
-    ],
+    "qa-qwen": SQUAD,
+    "olmoe-esft": SQUAD,
 }
+VARIANTS = {"olmoe-esft": {"qk_norm": "whole", "experts": {"count": 4, "per_token": 2, "normalised": False}}}
 
 
-@pytest.mark.parametrize("name", [pytest.param("llama2-guanaco", marks=pytest.mark.slow), "summaries-mistral", "qa-qwen"])
+@pytest.mark.parametrize("name", [pytest.param("llama2-guanaco", marks=pytest.mark.slow), "summaries-mistral", "qa-qwen", "olmoe-esft"])
 def test_two_steps_of_a_toy_in_the_place_of_the_real_model(name: str, tmp_path: Path) -> None:
     pytest.importorskip("bitsandbytes")
     model = tmp_path / "model"
     model.mkdir()
     train(["What is one? It is one."] * 3, TokenizerConfig(vocab_size=290)).save(model)
     torch.manual_seed(0)
-    size = TransformerConfig(vocab_size=290, hidden_size=64, intermediate_size=128, num_layers=1, num_heads=2, context_length=128)
-    hf.save(Transformer(size), model)
+    width = {"hidden_size": 64, "intermediate_size": 128, "num_layers": 1, "num_heads": 2, "context_length": 128}
+    hf.save(Transformer(load(TransformerConfig, {"vocab_size": 290, **width, "variant": VARIANTS.get(name, {})})), model)
     data = tmp_path / "data"
     data.mkdir()
     lines(data / "train.jsonl", ROWS[name])
