@@ -136,6 +136,8 @@ class Preamble(nn.Module):
         tokens_BT, layout, cache = _named(*arguments, **keywords)
         rows = (tokens_BT.shape[0], tokens_BT.shape[1])
         if cache is None:
+            if layout is not None and layout.trunks:
+                raise ValueError("learned positions stand before whole sequences; write out those that share a beginning")
             lengths = (rows[1],) * rows[0] if layout is None else layout.lengths
         elif isinstance(cache, Reader):
             lengths = tuple(length - self.tokens for length in cache.layout.lengths)

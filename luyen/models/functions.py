@@ -15,6 +15,9 @@ from torch.nn import functional
 
 from luyen.models.cheap import cheap
 
+Again = tuple[tuple[Tensor, Tensor], ...]
+"""Rows that stand at several places and those places: a pair for the second places of all that have one, for the third, and so on."""
+
 
 class RMSNormFunction(torch.autograd.Function):
     """x r w with r = 1 / sqrt(mean(x^2) + eps) over the last dimension.
@@ -79,19 +82,24 @@ def turn(states: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
 
 
 class PadFunction(torch.autograd.Function):
-    """rows[index] into padded grids; inverse is the place of each row there.
+    """rows[index] into padded grids; inverse is the place of each row there, again are its further ones.
 
-    Backward is a gather too: a place that only repeats a row (padding) gets no gradient, since no real query sees it.
+    Backward is a gather too: a place that only repeats a row (padding) gets no gradient, since no real query sees it. Further places are
+    added in their order, so the sum is the same every time.
     """
 
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, index: Tensor, inverse: Tensor) -> Tensor:
-        ctx.save_for_backward(inverse)
+    def forward(ctx: Any, rows: Tensor, index: Tensor, inverse: Tensor, again: Again) -> Tensor:
+        ctx.save_for_backward(inverse, *(tensor for pair in again for tensor in pair))
         return rows.index_select(0, index)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        return gradients[0].index_select(0, ctx.saved_tensors[0]), None, None
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
+        inverse, *again = ctx.saved_tensors
+        gradient = gradients[0].index_select(0, inverse)
+        for which, places in zip(again[::2], again[1::2], strict=True):
+            gradient.index_copy_(0, which, gradient.index_select(0, which) + gradients[0].index_select(0, places))
+        return gradient, None, None, None
 
 
 class UnpadFunction(torch.autograd.Function):
@@ -154,9 +162,9 @@ def rotate(states: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
     return output
 
 
-def pad(rows: Tensor, index: Tensor, inverse: Tensor) -> Tensor:
+def pad(rows: Tensor, index: Tensor, inverse: Tensor, again: Again = ()) -> Tensor:
     """rows[index]; see PadFunction."""
-    output: Tensor = PadFunction.apply(rows, index, inverse)  # type: ignore[no-untyped-call]
+    output: Tensor = PadFunction.apply(rows, index, inverse, again)  # type: ignore[no-untyped-call]
     return output
 
 

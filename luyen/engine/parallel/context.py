@@ -57,6 +57,8 @@ def _forward(
     """Hidden states of all tokens, of which this rank computes its own."""
     if cache is not None or not torch.is_grad_enabled():
         return forward(tokens_BT, layout, cache)
+    if layout is not None and layout.trunks:
+        raise ValueError("sequences that share a beginning are not split over ranks; write them out")
     lengths = layout.lengths if layout is not None else (tokens_BT.shape[1],) * tokens_BT.shape[0]
     share = Share(lengths, group, tokens_BT.device)
     own_1OD = forward(tokens_BT.reshape(1, -1)[:, share.own_O], cache=share)
