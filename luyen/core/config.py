@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic.fields import FieldInfo
 
 from luyen.core.errors import ConfigError
-from luyen.core.old_names import answer
+from luyen.core.old_names import answer, answer_value
 
 
 class Config(BaseModel):
@@ -134,7 +134,8 @@ def _explain(config_class: type[Config], error: ValidationError, source: str) ->
     message = problem["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
     if not path:
         return ConfigError(f"{source}: {message}")
-    return ConfigError(f"{source}: {dotted}", found=repr(problem["input"]), expected=_lower_first(message.removeprefix("Input should be ")))
+    expected, fix = _lower_first(message.removeprefix("Input should be ")), answer_value(problem["input"], message)
+    return ConfigError(f"{source}: {dotted}", found=repr(problem["input"]), expected=expected, fix=fix)
 
 
 def _nearest_key(config_class: type[Config], path: list[str]) -> str:

@@ -50,7 +50,7 @@ OLD_NAMES: dict[str, str] = {
     "epochs": "train.steps, in steps",
     "max_steps": "train.steps",
     "lr": "train.optimizer.learning_rate",
-    "optim": "train.optimizer.name",
+    "optim": "train.optimizer.name, with adamw8bit for adamw_bnb_8bit and paged-adamw8bit for paged_adamw_8bit,",
     "adam_beta1": "train.optimizer.beta1",
     "adam_beta2": "train.optimizer.beta2",
     "adam_epsilon": "train.optimizer.epsilon",
@@ -79,6 +79,15 @@ OLD_NAMES: dict[str, str] = {
 }
 """Their name -> the key here, with a value where one is meant."""
 
+OLD_VALUES: dict[str, str] = {
+    "adamw_torch": "adamw",
+    "adamw_torch_fused": "adamw",
+    "adamw_8bit": "adamw8bit",
+    "adamw_bnb_8bit": "adamw8bit",
+    "paged_adamw_8bit": "paged-adamw8bit",
+}
+"""Their value -> the one here: of TrainingArguments' `optim`."""
+
 WITHOUT: dict[str, str] = {
     "neftune_noise_alpha": "there is no noise on embeddings here",
     "logging_steps": "every step is logged, in metrics.jsonl",
@@ -90,6 +99,12 @@ WITHOUT: dict[str, str] = {
     "dataset_text_field": "the columns are found by their form; read.columns names others",
 }
 """Settings that are not needed here, and why."""
+
+
+def answer_value(value: object, expected: str) -> str:
+    """What to write in place of another tool's value, as a sentence; "" for a value of none, or where another is expected."""
+    here = OLD_VALUES.get(value, "") if isinstance(value, str) else ""
+    return f"{value} is {here} here." if here and repr(here) in expected else ""
 
 
 def answer(key: str, known: set[str]) -> str:

@@ -15,10 +15,11 @@ RENAMED_ACTIVATIONS = {"keep": "none", "recompute": "full"}
 class OptimizerConfig(Config):
     """The rule that turns gradients into updates."""
 
-    name: Literal["adamw", "adamw8bit", "muon", "adafactor", "lion", "sgd"] = "adamw"
-    """muon: for the matrices of the hidden layers, adamw for the rest. adamw8bit: moments of matrices in 8 bits, by the extra qlora."""
+    name: Literal["adamw", "adamw8bit", "paged-adamw8bit", "muon", "adafactor", "lion", "sgd"] = "adamw"
+    """muon: for the matrices of the hidden layers, adamw for the rest. adamw8bit: moments of matrices in 8 bits, by the extra qlora; paged:
+    on a CUDA device, moved to the host where memory is short."""
     learning_rate: float = Field(default=1e-3, gt=0)
-    """Peak learning rate; one serves adamw, adamw8bit, muon and adafactor. lion wants 3 to 10 times less, sgd much more."""
+    """Peak learning rate; one serves adamw in all forms, muon and adafactor. lion wants 3 to 10 times less, sgd much more."""
     beta1: float = Field(default=0.9, ge=0, lt=1)
     """AdamW: decay of the first moment. Lion: how much of its memory is in a step."""
     beta2: float = Field(default=0.95, ge=0, lt=1)

@@ -21,9 +21,10 @@ from luyen.models.config import TransformerConfig
 
 BACKWARD = 2.0
 """Operations of the backward pass for each of the forward pass."""
-STATE_BYTES: dict[str, float] = {"adamw": 8, "muon": 4, "adafactor": 0, "lion": 4, "sgd": 4, "adamw8bit": 2}
-"""Bytes of state for each parameter: two fp32 moments, one (lion, sgd with momentum, muon's matrices), two of 8 bits (matrices alone);
-adafactor keeps one number for each row and column of a matrix, counted as nothing."""
+STATE_BYTES: dict[str, float] = {"adamw": 8, "muon": 4, "adafactor": 0, "lion": 4, "sgd": 4, "adamw8bit": 2, "paged-adamw8bit": 2}
+"""Bytes of state for each parameter: two fp32 moments, one (lion, sgd with momentum, muon's matrices), two of 8 bits (matrices alone;
+paged ones at most, as they leave a device that is short of room); adafactor keeps one number for each row and column of a matrix, counted
+as nothing."""
 ONE_DEVICE = Layout()
 LAYERS_GATHERED = 2
 """Layers that a sharded run holds whole at a time: the one at work and the next."""
@@ -150,7 +151,8 @@ def state_bytes(parts: Parameters, optimizer: OptimizerConfig) -> float:
     """Bytes that an optimizer keeps. Muon leaves all but the layers' matrices to AdamW, adamw8bit the embedding and the norms; sgd
     without momentum keeps nothing; an average of the weights is one more fp32 copy."""
     name, layers = optimizer.name, parts.attention + parts.feed_forward
-    own = {"muon": layers, "adamw8bit": layers + parts.head}.get(name, parts.count)
+    matrices = layers + parts.head
+    own = {"muon": layers, "adamw8bit": matrices, "paged-adamw8bit": matrices}.get(name, parts.count)
     each = 0.0 if name == "sgd" and not optimizer.momentum else STATE_BYTES[name]
     average = 0 if optimizer.ema_decay is None else 4 * parts.count
     return each * own + STATE_BYTES["adamw"] * (parts.count - own) + average

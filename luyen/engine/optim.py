@@ -22,7 +22,7 @@ from luyen.core.errors import ConfigError
 from luyen.engine import average
 from luyen.engine.adafactor import Adafactor
 from luyen.engine.config import OptimizerConfig
-from luyen.engine.eight_bit import adamw8bit
+from luyen.engine.eight_bit import NAMES, adamw8bit
 from luyen.engine.lion import Lion
 from luyen.engine.sgd import SGD
 from luyen.models.moe import Router
@@ -41,7 +41,7 @@ def build(model: nn.Module, config: OptimizerConfig) -> list[Optimizer]:
 
     Muon is for linear maps between hidden states: matrices inside the model's lists of layers. An untied head maps to tokens, a router
     to experts: they stay with AdamW, as everything that does not decay does beside adamw8bit. Raises ConfigError when Muon has nothing
-    to do, adamw8bit's library is missing, or a pattern of `rates` names no trained parameter.
+    to do, adamw8bit's library is missing, paged moments have no CUDA device, or a pattern of `rates` names no trained parameter.
     """
     hidden, matrices, plain = split_parameters(model)
     rate, decay = config.learning_rate, config.weight_decay
@@ -51,7 +51,7 @@ def build(model: nn.Module, config: OptimizerConfig) -> list[Optimizer]:
             raise ConfigError("optimizer.name", found="muon", expected="adamw, as this model has no trainable matrices in a list of layers")
         groups = _groups(matrices, plain, decay)
         optimizers.append(Muon(hidden, lr=rate, momentum=config.momentum, weight_decay=decay))
-    elif config.name == "adamw8bit":
+    elif config.name in NAMES:
         groups = _groups([], plain, decay)
         optimizers += [adamw8bit(hidden + matrices, config)] if hidden + matrices else []
     else:

@@ -4,7 +4,7 @@ import pytest
 
 from luyen.core.config import _keys, load
 from luyen.core.errors import ConfigError
-from luyen.core.old_names import OLD_NAMES, WITHOUT
+from luyen.core.old_names import OLD_NAMES, OLD_VALUES, WITHOUT
 from luyen.recipe.configs import SFTConfig
 
 GIVEN = {"model": "m", "data": "d"}
@@ -19,6 +19,7 @@ GIVEN = {"model": "m", "data": "d"}
         ("target_modules", "target_modules is adapter.targets=..., beside adapter.method=lora, here"),
         ("load_in_4bit", "load_in_4bit is quantize=nf4 here"),
         ("packing", "Leave it out: rows are always packed"),
+        ("optim", "optim is train.optimizer.name, with .* paged-adamw8bit for paged_adamw_8bit, here"),
         ("learning_rate", "Did you mean 'train.optimizer.learning_rate'"),
     ],
 )
@@ -30,6 +31,15 @@ def test_a_tutorials_name_is_answered_with_the_one_here(key: str, told: str) -> 
 def test_inside_a_section_too() -> None:
     with pytest.raises(ConfigError, match="unknown key 'train.gradient_accumulation_steps'.*is train.accumulation here"):
         load(SFTConfig, {**GIVEN, "train": {"gradient_accumulation_steps": 4}}, "luyen sft")
+
+
+@pytest.mark.parametrize(("value", "here"), OLD_VALUES.items())
+def test_a_tutorials_value_is_answered_with_the_one_here(value: str, here: str) -> None:
+    with pytest.raises(ConfigError, match=rf"'{here}'.*\. {value} is {here} here\."):
+        load(SFTConfig, {**GIVEN, "train": {"optimizer": {"name": value}}}, "luyen sft")
+    with pytest.raises(ConfigError) as told:
+        load(SFTConfig, {**GIVEN, "train": {"schedule": {"name": value}}}, "luyen sft")
+    assert "here" not in str(told.value), "a schedule has no such value"
 
 
 def test_every_answer_names_a_key_that_there_is() -> None:

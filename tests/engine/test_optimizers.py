@@ -1,6 +1,7 @@
 """Adafactor, Lion, SGD and 8-bit AdamW against formulas and torch, and that every optimizer goes on from a checkpoint to the bit."""
 
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from training_toys import toy_algorithm, toy_config, toy_model
 
 from luyen.core import interrupt
 from luyen.core.errors import ConfigError, Interrupted
-from luyen.engine import checkpoint
+from luyen.engine import checkpoint, eight_bit
 from luyen.engine.adafactor import Adafactor
 from luyen.engine.config import OptimizerConfig
 from luyen.engine.lion import Lion
@@ -154,6 +155,55 @@ def test_without_bitsandbytes_the_error_names_the_extra(monkeypatch):
     with pytest.raises(ConfigError, match=r"adamw8bit, but bitsandbytes is not installed\. Type: pip install \"\.\[qlora\]\""):
         build(toy_model(), OptimizerConfig(name="adamw8bit"))
     assert "kernels" not in sys.modules
+
+
+def test_paged_moments_are_refused_without_a_cuda_device():
+    with pytest.raises(ConfigError, match=r"paged-adamw8bit on cpu; expected a CUDA device.*Take adamw8bit") as told:
+        build(toy_model(), OptimizerConfig(name="paged-adamw8bit"))
+    assert "\n" not in str(told.value)
+
+
+def test_on_a_cuda_device_the_librarys_paged_optimizer_is_made(monkeypatch):
+    class Made(torch.optim.SGD):
+        """Takes what the library's class takes, and no step."""
+
+        def __init__(self, parameters, lr, betas, eps, weight_decay):
+            super().__init__([nn.Parameter(torch.zeros(1))], lr=lr)
+            self.told, self.paged = (parameters, lr, betas, eps, weight_decay), []
+
+        def get_state_buffer(self, parameter, dtype):
+            self.paged.append(parameter)
+            return torch.zeros(400, 300, dtype=dtype)
+
+    monkeypatch.setitem(sys.modules, "bitsandbytes", SimpleNamespace(optim=SimpleNamespace(PagedAdamW8bit=Made)))
+    parameters = [SimpleNamespace(device=torch.device("cuda", 0))]
+    config = OptimizerConfig(name="paged-adamw8bit", learning_rate=0.5, beta1=0.8, beta2=0.7, epsilon=1e-3, weight_decay=0.2)
+    made = eight_bit.adamw8bit(parameters, config)
+    assert made.told == (parameters, 0.5, (0.8, 0.7), 1e-3, 0.2)
+    (own,) = made.param_groups[0]["params"]
+    made.state[own] = {"state1": torch.ones(400, 300, dtype=torch.uint8)}
+    made.step()
+    assert made.paged == [own], "the moments of a checkpoint are paged before a step"
+
+
+def test_moments_from_a_checkpoint_are_paged_again():
+    """Large plain moments are copied into pages; pages, small moments and all else stay what they are."""
+
+    def pages(parameter, dtype):
+        made = torch.zeros(parameter.shape, dtype=dtype)
+        made.is_paged = True
+        return made
+
+    large, paged, small = nn.Parameter(torch.zeros(400, 300)), nn.Parameter(torch.zeros(400, 300)), nn.Parameter(torch.zeros(8, 8))
+    state = {
+        parameter: {"step": 3, "state1": torch.full(parameter.shape, 7, dtype=torch.uint8), "absmax1": torch.ones(500)}
+        for parameter in (large, paged, small)
+    }
+    state[paged]["state1"] = kept = pages(paged, torch.uint8)
+    untouched = [(state[large]["absmax1"]), state[small]["state1"]]
+    eight_bit.page(SimpleNamespace(state=state, get_state_buffer=pages))
+    assert state[large]["state1"].is_paged and (state[large]["state1"] == 7).all() and state[large]["state1"].dtype == torch.uint8
+    assert state[paged]["state1"] is kept and state[large]["absmax1"] is untouched[0] and state[small]["state1"] is untouched[1]
 
 
 @pytest.mark.parametrize("name", ["adafactor", "lion", "sgd"])
