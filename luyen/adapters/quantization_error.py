@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from luyen.adapters.quantized import quantized_maps
 from luyen.adapters.quantized_load import Stored
 from luyen.core.errors import ModelError
+from luyen.core.plural import exactly
 from luyen.models import hf
 from luyen.models.transformer import Transformer
 
@@ -43,7 +44,7 @@ class QuantizationError:
         mean = (sum(error**2 for error in self.maps.values()) / len(self.maps)) ** 0.5
         size = f"{self.weights:,} weights, {self.nbytes / 1e6:,.1f} MB, {self.nbytes / self.weights:.3f} bytes each"
         said = [
-            f"{len(self.maps)} maps in {self.kind}: {size}",
+            f"{exactly(len(self.maps), 'map')} in {self.kind}: {size}",
             f"weights are off by {mean:.2%} of their size, at most {self.maps[worst]:.2%} ({worst})",
         ]  # fmt: skip
         if self.logits is not None and self.same_choice is not None:

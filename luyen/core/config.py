@@ -115,7 +115,7 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def load(config_class: type[ConfigType], values: Mapping[str, Any], source: str = "config") -> ConfigType:
-    """Build a config from plain values. ConfigError names the first wrong key, what was found and what is expected."""
+    """Build a config from plain values. One ConfigError names every wrong key, what was found and what is expected."""
     try:
         return config_class.model_validate(dict(values))
     except ValidationError as error:
@@ -123,19 +123,38 @@ def load(config_class: type[ConfigType], values: Mapping[str, Any], source: str 
 
 
 def _explain(config_class: type[Config], error: ValidationError, source: str) -> ConfigError:
-    problems = error.errors()
-    problem = next((item for item in problems if item["type"] == "extra_forbidden"), problems[0])  # a misspelt key is also a missing one
+    """All that is wrong, in one error: unknown keys first, then the others in the order of definition."""
+    known = set(_keys(config_class))
+    unknown = [item for item in error.errors() if item["type"] == "extra_forbidden"]
+    others: dict[str, Any] = {}
+    for item in error.errors():
+        if item["type"] != "extra_forbidden" and not (unknown and item["type"] == "missing"):  # a misspelt key is also a missing one
+            others.setdefault(_owner(item["loc"], known), item)  # each form that a value could have had complains; the first one counts
+    problems = [*unknown, *others.values()]
+    if len(problems) == 1:
+        return _problem(config_class, problems[0], f"{source}: ")
+    told = [f"({number}) {str(_problem(config_class, item)).rstrip('.')}" for number, item in enumerate(problems, 1)]
+    return ConfigError(f"{source}: {len(problems)} things are wrong: {'. '.join(told)}")
+
+
+def _owner(place: tuple[int | str, ...], known: set[str]) -> str:
+    """The key that a value's place lies in, without what follows inside the value."""
+    paths = (".".join(map(str, place[:end])) for end in range(len(place), 0, -1))
+    return next((path for path in paths if path in known), "")
+
+
+def _problem(config_class: type[Config], problem: Any, before: str = "") -> ConfigError:
     path = [str(part) for part in problem["loc"]]
     dotted = ".".join(path)
     if problem["type"] == "extra_forbidden":
-        return ConfigError(f"{source}: unknown key {dotted!r}", fix=_nearest_key(config_class, path))
+        return ConfigError(f"{before}unknown key {dotted!r}", fix=_nearest_key(config_class, path))
     if problem["type"] == "missing":
-        return ConfigError(f"{source}: key {dotted!r} is missing", fix=f"Add {dotted}=...")
+        return ConfigError(f"{before}key {dotted!r} is missing", fix=f"Add {dotted}=...")
     message = problem["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
     if not path:
-        return ConfigError(f"{source}: {message}")
+        return ConfigError(f"{before}{message}")
     expected, fix = _lower_first(message.removeprefix("Input should be ")), answer_value(problem["input"], message)
-    return ConfigError(f"{source}: {dotted}", found=repr(problem["input"]), expected=expected, fix=fix)
+    return ConfigError(f"{before}{dotted}", found=repr(problem["input"]), expected=expected, fix=fix)
 
 
 def _nearest_key(config_class: type[Config], path: list[str]) -> str:

@@ -33,6 +33,9 @@ OLD_NAMES: dict[str, str] = {
     "use_4bit": "quantize=nf4",
     "bnb_4bit_compute_dtype": "train.precision",
     "bnb_4bit_use_double_quant": "quantize=nf4, which always quantizes its scales too",
+    "quantization": "quantize=nf4, fp4 or int8",
+    "quantization_bit": "quantize=nf4 for 4 bits, int8 for 8",
+    "quant_type": "quantize=nf4, fp4 or int8",
     "use_nested_quant": "quantize=nf4, which always quantizes its scales too",
     # TrainingArguments and SFTConfig
     "per_device_train_batch_size": "batch.rows",
@@ -45,9 +48,9 @@ OLD_NAMES: dict[str, str] = {
     "max_seq_len": "batch.length",
     "block_size": "batch.length",
     "cutoff_len": "batch.length",
-    "num_train_epochs": "train.steps, in steps",
-    "num_epochs": "train.steps, in steps",
-    "epochs": "train.steps, in steps",
+    "num_train_epochs": "train.steps, counted in updates,",
+    "num_epochs": "train.steps, counted in updates,",
+    "epochs": "train.steps, counted in updates,",
     "max_steps": "train.steps",
     "lr": "train.optimizer.learning_rate",
     "optim": "train.optimizer.name, with adamw8bit for adamw_bnb_8bit and paged-adamw8bit for paged_adamw_8bit,",
@@ -88,6 +91,12 @@ OLD_VALUES: dict[str, str] = {
 }
 """Their value -> the one here: of TrainingArguments' `optim`."""
 
+EPOCHS = (
+    "Steps = epochs x rows / (batch.rows x train.accumulation x processes), where rows are packed full: "
+    "about the tokens that `luyen inspect DATA model=MODEL` counts, divided by batch.length"
+)
+"""How epochs become steps."""
+
 WITHOUT: dict[str, str] = {
     "neftune_noise_alpha": "there is no noise on embeddings here",
     "logging_steps": "every step is logged, in metrics.jsonl",
@@ -116,4 +125,4 @@ def answer(key: str, known: set[str]) -> str:
     wanted = here.partition("=")[0].partition(",")[0].strip()
     if not here or not (wanted in known or wanted.startswith("--")):
         return ""
-    return f"{name} is {here} here."
+    return f"{name} is {here} here." + (f" {EPOCHS}." if name.endswith("epochs") else "")

@@ -24,6 +24,7 @@ from luyen.core.config import Config, dump
 from luyen.core.errors import ConfigError, DamagedFile, DataError, nearest
 from luyen.core.files import read_jsonl
 from luyen.core.manifest import clean_up, fingerprint, recover, verify_listed
+from luyen.core.plural import exactly
 from luyen.core.records import Document
 from luyen.core.storage import read_json, write_json
 from luyen.corpus import parts, sources
@@ -183,12 +184,12 @@ def _say(funnel: dict[str, Any], ignored: list[str], folder: Path) -> None:
     dropped = Counter({rule: count for step in funnel["steps"] for rule, count in step["dropped"].items()})
     rules = ", ".join(f"{rule} {count}" for rule, count in dropped.most_common(5))
     train, heldout = funnel["train"]["documents"], funnel["heldout"]["documents"]
-    progress.say(f"  {funnel['documents']} documents: {sum(dropped.values())} dropped{f' ({rules})' if rules else ''}")
-    progress.say(f"  {train} documents to train on, {heldout} {funnel['heldout_unit']}s held out")
+    progress.say(f"  {exactly(funnel['documents'], 'document')}: {sum(dropped.values())} dropped{f' ({rules})' if rules else ''}")
+    progress.say(f"  {exactly(train, 'document')} to train on, {exactly(heldout, funnel['heldout_unit'])} held out")
     if bad := sum(dropped[rule] for rule in BAD_ROWS):
-        progress.say(f"  {bad:,} rows rejected, kept in {folder / 'dropped-*.jsonl.zst'}")
+        progress.say(f"  {exactly(bad, 'row')} rejected, kept in {folder / 'dropped-*.jsonl.zst'}")
     if ignored:
-        progress.say(f"  {len(ignored)} files of other kinds or splits were not read, for example {ignored[0]}")
+        progress.say(f"  not read: {exactly(len(ignored), 'file')} of other kinds or splits, for example {ignored[0]}")
     if not train:
         rule = next(iter(dict(dropped.most_common(1))), "")
         first = next((row for row in read_documents(folder, "dropped") if row.meta["rule"] == rule), None) if rule else None

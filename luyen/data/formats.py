@@ -18,6 +18,7 @@ from typing import Any
 
 from luyen.core import interrupt, progress
 from luyen.core.errors import DamagedFile, DataError
+from luyen.core.plural import exactly
 from luyen.core.records import Record
 from luyen.data.config import ReadConfig
 from luyen.data.detect import Detection, detect, explain_nearest, rename
@@ -89,7 +90,7 @@ class Dataset:
         """What to tell the user, one line each: the form, the counts, what was put right, the first bad rows."""
         account = self.account
         counts = f"{account.accepted:,} accepted, {account.rejected:,} rejected"
-        lines = [f"detected {self.format}", f"{account.rows:,} rows in {account.files} file{'s'[: account.files > 1]}: {counts}"]
+        lines = [f"detected {self.format}", f"{exactly(account.rows, 'row')} in {exactly(account.files, 'file')}: {counts}"]
         lines += [f"note: {count:,} {what}" for what, count in sorted(account.notes.items())]
         lines += [f"damaged: {name} {reason}" for name, reason in account.damaged.items()]
         lines += [f"skipped: {', '.join(account.skipped[:8])}{', ...' if len(account.skipped) > 8 else ''}"] if account.skipped else []
@@ -142,13 +143,13 @@ def _finish(dataset: Dataset, rejects: Rejects, forms: Mapping[str, None], path:
         raise DamagedFile(Path(path) / name, reason)
     if not dataset.records and rejects.first:
         kept = f"They are kept in {rejects.path}." if rejects.path else ""
-        raise DataError(f"{path}: none of {account.rows:,} rows can be used; the first: {rejects.first[0]}", fix=kept)
+        raise DataError(f"{path}: none of its rows ({account.rows:,}) can be used; the first: {rejects.first[0]}", fix=kept)
     if not dataset.records:
         raise DataError(f"{path} is empty: it holds no rows", fix="Give a file with data.")
     for line in dataset.report():
         progress.say(line)
     if account.rejected and rejects.path:
-        progress.say(f"{account.rejected:,} rows rejected, kept in {rejects.path}")
+        progress.say(f"{exactly(account.rejected, 'row')} rejected, kept in {rejects.path}")
 
 
 class _FileReader:

@@ -16,6 +16,7 @@ import numpy as np
 from rich.text import Text
 
 from luyen.core.errors import ConfigError
+from luyen.core.plural import exactly
 from luyen.core.records import Conversation, Feedback, Labelled, Message, Plain, Preference, Record, Tagged
 from luyen.data.formats import Dataset
 from luyen.data.packing import best_fit, efficiency
@@ -70,7 +71,7 @@ class ShownRow:
     def text(self, limit: int = 400) -> Text:
         """The row for a terminal, at most `limit` tokens and `SHOWN_CHARACTERS` characters of it, and how many more tokens it has."""
         whole = sum(self.counts.values())
-        head = f"{self.origin}: {whole:,} tokens, {self.counts.get('trained', 0):,} trained, {self.counts.get('cut', 0):,} cut"
+        head = f"{self.origin}: {exactly(whole, 'token')}, {self.counts.get('trained', 0):,} trained, {self.counts.get('cut', 0):,} cut"
         result = Text(head + (f" ({self.fate})" if self.fate else "") + "\n", style="bold")
         body = Text(style="not bold")
         before: State = "context"
@@ -85,7 +86,7 @@ class ShownRow:
             body.append(visible(token.text), style=STYLES[token.state][index % 2])
         body.append(MARKS[before][1])
         if whole > shown:
-            body.append(f" ... and {whole - shown:,} more tokens", style="italic")
+            body.append(f" ... and {exactly(whole - shown, 'more token')}", style="italic")
         return result.append_text(body)
 
 
@@ -123,7 +124,7 @@ class Inspection:
             f"packed rows of {self.limit:,} are {self.packing:.1%} full",
         ]
         lines += [f"problem: {problem}" for problem in self.problems[:5]]
-        return [*lines, f"... and {len(self.problems) - 5:,} more problems"] if len(self.problems) > 5 else lines
+        return [*lines, f"... and {exactly(len(self.problems) - 5, 'more problem')}"] if len(self.problems) > 5 else lines
 
 
 def inspect(dataset: Dataset, tokenizer: Tokenizer, length: int, truncation: Truncation = "drop", *, show: int = 3) -> Inspection:

@@ -10,6 +10,7 @@ from typing import Any
 
 from luyen.core import progress
 from luyen.core.errors import ConfigError, DamagedFile, DataError
+from luyen.core.plural import exactly
 from luyen.core.records import Document, Plain
 from luyen.corpus.curate import read_documents
 from luyen.data.config import HeldOutConfig, ReadConfig
@@ -77,7 +78,7 @@ class Texts:
         """The held-out documents, for those who cannot go on without: DataError, with what to do, when there are none."""
         if self.heldout:
             return self.heldout
-        found, expected = f"{len(self.train):,} documents", f"at least {HELD_OUT_ONE_IN} (one in twenty is held out)"
+        found, expected = exactly(len(self.train), "document"), f"at least {HELD_OUT_ONE_IN} (one in twenty is held out)"
         fix = (
             f"Give a curated corpus or a larger file; {self.section}.text_unit=paragraph makes more documents of a text file, "
             "but pretraining on the same file must have had read.text_unit=paragraph too."
@@ -98,18 +99,18 @@ class Texts:
             fix = "Give documents, not conversations; read.columns.text=COLUMN names the column that holds them."
             raise DataError(f"{self.path} holds no plain text", found=dataset.format, expected="text", fix=fix)
         if len(texts) < len(dataset.records):
-            progress.say(f"  {len(dataset.records) - len(texts):,} rows of {self.path.name} are no plain text and are left out")
+            progress.say(f"  left out: {exactly(len(dataset.records) - len(texts), 'row')} of {self.path.name} without plain text")
         splits: tuple[list[Document], list[Document]] = ([], [])
         whole = isinstance(self.config, HeldOutConfig) and self.config.all_documents
         chosen = {_hash(text) for text in texts} if whole else _held_out(texts)
         for number, text in enumerate(texts):
             splits[_hash(text) in chosen].append(Document(id=f"{self.path.name}:{number}", text=text))
         if whole:
-            progress.say(f"  {len(texts):,} documents to measure on")
+            progress.say(f"  {exactly(len(texts), 'document')} to measure on")
             return splits
         more = f"{self.section}.text_unit=paragraph makes more"
         few = "" if len(texts) >= HELD_OUT_ONE_IN else f" (there are fewer than {HELD_OUT_ONE_IN}; {more})"
-        progress.say(f"  {len(splits[0]):,} documents to train on, {len(splits[1]):,} held out{few}")
+        progress.say(f"  {exactly(len(splits[0]), 'document')} to train on, {len(splits[1]):,} held out{few}")
         return splits
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import datetime
 
+from luyen.core.plural import noun
+
 JOIN = "\u00a0"
 
 
@@ -26,7 +28,7 @@ def _three_digits(value: float) -> str:
 
 def counted(value: float | None, singular: str, plural: str = "") -> str:
     """3, "page" -> "3 pages"."""
-    return f"{whole(value)} {singular if value == 1 else plural or singular + 's'}"
+    return f"{whole(value)} {noun(value, singular, plural)}"
 
 
 def size(value: float | None) -> str:

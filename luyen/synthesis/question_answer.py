@@ -25,6 +25,7 @@ from pydantic import Field
 from luyen.core.config import Config, dump
 from luyen.core.errors import ConfigError, DataError, nearest
 from luyen.core.files import write_jsonl
+from luyen.core.plural import exactly
 from luyen.core.records import Document
 from luyen.core.seed import derive
 from luyen.core.storage import write_json
@@ -89,9 +90,10 @@ def generate(documents: Iterable[Document], config: SynthConfig) -> Questions:
     reading = read_entries(documents, template)
     usable = [entry for entry in reading.entries if any(entry.kind in template.questions[name].of for name in names)]
     if not usable:
+        matches = exactly(reading.account.get("matches", 0), "match", "matches")
         raise DataError(
             "the template finds no entries",
-            found=f"{len(documents)} documents and {reading.account.get('matches', 0)} matches: {reading.account}",
+            found=f"{exactly(len(documents), 'document')} and {matches}: {reading.account}",
             fix="Compare the patterns under entries with the documents' text.",
         )
     chosen = _choose(usable, config)

@@ -66,7 +66,7 @@ def test_the_limit_and_where_it_comes_from(run: Path, capsys: pytest.CaptureFixt
 def test_a_run_is_data_by_its_questions_and_a_model_by_its_last(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for data in (run, run / "questions", run / "questions" / "train.jsonl"):
         out = inspect(data, f"model={run}", capsys=capsys)
-        assert "{+That." in out and "1 rows in 1 file" in out, "evaluation.jsonl is not read"
+        assert "{+That." in out and "1 row in 1 file" in out, "evaluation.jsonl is not read"
 
 
 def test_what_is_no_data_is_told_in_one_line(run: Path, tmp_path: Path) -> None:

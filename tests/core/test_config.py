@@ -56,6 +56,24 @@ def test_mistakes_name_key_found_and_expected(values: dict[str, object], message
     assert message in str(error.value) and "\n" not in str(error.value)
 
 
+def test_all_mistakes_are_told_at_once() -> None:
+    with pytest.raises(ConfigError) as error:
+        load(Outer, {"data": "x", "stesp": 1, "steps": "many", "inner": {"rat": 1, "rate": "fast"}, "models": {"a": 1, "b": 2}}, "luyen do")
+    told = str(error.value)
+    assert told.startswith("luyen do: 5 things are wrong: (1) unknown key") and "\n" not in told
+    for part in (
+        "'stesp'. Did you mean 'steps'?",
+        "'inner.rat'. Did you mean 'inner.rate'?",
+        "steps; found 'many'",
+        "inner.rate; found 'fast'",
+    ):
+        assert part in told
+    assert told.count("models.") == 1, "one complaint for a key, not one for each value in it"
+    with pytest.raises(ConfigError) as alone:
+        load(Outer, {"dat": 1, "inner": {"rat": 1}})
+    assert "is missing" not in str(alone.value), "a misspelt key is also a missing one"
+
+
 def test_words_of_the_command_line() -> None:
     assert parse_overrides(["a.b=1e-3", "c=[x, 2]", "d=", "e=a=b"]) == {"a": {"b": 0.001}, "c": ["x", 2], "d": None, "e": "a=b"}
     assert merge({"a": {"b": 1, "c": 2}}, {"a": {"b": 3}, "d": 4}) == {"a": {"b": 3, "c": 2}, "d": 4}

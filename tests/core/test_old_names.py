@@ -18,6 +18,8 @@ GIVEN = {"model": "m", "data": "d"}
         ("max_seq_length", "max_seq_length is batch.length here"),
         ("target_modules", "target_modules is adapter.targets=..., beside adapter.method=lora, here"),
         ("load_in_4bit", "load_in_4bit is quantize=nf4 here"),
+        ("quantization", "quantization is quantize=nf4, fp4 or int8 here"),
+        ("num_train_epochs", r"is train.steps, counted in updates, here. Steps = epochs x rows / \(batch.rows x train.accumulation x"),
         ("packing", "Leave it out: rows are always packed"),
         ("optim", "optim is train.optimizer.name, with .* paged-adamw8bit for paged_adamw_8bit, here"),
         ("learning_rate", "Did you mean 'train.optimizer.learning_rate'"),

@@ -292,7 +292,7 @@ def test_nothing_to_read_is_one_clear_line(tmp_path: Path, monkeypatch: pytest.M
     (tmp_path / "a.docx").write_text("x")
     with pytest.raises(DataError, match="found the ending '.docx'"):
         read(tmp_path / "a.docx")
-    with pytest.raises(DataError, match="none of 1 rows can be used; the first: bad.jsonl:1: not JSON"):
+    with pytest.raises(DataError, match="none of its rows .1. can be used; the first: bad.jsonl:1: not JSON"):
         (tmp_path / "bad.jsonl").write_text("{")
         read(tmp_path / "bad.jsonl")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")

@@ -144,7 +144,7 @@ def test_a_reading_that_fails_leaves_no_temporary_file(tmp_path: Path) -> None:
         read(data, ReadConfig(strict=True), rejected=kept)
     assert left(tmp_path) == {"a.jsonl"}
     data.write_bytes(BAD)
-    with pytest.raises(DataError, match="none of 1 rows can be used.*kept in"):
+    with pytest.raises(DataError, match="none of its rows .1. can be used.*kept in"):
         read(data, rejected=kept)
     assert json.loads(kept.read_text())["line"] == 1 and left(tmp_path) == {"a.jsonl", "bad.jsonl"}
 

@@ -109,7 +109,7 @@ def test_bad_rows_are_kept_by_every_verb_and_the_user_is_told_where(base: Path, 
         assert f"2 rows rejected, kept in {folder / name}" in said
     assert (tmp_path / "4" / "sft" / "rejected-heldout.jsonl").is_file()
     (tmp_path / "all_bad.jsonl").write_bytes(BAD)
-    with pytest.raises(DataError, match="none of 1 rows can be used.*kept in .*rejected.jsonl"):
+    with pytest.raises(DataError, match="none of its rows .1. can be used.*kept in .*rejected.jsonl"):
         verb("tokenizer", tmp_path / "5", f"data={tmp_path / 'all_bad.jsonl'}")
     with pytest.raises(DataError, match="x.jsonl:26"):
         verb("tokenizer", tmp_path / "6", f"data={data}", "read.strict=true")
@@ -196,7 +196,7 @@ def test_curation_takes_the_same_section_and_data_sets_of_the_hub(tmp_path: Path
     settings = ("source=owner/dataset", "quality=none", "dedup.near=false")
     done = verb("curate", tmp_path / "run", *settings, "read.columns.text=Body", "read.split=train")
     assert facts(done)["documents"] == 31 and facts(done)["train"]["documents"] + facts(done)["heldout"]["documents"] == 30
-    assert f"  1 rows rejected, kept in {done / 'dropped-*.jsonl.zst'}" in said
+    assert f"  1 row rejected, kept in {done / 'dropped-*.jsonl.zst'}" in said
     with pytest.raises(DataError, match="train.jsonl:31: not JSON"):
         verb("curate", tmp_path / "run", *settings, "read.columns.text=Body", "read.split=train", "read.strict=true")
 
@@ -207,7 +207,7 @@ def test_text_that_measures_forgetting_is_read_by_its_own_section(base: Path, tm
     book.write_text("\n\n".join(f"Chapter {place} tells of the numbers." for place in range(60)))
     table = lines(tmp_path / "x.jsonl", [{"prompt": "one and one", "completion": "two"}])
     settings = (f"data={table}", f"model={base}", f"heldout={book}", *LOOP)
-    with pytest.raises(DataError, match="yields no held-out text; found 1 documents.*heldout_read.text_unit=paragraph"):
+    with pytest.raises(DataError, match="yields no held-out text; found 1 document.*heldout_read.text_unit=paragraph"):
         verb("sft", tmp_path / "1", *settings)
     folder = verb("sft", tmp_path / "2", *settings, "heldout_read.text_unit=paragraph")
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
@@ -220,7 +220,7 @@ def test_rows_that_are_lost_are_told_with_why_and_what_to_do(base: Path, tmp_pat
     rows = [{"prompt": "one", "completion": "two"}, {"prompt": "one", "completion": "word " * 200}]
     table = lines(tmp_path / "x.jsonl", rows)
     verb("sft", tmp_path / "1", f"data={table}", f"model={base}", *LOOP)
-    place = next(index for index, line in enumerate(said) if "1 rows used" in line)
+    place = next(index for index, line in enumerate(said) if "1 row used" in line)
     assert "1 dropped (1 longer than 64 tokens)" in said[place]
     assert "of its answer tokens are lost. Set batch.length (rows are up to" in said[place + 1]
     long = lines(tmp_path / "long.jsonl", rows[1:])

@@ -150,7 +150,7 @@ def test_wrong_configs(documents: list[Document], template: Path, changes: dict[
 
 
 def test_documents_without_entries(template: Path) -> None:
-    with pytest.raises(DataError, match="finds no entries; found 1 documents and 0 matches"):
+    with pytest.raises(DataError, match="finds no entries; found 1 document and 0 matches"):
         make([Document(id="a", text="Nothing here.", url="a.html")], template)
 
 

@@ -10,6 +10,7 @@ from luyen.adapters.preamble import room_of
 from luyen.algorithms.sft import SFT
 from luyen.core import progress
 from luyen.core.errors import ConfigError, DataError
+from luyen.core.plural import exactly
 from luyen.core.records import Document
 from luyen.core.seed import derive
 from luyen.data.loader import PackedStream
@@ -82,8 +83,8 @@ def _tell(value: str, account: Account, length: int, truncation: str) -> None:
     """What became of a source's rows, and why. Raises DataError when nothing is left of them."""
     why = ", ".join(f"{count:,} {reason}" for reason, count in account.dropped.items()).replace(TOO_LONG, f"longer than {length:,} tokens")
     progress.say(
-        f"  {value}: {account.samples:,} rows used, {account.num_dropped:,} dropped{f' ({why})' if why else ''}; "
-        f"{account.trained:,} answer tokens trained, {account.lost:,} lost"
+        f"  {value}: {exactly(account.samples, 'row')} used, {account.num_dropped:,} dropped{f' ({why})' if why else ''}; "
+        f"{exactly(account.trained, 'answer token')} trained, {account.lost:,} lost"
     )
     longer = "" if truncation == "truncate" else f"Set batch.length (rows are up to {account.longest:,} tokens) or truncation=truncate."
     if not account.samples:
