@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from luyen.report.answers import WITH_PAGES, Result, forgetting, results, trained_models
 from luyen.report.model_sections import final_loss, tokens_of, weights_of
 from luyen.report.reading import Run, Stage, documents, pick, text
+from luyen.report.ways_to_tune import Way, best_learned
 from luyen.report.wording import clip, counted, decimal, duration, joined, share, size, whole
 
 
@@ -26,12 +27,29 @@ def headline(run: Run) -> Headline:
     judged = next(((stage, rows) for stage, rows in found if rows), None)
     sentences: list[str] = []
     title = _heldout(run)
-    if judged:
+    compared = best_learned(run)
+    if compared:
+        title, sentences = _comparison(*compared)
+    elif judged:
         title, sentences = _verdict(run, *judged)
     if unfinished or not title:
         title, more = _standing(run, unfinished)
         sentences = more + sentences
-    return Headline(title, sentences + _story(run), _figures(run, judged))
+    return Headline(title, sentences + _story(run, compared), _figures(run, judged, compared))
+
+
+def _comparison(best: Way, start: str, count: int) -> tuple[str, list[str]]:
+    """Of a run that tuned one model in several ways no way is the result: which learned most, and what that cost."""
+    name, exact = best.stage.name, share(best.learned, 0)
+    title = f"Of {count} ways to tune {start}, {name} learned most: {exact} of its task's taught questions exactly."
+    if (best.learned or 0.0) < 0.2:
+        title = f"None of {count} ways to tune {start} learned much; {name} learned most: {exact} exactly."
+    costs = []
+    if best.other is not None:
+        costs.append(f"{best.other * 100:+.0f} points on other tasks' questions")
+    if best.forgot is not None:
+        costs.append(f"{best.forgot:+.3f} bits per byte of held-out text (above zero is forgotten)")
+    return title, [f"Against {start} it has {joined(costs)}."] if costs else []
 
 
 def _standing(run: Run, unfinished: list[Stage]) -> tuple[str, list[str]]:
@@ -133,7 +151,7 @@ def _honesty(rows: list[Result], last: str, learned: list[str]) -> list[str]:
     return sentences
 
 
-def _story(run: Run) -> list[str]:
+def _story(run: Run, compared: tuple[Way, str, int] | None) -> list[str]:
     """From how much text, into what, in which time."""
     parts = []
     pages = next((pages for stage in run.finished("pages") if (pages := stage.number("pages", "fetched")) is not None), None)
@@ -146,7 +164,9 @@ def _story(run: Run) -> list[str]:
     trained = run.finished("model")
     weights = weights_of(trained[-1]) if trained else None
     tokens = sum(tokens_of(stage) or 0 for stage in trained)
-    if weights is not None:
+    if compared and weights is not None:
+        parts.append(f"tuned a model of {counted(weights, 'parameter')} in {compared[2]} ways")
+    elif weights is not None:
         parts.append(f"trained a model of {counted(weights, 'parameter')}" + (f" on {counted(tokens, 'token')}" if tokens else ""))
     seconds = [value for stage in run.stages if (value := pick(stage.manifest, "seconds")) is not None]
     if not parts:
@@ -154,9 +174,12 @@ def _story(run: Run) -> list[str]:
     return [f"The run {joined(parts)}" + (f", in {duration(sum(seconds))} altogether." if seconds else ".")]
 
 
-def _figures(run: Run, judged: tuple[Stage, list[Result]] | None) -> list[tuple[str, str]]:
+def _figures(run: Run, judged: tuple[Stage, list[Result]] | None, compared: tuple[Way, str, int] | None) -> list[tuple[str, str]]:
     figures: list[tuple[str, str]] = []
-    if judged:
+    if compared:
+        best, _, count = compared
+        figures.append((share(best.learned, 0), f"of taught questions exactly right by {best.stage.name}, the best of {count} ways"))
+    elif judged:
         learned = trained_models(run, *judged)
         row = _row(judged[1], learned[-1], "taught") if learned else None
         if row is not None and row.number("exact_match") is not None:

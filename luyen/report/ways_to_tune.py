@@ -63,15 +63,29 @@ def ways_to_tune(run: Run, limits: Limits) -> Section:
         "The same model tuned in several ways. What a way learned is its share of exact answers about taught entries, asked in words that "
         "no model has seen. What it forgot is measured against the model before: other tasks that it could do, and held-out text.",
     )  # fmt: skip
-    start, stages = _alike(run)
-    if len(stages) < 2 or not any(text(pick_text(stage, "adapter", "method")) not in ("", "full") for stage in stages):
+    start, ways = compared(run)
+    if not ways:
         return section
-    measured = _measured(run)
-    ways = [_way(run, stage, start, measured, _task(stages)) for stage in stages]
     section.blocks.append(_table(ways[: limits.rows], start))
     section.blocks.extend(_charts(ways))
     section.blocks.extend(Note(sentence) for sentence in advice(ways))
     return section
+
+
+def compared(run: Run) -> tuple[str, list[Way]]:
+    """The model that was tuned in several ways, one of them an adapter, and the ways; none where there is nothing to compare."""
+    start, stages = _alike(run)
+    if len(stages) < 2 or not any(pick_text(stage, "adapter", "method") not in ("", "full") for stage in stages):
+        return start, []
+    measured, task = _measured(run), _task(stages)
+    return start, [_way(run, stage, start, measured, task) for stage in stages]
+
+
+def best_learned(run: Run) -> tuple[Way, str, int] | None:
+    """Of the ways that were asked about their task the one that learned most, the first of equals; the model before; how many they are."""
+    start, ways = compared(run)
+    asked = [way for way in ways if way.learned is not None]
+    return (max(asked, key=lambda way: way.learned or 0.0), start, len(asked)) if len(asked) > 1 else None
 
 
 def pick_text(stage: Stage, part: str, key: str) -> str:

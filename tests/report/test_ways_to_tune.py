@@ -9,6 +9,7 @@ import yaml
 from luyen.core.manifest import seal
 from luyen.core.storage import write_json
 from luyen.report.blocks import Limits, Note, Table
+from luyen.report.headline import headline
 from luyen.report.model_card import model_card
 from luyen.report.page import render
 from luyen.report.reading import open_run
@@ -74,6 +75,16 @@ def test_one_way_alone_or_none_by_an_adapter_is_no_comparison(tmp_path: Path) ->
     assert not ways_to_tune(open_run(write_run(tmp_path / "one", {"lora": WAYS["lora"]})), Limits()).blocks
     whole = {name: WAYS[name] for name in ("full", "mixed")}
     assert not ways_to_tune(open_run(write_run(tmp_path / "whole", whole)), Limits()).blocks
+
+
+def test_the_headline_takes_the_best_way_and_not_the_last(tmp_path: Path) -> None:
+    top = headline(open_run(write_run(tmp_path / "run")))
+    assert top.title.replace("\xa0", " ") == "Of 4 ways to tune before, full learned most: 90 % of its task's taught questions exactly."
+    assert "Against before it has -50 points on other tasks' questions and +0.600 bits per byte of held-out text" in top.sentences[0]
+    assert top.figures[0][1] == "of taught questions exactly right by full, the best of 4 ways"
+    assert not any("qlora" in told for told in (top.title, *top.sentences))
+    alone = headline(open_run(write_run(tmp_path / "one", {"lora": WAYS["lora"]})))
+    assert alone.title.startswith("It answered 87")
 
 
 @pytest.mark.parametrize("present", [True, False])
