@@ -115,13 +115,14 @@ def faster_precision(train: TrainConfig, seconds: float) -> str:
     return "this CPU has units for bf16: train.precision=bf16 makes products about seven times as fast, and rounds them to three digits"
 
 
-def write_model(model: Transformer, tokenizer: Tokenizer, stage: Stage, lineage: Mapping[str, object]) -> Path:
-    """The model and its tokenizer as a sealed Hugging Face folder `model` of the stage; of several processes the main one writes it."""
+def write_model(model: Transformer, tokenizer: Tokenizer, stage: Stage, lineage: Mapping[str, object], name: str = "model") -> Path:
+    """The model and its tokenizer as a sealed Hugging Face folder of the stage; of several processes the main one writes it."""
+    place = stage.folder / name
     if not distributed.is_main():
-        return stage.folder / "model"
-    with manifest.new_folder(stage.folder / "model") as folder:
+        return place
+    with manifest.new_folder(place) as folder:
         with torch.no_grad():
             hf.save(model, folder, bos_id=tokenizer.bos_id, stop_ids=tokenizer.stop_ids, pad_id=tokenizer.pad_id)
         tokenizer.save(folder)
         manifest.seal(folder, "model", lineage=lineage, versions=versions())
-    return stage.folder / "model"
+    return place

@@ -15,9 +15,10 @@ from luyen.adapters.adapt import adapt, trained
 from luyen.adapters.config import LOW_RANK, AdapterConfig
 from luyen.adapters.esft import Choice, choose_experts, mark, mixtures
 from luyen.adapters.linear import adapted
+from luyen.adapters.merged import stored_dtype
 from luyen.adapters.preamble import start_at
 from luyen.adapters.quantization_error import quantization_error
-from luyen.adapters.quantized import count_weights, quantize
+from luyen.adapters.quantized import count_weights
 from luyen.algorithms.penalised import Penalised
 from luyen.core import config as configs
 from luyen.core import distributed, manifest, progress
@@ -42,12 +43,36 @@ TEXT = (
     "Библиотека открыта каждый день с девяти до пяти, книги можно держать три недели."
 )
 """What the error of a base in few bits is measured on."""
+MERGED = "base"
+"""Folder of a stage with the plain model that its adapter is for, where the stage was given another adapter as its model."""
+
+
+def plain_base(config: TuningConfig, folder: str, stage: Stage) -> str:
+    """The plain model that is tuned: the folder, or for an adapter's what it and its base are merged into, which is written first.
+
+    Written, because PEFT opens adapters of plain models alone, and because the codes of few bits are then made of the same numbers now
+    and whenever the result is opened. A model that is trained whole needs no copy, and of several processes only the main one makes it:
+    the others read names and shapes alone, which the adapter's folder tells as well.
+    """
+    if files.locate(folder) is None:
+        return folder
+    progress.say(f"  the adapter of {folder} is merged into its base before training goes on")
+    if config.adapter.method == "full" or not distributed.is_main():
+        return folder
+    place, digest = stage.folder / MERGED, files.weights_digest(folder)
+    kept = manifest.read(place).get("lineage") if (place / manifest.MANIFEST).is_file() else None
+    if not isinstance(kept, dict) or kept.get("weights") != digest:
+        model = files.open_base(folder, None, "cpu", stored_dtype(folder))
+        lineage = {"algorithm": "merge", "adapter": Path(folder).name, "weights": digest}
+        write_model(model, Tokenizer.load(files.locate_tokenizer(folder)), stage, lineage, MERGED)
+    progress.say(f"  what came of it is kept in {place}: the new adapter is one of that model")
+    return str(place)
 
 
 def tuned_model(config: TuningConfig, train: TrainConfig, folder: str, tokenizer: Tokenizer, stage: Stage) -> Transformer:
-    """The model of a folder as it will be trained: frozen, in few bits and with an adapter, where the config says so.
+    """The model of a folder (see `plain_base`) as it will be trained: frozen, in few bits and with an adapter, where the config says so.
 
-    An adapter's folder in the place of a model is merged into its base first. What is trained is counted and said.
+    What is trained is counted and said.
     """
     model = _frozen_or_whole(config, frozen_dtype(config, train), folder, tokenizer)
     if config.start is None and config.adapter.method == "esft":
@@ -59,7 +84,8 @@ def tuned_model(config: TuningConfig, train: TrainConfig, folder: str, tokenizer
         if config.adapter.prompt.text:
             start_at(model, tokenizer.encode(config.adapter.prompt.text))
     else:
-        _go_on(model, config, stage.model(config.start), files.weights_digest(folder))
+        digest = distributed.told_by_main(files.weights_digest(folder) if distributed.is_main() else None)
+        _go_on(model, config, stage.model(config.start), digest)
     if config.adapter.method != "full":
         _count(config, model, stage)
     return model
@@ -112,19 +138,12 @@ def frozen_dtype(config: TuningConfig, train: TrainConfig) -> torch.dtype:
 
 def _frozen_or_whole(config: TuningConfig, dtype: torch.dtype, folder: str, tokenizer: Tokenizer) -> Transformer:
     """The plain model of a folder, in few bits where the config says so; how far that is from the model is said."""
-    device, merged, kind = distributed.weights_of_main(), files.is_adapter(folder), config.quantize
-    bits = None if kind == "none" or merged else {"kind": kind, "double": True}
-    model = files.open_base(folder, bits, device, dtype)
-    if merged:
-        progress.say(f"  the adapter of {folder} is merged into its base before training goes on")
-    if kind == "none":
-        return model
-    if merged:
-        quantize(model, kind)
-    if not distributed.is_main():
+    bits = None if config.quantize == "none" else {"kind": config.quantize, "double": True}
+    model = files.open_base(folder, bits, distributed.weights_of_main(), dtype)
+    if bits is None or not distributed.is_main():
         return model
     tokens = torch.tensor([tokenizer.encode(TEXT)[: model.config.context_length]])
-    for line in quantization_error(model, None if merged else folder, tokens).lines():
+    for line in quantization_error(model, folder, tokens).lines():
         progress.say(f"  {line}")
     return model
 

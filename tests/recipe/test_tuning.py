@@ -14,6 +14,7 @@ from alone import lines, verb  # noqa: E402
 
 from luyen.adapters import files  # noqa: E402
 from luyen.adapters.linear import adapted  # noqa: E402
+from luyen.adapters.quantized import quantized_maps  # noqa: E402
 from luyen.core import interrupt, progress  # noqa: E402
 from luyen.core.config import load, parse_overrides  # noqa: E402
 from luyen.core.errors import ConfigError, Interrupted, ModelError  # noqa: E402
@@ -146,6 +147,44 @@ def test_an_adapter_in_the_place_of_a_model_is_merged_first(base: Path, data: Pa
     tokens = torch.arange(20)[None]
     torch.testing.assert_close(merged.logits(merged(tokens)), with_adapter.logits(with_adapter(tokens)), rtol=1e-4, atol=1e-5)
     assert any("is merged into its base before training goes on" in line for line in said)
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # PEFT asks transformers for it
+def test_an_adapter_on_an_adapter_names_a_plain_model(base: Path, data: Path, tmp_path: Path, said: list[str]) -> None:
+    first = sft(tmp_path / "first", base, data, "adapter.method=lora")
+    second = sft(tmp_path / "second", first, data, "adapter.method=lora", "adapter.rank=4")
+    named = Path(json.loads((second / "adapter" / "adapter_config.json").read_text())["base_model_name_or_path"])
+    assert named == second / "base" and not files.is_adapter(named) and any(f"is kept in {named}" in line for line in said)
+    tokens = torch.arange(20)[None]
+    merged, with_adapter = hf.load(named), files.open_model(first)
+    torch.testing.assert_close(merged.logits(merged(tokens)), with_adapter.logits(with_adapter(tokens)), rtol=1e-4, atol=1e-5)
+    ours = files.open_model(second)
+    assert len(dict(adapted(ours))) > 0 and Tokenizer.load(named).has_template
+    third = sft(tmp_path / "third", first, data, "adapter.method=lora", "adapter.rank=4", f"start={second}", "train.steps=1")
+    assert facts(third / "adapter")["base"]["weights"] == facts(second / "adapter")["base"]["weights"], "merged again in the same bits"
+    peft = pytest.importorskip("peft")
+    theirs = peft.AutoPeftModelForCausalLM.from_pretrained(second / "adapter").eval()
+    with torch.no_grad():
+        torch.testing.assert_close(theirs(tokens).logits, ours.logits(ours(tokens)), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["nf4", "int8"])
+def test_a_merged_adapter_has_the_codes_that_it_is_opened_with(kind: str, base: Path, data: Path, tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes")
+    first = sft(tmp_path / "first", base, data, "adapter.method=lora", "train.optimizer.learning_rate=0.05")
+    seen: list[dict[str, torch.Tensor]] = []
+    fit = training.fit
+
+    def watched(algorithm: Any, *given: Any, **named: Any) -> Any:
+        seen.append({name: module.codes.clone() for name, module in quantized_maps(algorithm.model)})
+        return fit(algorithm, *given, **named)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(training, "fit", watched)
+        second = sft(tmp_path / "second", first, data, "adapter.method=lora", f"quantize={kind}", "train.precision=bf16")
+    opened = dict(quantized_maps(files.open_model(second)))
+    assert seen[0].keys() == opened.keys() and opened
+    assert all(torch.equal(codes, opened[name].codes) for name, codes in seen[0].items())
 
 
 def test_pretraining_goes_on_from_a_base(base: Path, tmp_path: Path) -> None:

@@ -22,14 +22,15 @@ from luyen.recipe.estimate import of_stage
 from luyen.recipe.sizes import model_config, row_length
 from luyen.recipe.stage import Stage
 from luyen.recipe.training import continue_texts, heldout_hook, some_text, train_stage, write_model
-from luyen.recipe.tuning import specialise, tuned_model, with_allocation, with_rates, write_tuned
+from luyen.recipe.tuning import plain_base, specialise, tuned_model, with_allocation, with_rates, write_tuned
 from luyen.tokenizer.load import Tokenizer
 
 
 def run(config: PretrainConfig, stage: Stage) -> None:
     """Train from nothing or from a base; the result is the stage's `model` folder, or with an adapter its `adapter` folder."""
-    base = None if config.base is None else stage.model(config.base)
-    tokenizer = Tokenizer.load(stage.tokenizer(config.tokenizer) if config.tokenizer is not None else locate_tokenizer(str(base)))
+    given = None if config.base is None else stage.model(config.base)
+    tokenizer = Tokenizer.load(stage.tokenizer(config.tokenizer) if config.tokenizer is not None else locate_tokenizer(str(given)))
+    base = None if given is None else plain_base(config, given, stage)
     model = _new(config, tokenizer, stage) if base is None else tuned_model(config, config.train, base, tokenizer, stage)
     size = model.config
     length = row_length(config.batch, room_of(model))
@@ -50,10 +51,10 @@ def run(config: PretrainConfig, stage: Stage) -> None:
     result = train_stage(algorithm, with_rates(config, config.train), stage, hooks, of_stage(config, size))
     stage.metrics["epochs"] = round(result.tokens / max(account.tokens, 1), 2)
     lineage = {"algorithm": "pretrain", "tokens": result.tokens, "seed": stage.seed}
-    if base is None:
+    if given is None or base is None:
         write_model(model, tokenizer, stage, lineage)
     else:
-        write_tuned(model, tokenizer, stage, config, base, {**lineage, "base": Path(base).name})
+        write_tuned(model, tokenizer, stage, config, base, {**lineage, "base": Path(given).name})
 
 
 def _new(config: PretrainConfig, tokenizer: Tokenizer, stage: Stage) -> Transformer:

@@ -24,7 +24,7 @@ from luyen.recipe.estimate import of_stage
 from luyen.recipe.sizes import row_length
 from luyen.recipe.stage import Stage
 from luyen.recipe.training import answer_questions, heldout_hook, some_text, train_stage
-from luyen.recipe.tuning import specialise, tuned_model, with_allocation, with_rates, write_tuned
+from luyen.recipe.tuning import plain_base, specialise, tuned_model, with_allocation, with_rates, write_tuned
 from luyen.tokenizer.load import Tokenizer
 
 LOST_IS_MUCH = 0.05
@@ -35,7 +35,8 @@ def run(config: SFTConfig, stage: Stage) -> None:
     """Fine-tune on the answers; the result is the stage's `model` folder, or with an adapter its `adapter` folder."""
     folder = stage.model(config.model)
     tokenizer = Tokenizer.load(locate_tokenizer(folder)).with_template(config.template)
-    model = tuned_model(config, config.train, folder, tokenizer, stage)
+    base = plain_base(config, folder, stage)
+    model = tuned_model(config, config.train, base, tokenizer, stage)
     length = row_length(config.batch, room_of(model))
     progress.say(f"  rows of {length:,} tokens")
     mixture = _mixture(config, stage, tokenizer, length)
@@ -51,7 +52,7 @@ def run(config: SFTConfig, stage: Stage) -> None:
     algorithm, hooks = with_allocation(config, SFT(model, stream, sources), hooks)
     result = train_stage(algorithm, with_rates(config, config.train), stage, hooks, of_stage(config, model.config))
     lineage = {"algorithm": "sft", "base": Path(folder).name, "tokens": result.tokens, "targets": result.targets, "seed": stage.seed}
-    write_tuned(model, tokenizer, stage, config, folder, lineage)
+    write_tuned(model, tokenizer, stage, config, base, lineage)
 
 
 def _held_out(config: SFTConfig, stage: Stage) -> list[Document]:
