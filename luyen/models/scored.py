@@ -19,7 +19,7 @@ from luyen.models.transformer import Transformer
 
 
 class ScoredDecoder(nn.Module):
-    """A decoder and a linear map of its hidden states to numbers. `forward` gives hidden states; `scores` are read where they are needed."""
+    """A decoder and a linear map of its hidden states to numbers. `forward` gives the states; `scores` are read where they are needed."""
 
     def __init__(self, decoder: Transformer, outputs: int = 1) -> None:
         """The map begins at zero: every answer is worth the same, and the ranking loss at ln 2. `outputs` above 1: auxiliary heads."""

