@@ -1,7 +1,7 @@
 """What any score of written answers looks like to who learns from it or chooses by it: a reward model, a task, a program, a mixture.
 
-Where an answer is a whole conversation's last turn, `prompt` holds the turns before it. A reward that must know the right answer finds it in
-the example that the prompt came from.
+An answer is a conversation's last turn and `prompt` holds the turns before it. A reward that must know the right answer finds it in the
+example that the prompt came from.
 """
 
 from __future__ import annotations
