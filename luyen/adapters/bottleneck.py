@@ -3,8 +3,9 @@
     y = h + U f(D h + d) + u        h = W x + b,    D: S x O,    U: O x S
 
 It stands after attention and feed-forward (houlsby), or after feed-forward alone (pfeiffer, which the search of Pfeiffer et al., 2020,
-arXiv:2005.00247, chose), before the sub-layer joins the residual path; in a mixture after every expert. D starts as torch's linear maps
-do, U and u at zero, so a fresh adapter changes nothing. No plain map computes this, so it cannot be merged.
+arXiv:2005.00247, chose), before the sub-layer joins the residual path. Of a mixture of experts the sub-layer's output is that of the
+mixture, so there h is it and the adapter stands once after all experts; `targets` can name maps inside of them. D starts as torch's
+linear maps do, U and u at zero, so a fresh adapter changes nothing. No plain map computes this, so it cannot be merged.
 
 Shapes: N tokens, I inputs, O outputs, S size of the narrow layer.
 """
@@ -23,14 +24,15 @@ from luyen.adapters.config import AdapterConfig
 from luyen.adapters.linear import AdaptedLinear, replace_each
 from luyen.adapters.lora import product_dtype
 from luyen.adapters.targets import ALL_LINEAR, targets
+from luyen.models.moe import Mixture
 
 PLACES = {"houlsby": ("o_proj", "down_proj"), "pfeiffer": ("down_proj",)}
-"""Maps that lead out of the sub-layers, after which the adapter stands where `targets` names none."""
+"""Maps that lead out of the sub-layers, of a mixture those of its experts, after which the adapter stands where `targets` names none."""
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": functional.gelu, "relu": functional.relu, "silu": functional.silu}
 
 
 class Bottleneck(AdaptedLinear, ABC):
-    """A frozen linear map and a trained narrow network after it, whose two maps the kinds make each in their way."""
+    """A frozen linear map or mixture of experts and a trained narrow network after it, whose two maps the kinds make each in their way."""
 
     def __init__(self, base: nn.Module, size: int, activation: str, dropout: float) -> None:
         super().__init__(base)
@@ -79,5 +81,10 @@ def put(model: nn.Module, config: AdapterConfig, kind: Callable[[nn.Module, int,
 
 
 def places(model: nn.Module, config: AdapterConfig) -> list[str]:
-    """Names of the maps after which a bottleneck stands."""
-    return targets(model, PLACES[config.bottleneck.placement] if config.targets == [ALL_LINEAR] else config.targets)
+    """Names of the modules after which a bottleneck stands: maps, and mixtures in the place of maps in them, unless `targets` names some."""
+    if config.targets != [ALL_LINEAR]:
+        return targets(model, config.targets)
+    mixtures = [f"{name}." for name, module in model.named_modules() if isinstance(module, Mixture)]
+    maps = targets(model, PLACES[config.bottleneck.placement])
+    owners = (next((mixture for mixture in mixtures if name.startswith(mixture)), name) for name in maps)
+    return list(dict.fromkeys(owner.removesuffix(".") for owner in owners))

@@ -26,7 +26,7 @@ class Compressed(Protocol):
 
 
 class AdaptedLinear(nn.Module):
-    """A linear map and what an adapter adds to it."""
+    """A linear map, or for some methods a whole mixture of experts, and what an adapter adds to it."""
 
     def __init__(self, base: nn.Module) -> None:
         super().__init__()

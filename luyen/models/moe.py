@@ -73,6 +73,7 @@ class Mixture(nn.Module):
 
     def __init__(self, width: int, config: ExpertsConfig) -> None:
         super().__init__()
+        self.in_features = self.out_features = width
         self.count, self.per_token, self.normalised = config.count, config.per_token, config.normalised
         self.gate = Router(width, config.count)
         self.experts = Experts(width, config)

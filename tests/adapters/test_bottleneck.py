@@ -1,14 +1,17 @@
 """Bottleneck adapters: where they stand, their formula, and that a fresh one changes nothing."""
 
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
 import adapter_toys as toys
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
-from luyen.adapters.adapt import merge_in_place, trained
-from luyen.adapters.bottleneck import BottleneckLinear
+from luyen.adapters import files
+from luyen.adapters.adapt import adapt, merge_in_place, trained
+from luyen.adapters.bottleneck import Bottleneck, BottleneckLinear
 from luyen.adapters.count import trained_weights
 from luyen.adapters.linear import adapted
 from luyen.core.errors import ConfigError, ModelError
@@ -87,6 +90,41 @@ def test_only_the_narrow_network_gets_a_gradient() -> None:
     for name, parameter in made.named_parameters():
         own = name.rpartition(".")[2]
         assert (parameter.grad is not None) == own.startswith(("up_", "down_")) and (parameter.grad is None or parameter.grad.any())
+
+
+MIXED = {"experts": {"count": 4, "per_token": 2, "intermediate_size": 12, "shared_size": 8, "layers": [1]}}
+"""The first layer is plain."""
+
+
+@pytest.mark.parametrize("method", ["bottleneck", "compacter"])
+@pytest.mark.parametrize(
+    ("placement", "expected"),
+    [
+        ("pfeiffer", ["0.mlp.down_proj", "1.mlp"]),
+        ("houlsby", ["0.self_attn.o_proj", "0.mlp.down_proj", "1.self_attn.o_proj", "1.mlp"]),
+    ],
+)
+def test_in_a_mixture_it_stands_once_after_all_experts(method: str, placement: str, expected: list[str], tmp_path: Path) -> None:
+    plain, made = toys.model(variant=MIXED), toys.model(variant=MIXED)
+    values = toys.config(method=method, bottleneck={"placement": placement})
+    adapt(made, values)
+    assert [name.removeprefix("model.layers.") for name, _ in adapted(made)] == expected
+    assert torch.equal(toys.logits(made), toys.logits(plain))
+    toys.shake(made)
+    own = cast(Bottleneck, made.get_submodule("model.layers.1.mlp"))
+    hidden = torch.randn(1, 7, 32)
+    whole, (down, up) = own.base(hidden), own.maps()
+    by_formula = whole + functional.gelu(whole @ down.T + own.down_bias) @ up.T + own.up_bias
+    torch.testing.assert_close(own(hidden), by_formula)
+    folder = files.save(made, values, tmp_path / "adapter", base="base", digest="0")
+    files.load_into(plain, folder)
+    assert torch.equal(toys.logits(made), toys.logits(plain))
+
+
+def test_inside_the_experts_it_stands_where_it_is_named() -> None:
+    made = toys.model(variant=MIXED)
+    adapt(made, toys.config(method="bottleneck", targets=["experts.*.down_proj"]))
+    assert [name for name, _ in adapted(made)] == [f"model.layers.1.mlp.experts.{number}.down_proj" for number in range(4)]
 
 
 def test_it_cannot_be_merged_and_says_so() -> None:
