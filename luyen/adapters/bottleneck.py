@@ -81,7 +81,7 @@ def put(model: nn.Module, config: AdapterConfig, kind: Callable[[nn.Module, int,
 
 
 def places(model: nn.Module, config: AdapterConfig) -> list[str]:
-    """Names of the modules after which a bottleneck stands: maps, and mixtures in the place of maps in them, unless `targets` names some."""
+    """Names of the modules after which a bottleneck stands: maps, mixtures in the place of maps in them, unless `targets` names some."""
     if config.targets != [ALL_LINEAR]:
         return targets(model, config.targets)
     mixtures = [f"{name}." for name, module in model.named_modules() if isinstance(module, Mixture)]

@@ -23,10 +23,13 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from luyen.data.formats import Dataset
+    from luyen.data.loader import Batch
+    from luyen.tokenizer.load import Tokenizer
 
 HELP = """Show rows of a data set as the model will see them ({+trained+}, context, [-cut-]), the detected format and an account
 of every token. Fails (exit code 2) when a row trains on nothing or never trains the end of a turn. Without DATA, as in
-`inspect model=DIR adapter.method=lora`, show what of the model would be trained and what that costs.
+`inspect model=DIR adapter.method=lora`, show what of the model would be trained and what that costs; with DATA and adapter.method=esft,
+which experts of a mixture the data chooses.
 
 DATA is a file, a folder, a data set of the hub, a questions stage, or a run that has one. Of preference pairs both answers are shown;
 labels and token tags hold no answer, so they are shown as they are. Without a model only the format and the rows are shown. Settings:"""
@@ -44,6 +47,8 @@ class InspectReadConfig(ReadConfig):
 class InspectConfig(Config):
     """What to look at."""
 
+    data: Input | None = None
+    """DATA, as in the settings of a stage."""
     model: Input | None = None
     """Whose tokenizer and chat template are used: a model, a tokenizer, a run or a stage of one, or a hub name."""
     template: str = ""
@@ -59,7 +64,7 @@ class InspectConfig(Config):
     rejected: str | None = None
     """File that keeps malformed rows byte for byte; empty: they are counted, the first are named, and none is kept."""
     adapter: AdapterConfig = AdapterConfig()
-    """Without DATA: the modules of `model` that training with this adapter would train, and their memory."""
+    """The modules of `model` that training with this adapter would train, and their memory; DATA beside it chooses experts for esft."""
     quantize: Quantization = "none"
     """Bits of the frozen weights, as in training."""
 
@@ -73,11 +78,17 @@ def command(name: str) -> click.Command:
 def _inspect(words: tuple[str, ...]) -> None:
     plain, settings = split_words(words)
     config = load(InspectConfig, settings, "luyen inspect")
+    plain += [config.data] if config.data is not None else []
     if not plain and config.model is not None:
         with working():
             show_adapter(find(config.model)[1], config.adapter, config.quantize)
         return
     data = one_word(plain, "data file or folder")
+    if config.model is not None and config.adapter.method == "esft":
+        with working():
+            rows = _packed_rows(*_data(data, config.read), config)
+            show_adapter(find(config.model)[1], config.adapter, config.quantize, rows)
+        return
     if "adapter" in settings or "quantize" in settings:
         raise ConfigError("adapter", found=f"beside the data {data}", expected="DATA or an adapter", fix="Leave one of them out.")
     with working():
@@ -163,13 +174,10 @@ def _show_records(dataset: Dataset, rows: int, console: Console) -> None:
 
 
 def _show_tokens(dataset: Dataset, folder: Path, config: InspectConfig, console: Console) -> None:
-    from luyen.core.records import Completion, Feedback, Plain, Preference
+    from luyen.core.records import Feedback, Preference
     from luyen.data.inspect import inspect
-    from luyen.tokenizer.load import Tokenizer
 
-    tokenizer = Tokenizer.load(folder)
-    if config.template or not all(isinstance(record, Plain | Completion) for record in dataset.records):
-        tokenizer = tokenizer.with_template(config.template)
+    tokenizer = _tokenizer(dataset, folder, config)
     length, reason = (config.length, "") if config.length is not None else _default_length(folder)
     inspection = inspect(dataset, tokenizer, length, config.truncation, show=config.rows)
     for row in inspection.rows:
@@ -185,6 +193,38 @@ def _show_tokens(dataset: Dataset, folder: Path, config: InspectConfig, console:
             f"{counted(len(inspection.problems), 'row')} would teach nothing or not how to stop", found=inspection.problems[0],
             fix="Mend or remove them, or raise length.",
         )  # fmt: skip
+
+
+def _tokenizer(dataset: Dataset, folder: Path, config: InspectConfig) -> Tokenizer:
+    """A folder's tokenizer, with a chat template where one is named or rows are turns."""
+    from luyen.core.records import Completion, Plain
+    from luyen.tokenizer.load import Tokenizer
+
+    tokenizer = Tokenizer.load(folder)
+    if config.template or not all(isinstance(record, Plain | Completion) for record in dataset.records):
+        tokenizer = tokenizer.with_template(config.template)
+    return tokenizer
+
+
+def _packed_rows(data: str, read: ReadConfig, config: InspectConfig) -> list[Batch]:
+    """The first rows of the data as training packs them, as many as `adapter.experts.samples`."""
+    from luyen.core.records import Plain
+    from luyen.data import formats
+    from luyen.data.loader import PackedStream, collate
+    from luyen.data.samples import chat_samples, text_samples
+
+    assert config.model is not None
+    folder = _tokenizer_folder(config.model)
+    dataset = formats.read(data, read, rejected=Path(config.rejected) if config.rejected else None)
+    tokenizer = _tokenizer(dataset, folder, config)
+    length = config.length if config.length is not None else _default_length(folder)[0]
+    texts = [record for record in dataset.records if isinstance(record, Plain)]
+    if len(texts) == len(dataset.records):
+        samples, _ = text_samples(texts, tokenizer, length)
+    else:
+        samples, _ = chat_samples(dataset.records, tokenizer, length, config.truncation)
+    stream = PackedStream(samples, capacity=length, rows=1, seed=0)
+    return [collate([stream.samples[index] for index in row]) for row in stream.plan(0)[: config.adapter.experts.samples]]
 
 
 def _tokenizer_folder(name: str) -> Path:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from luyen.adapters.config import AdapterConfig, Quantization
+from luyen.adapters.config import READ, AdapterConfig, Quantization
 from luyen.core import progress
 from luyen.core.errors import ModelError
 from luyen.report.wording import counted, share, size, whole
@@ -14,22 +15,27 @@ from luyen.report.wording import counted, share, size, whole
 if TYPE_CHECKING:
     from torch import nn
 
+    from luyen.adapters.esft import Choice
+    from luyen.data.loader import Batch
+    from luyen.models.transformer import Transformer
+
 NUMBER = re.compile(r"\.\d+(?=\.|$)")
 """The place of a module in a list of layers or experts."""
+EXPERT = re.compile(r"(.*\.experts\.\d+)\.")
 LEARNED = "learned positions"
 
 
-def show_adapter(model: str, config: AdapterConfig, quantize: Quantization) -> None:
+def show_adapter(model: str, config: AdapterConfig, quantize: Quantization, rows: Sequence[Batch] = ()) -> None:
     """Print the modules that would be trained, with counts and memory. Raises ConfigError where the adapter does not fit the model.
 
-    The model is read as names and shapes alone.
+    The model is read as names and shapes alone; for `esft` with `rows` of data in whole, to measure which experts they choose.
     """
     from rich.console import Console
     from rich.table import Table
 
     from luyen.adapters import files
     from luyen.adapters.adapt import adapt
-    from luyen.adapters.esft import mark_most
+    from luyen.adapters.esft import mark, mark_most
     from luyen.core.folders import model_in
     from luyen.engine import cost
     from luyen.engine.config import OptimizerConfig
@@ -43,8 +49,13 @@ def show_adapter(model: str, config: AdapterConfig, quantize: Quantization) -> N
     made = hf.load(str(folder), "meta")
     whole_model = sum(parameter.numel() for parameter in made.parameters())
     if config.method == "esft":
-        mark_most(made, config.experts)
-        progress.say("which experts are trained the stage's data decides; counted here: as many of each layer as can be at most")
+        if rows:
+            measured = hf.load(str(folder))
+            mark(made, _told_choice(measured, config, rows))
+        else:
+            mark_most(made, config.experts)
+            progress.say("the data decides which experts are trained: name it beside the model to see them. Counted here: as many of each "
+                         "layer as can be at most")  # fmt: skip
     adapt(made, config.model_copy(update={"lora": config.lora.model_copy(update={"init": "default"})}))
     table = Table(box=None, header_style="bold")
     groups = _groups(made)
@@ -69,6 +80,20 @@ def show_adapter(model: str, config: AdapterConfig, quantize: Quantization) -> N
     _warn_of_frozen_experts(made, config)
 
 
+def _told_choice(model: Transformer, config: AdapterConfig, rows: Sequence[Batch]) -> Choice:
+    """Measure which experts the rows go to, as a stage does before it trains, and print them."""
+    from luyen.adapters.esft import choose_experts, mixtures
+    from luyen.models.attention import Layout
+
+    choice = choose_experts(model, ((row.tokens_T[None], Layout.packed(row.lengths)) for row in rows), config.experts)
+    print(f"experts that {counted(len(rows), 'packed row')} of the data choose, with their shares by {config.experts.by}:")
+    for name, mixture in mixtures(model).items():
+        chosen = choice[name]
+        told = ", ".join(f"{number} ({share(part, 1)})" for number, part in chosen.items())
+        print(f"  {name}: {told}: {len(chosen)} of {mixture.count}")
+    return choice
+
+
 def _groups(model: nn.Module) -> list[tuple[str, int, str, int]]:
     """Trained modules that differ in the number of their layer or expert alone: (pattern, times, shapes, numbers in all of them)."""
     from luyen.adapters.adapt import trained
@@ -86,16 +111,21 @@ def _groups(model: nn.Module) -> list[tuple[str, int, str, int]]:
 
 
 def _warn_of_frozen_experts(model: nn.Module, config: AdapterConfig) -> None:
-    """Say it when a mixture's experts stay as they are, which patterns of names easily leave out."""
-    experts = {name for name, _ in model.named_parameters() if ".experts." in name}
-    moving = {name for name, parameter in model.named_parameters() if parameter.requires_grad and ".experts." in name}
-    if not experts or config.method in ("full", "selective", "esft"):
+    """Say it when a mixture's experts stay as they are, which patterns of names easily leave out.
+
+    Methods without `targets` leave them by design; a bottleneck after a whole mixture works on all of them.
+    """
+    from luyen.adapters.linear import adapted
+    from luyen.models.moe import Mixture
+
+    experts = {found[1] for name, _ in model.named_parameters() if (found := EXPERT.match(name))}
+    moving = {found[1] for name, each in model.named_parameters() if each.requires_grad and (found := EXPERT.match(name))}
+    around = any(isinstance(module.base, Mixture) for _, module in adapted(model))
+    if not experts or around or "targets" not in READ[config.method]:
         return
     if not moving:
         raise ModelError("all experts of this mixture would stay frozen", found=f"targets {', '.join(config.targets)}",
                          expected="some of their maps: gate_proj, up_proj, down_proj or all-linear",
                          fix="Add them to adapter.targets, or take adapter.method=esft.")  # fmt: skip
-    named = {re.sub(r".*\.experts\.(\d+)\..*", r"\1", name) for name in experts}
-    tuned = {re.sub(r".*\.experts\.(\d+)\..*", r"\1", name) for name in moving}
-    if named - tuned:
-        progress.say(f"{counted(len(named - tuned), 'expert')} of {len(named)} stay frozen in every layer")
+    if experts - moving:
+        progress.say(f"{counted(len(experts - moving), 'expert')} of {len(experts)} in all layers would stay frozen")

@@ -8,7 +8,7 @@ import torch
 
 from luyen.core import manifest
 from luyen.models import hf
-from luyen.models.config import TransformerConfig
+from luyen.models.config import TransformerConfig, VariantConfig
 from luyen.models.transformer import Transformer
 from luyen.tokenizer.load import Tokenizer
 from luyen.tokenizer.train import TokenizerConfig, train
@@ -24,13 +24,15 @@ def write_tokenizer(folder: Path) -> Tokenizer:
     return tokenizer
 
 
-def write_model(folder: Path, *, template: bool = True, algorithm: str = "sft", context: int = 128) -> Path:
+def write_model(
+    folder: Path, *, template: bool = True, algorithm: str = "sft", context: int = 128, variant: VariantConfig | None = None
+) -> Path:  # fmt: skip
     """A sealed model folder; without `template` nothing in it says how to chat."""
     tokenizer = write_tokenizer(folder)
     torch.manual_seed(0)
     config = TransformerConfig(
         vocab_size=tokenizer.vocab_size, hidden_size=16, intermediate_size=32, num_layers=1, num_heads=2, num_kv_heads=2,
-        context_length=context, init_std=0.5,
+        context_length=context, init_std=0.5, variant=variant or VariantConfig(),
     )  # fmt: skip
     with torch.no_grad():
         hf.save(Transformer(config), folder, bos_id=tokenizer.bos_id, stop_ids=tokenizer.stop_ids, pad_id=tokenizer.pad_id)
