@@ -10,14 +10,17 @@ ties     Yadav et al., 2023, arXiv:2306.01708, algorithm 1: of each D_i the larg
          sum of the w_i D_i; D is the mean of those w_i D_i that have that sign. Trimmed tensor by tensor; equal w_i are the paper's lambda
 dare     Yu et al., 2023, arXiv:2311.03099, equation 1: an entry of D_i stays with probability `density` and is divided by it; then linear
 
+Changes in numbers are as large as the model. So each is made when it is asked for, tensor by tensor, and forgotten.
+
 Shapes: I inputs, O outputs, R rank.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Literal, cast
 
@@ -85,8 +88,28 @@ def is_map(name: str, change: Change) -> bool:
     return change.rank is not None or (change.numbers is not None and change.numbers.ndim == 2 and "layers." in name)
 
 
-Changes = dict[str, Change]
+Changes = Mapping[str, Change]
 """By the tensor's name in the plain model."""
+
+
+class OnDemand(Changes):
+    """Changes of which each is made anew whenever it is asked for, so that those of one tensor alone are in memory."""
+
+    def __init__(self, made: Mapping[str, Callable[[], Change]]) -> None:
+        self.made = made
+
+    @torch.no_grad()
+    def __getitem__(self, name: str) -> Change:
+        return self.made[name]()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.made)
+
+    def __len__(self) -> int:
+        return len(self.made)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.made
 
 
 @dataclass(frozen=True)
@@ -146,12 +169,22 @@ def _restore(model: nn.Module, values: Mapping[str, Tensor]) -> None:
 def changes(plain: nn.Module, opened: Opened) -> Changes:
     """What the adapter changes of the model, tensor by tensor."""
     own = dict(plain.state_dict())
-    found = {name: Change(tensor.double() - own[name].double()) for name, tensor in opened.whole.items()}
+    made = {name: partial(_of_tensor, tensor, own[name]) for name, tensor in opened.whole.items()}
     for name, module in opened.maps.items():
-        found[f"{name}.weight"], bias = _of_map(module, plain.get_submodule(name))
+        base = plain.get_submodule(name)
+        made[f"{name}.weight"] = partial(_of_weight, module, base)
+        bias = _of_map(module, base)[1]
         if bias is not None:
-            found[f"{name}.bias"] = Change(bias)
-    return found
+            made[f"{name}.bias"] = partial(Change, bias)
+    return OnDemand(made)
+
+
+def _of_tensor(tensor: Tensor, own: Tensor) -> Change:
+    return Change(tensor.double() - own.double())
+
+
+def _of_weight(module: AdaptedLinear, base: nn.Module) -> Change:
+    return _of_map(module, base)[0]
 
 
 def _of_map(module: AdaptedLinear, base: nn.Module) -> tuple[Change, Tensor | None]:
@@ -168,23 +201,28 @@ def _of_map(module: AdaptedLinear, base: nn.Module) -> tuple[Change, Tensor | No
 
 
 def combine(all_changes: Sequence[Changes], plan: Plan) -> tuple[Changes, float]:
-    """One change of each tensor from those of several adapters, and the share of it that svd has left out (Frobenius norms)."""
+    """One change of each tensor from those of several adapters, and the share of it that svd has left out (Frobenius norms).
+
+    All but the results of svd, which are small, are made when they are asked for.
+    """
     weights = plan.weights or (1.0,) * len(all_changes)
     if len(weights) != len(all_changes):
         raise ModelError("weights", found=len(weights), expected=f"{len(all_changes)}, one for each adapter")
-    combined: Changes = {}
+    names = dict.fromkeys(name for each in all_changes for name in each)
+    made = {name: partial(_combined, name, all_changes, weights, plan) for name in names}
     lost = size = 0.0
-    for name in dict.fromkeys(name for each in all_changes for name in each):
-        present = {index: each[name] for index, each in enumerate(all_changes) if name in each}
-        combined[name] = _combined(name, present, weights, plan)
-        if plan.how == "svd" and is_map(name, combined[name]):
-            combined[name], left_out, whole = truncated(combined[name], _rank(plan, present.values()))
+    for name in names if plan.how == "svd" else ():
+        change = made[name]()
+        if is_map(name, change):
+            nearest, left_out, whole = truncated(change, _rank(plan, [each[name] for each in all_changes if name in each]))
+            made[name] = partial(replace, nearest)
             lost, size = lost + left_out, size + whole
-    return combined, (lost / size) ** 0.5 if size else 0.0
+    return OnDemand(made), (lost / size) ** 0.5 if size else 0.0
 
 
-def _combined(name: str, present: Mapping[int, Change], weights: Sequence[float], plan: Plan) -> Change:
-    """Of one tensor, from the adapters that change it, by their places."""
+def _combined(name: str, all_changes: Sequence[Changes], weights: Sequence[float], plan: Plan) -> Change:
+    """Of one tensor, from the adapters that change it."""
+    present = {index: each[name] for index, each in enumerate(all_changes) if name in each}
     if plan.how == "ties":
         return _ties([change.whole() for change in present.values()], [weights[index] for index in present], plan.density)
     if plan.how == "dare":
@@ -269,14 +307,14 @@ class Blend(nn.Module):
 
 
 class Beside(nn.Module):
-    """A map with a change in numbers beside it."""
+    """A map with a change in numbers beside it, (O, I), which is made for each product."""
 
-    def __init__(self, base: nn.Module, change_OI: Tensor) -> None:
+    def __init__(self, base: nn.Module, change: Callable[[], Tensor]) -> None:
         super().__init__()
-        self.base, self.change_OI = base, change_OI
+        self.base, self.change = base, change
 
     def forward(self, hidden: Tensor) -> Tensor:
-        added: Tensor = self.base(hidden) + nn.functional.linear(hidden, self.change_OI)
+        added: Tensor = self.base(hidden) + nn.functional.linear(hidden, self.change())
         return added
 
 
@@ -294,13 +332,13 @@ def unmerged(plain: nn.Module, opened: Sequence[Opened], combined: Changes, plan
         for name, module in each.maps.items():
             beside[name].append((weight, module))
         for name in own.keys() & {name.removesuffix(".weight") for name in each.whole}:
-            numbers = each.whole[f"{name}.weight"] - AdaptedLinear(own[name]).dense()
-            beside[name].append((weight, Beside(own[name], numbers)))
+            trained = each.whole[f"{name}.weight"]
+            beside[name].append((weight, Beside(own[name], partial(_difference, trained, own[name]))))
 
     def put(name: str, base: nn.Module) -> nn.Module:
         if plan.how in ("linear", "cat"):
             return Blend(base, beside[name])
-        return Beside(base, combined[f"{name}.weight"].whole().float())
+        return Beside(base, lambda: combined[f"{name}.weight"].whole().float())
 
     before = {name: tensor.clone() for name, tensor in plain.state_dict().items() if name in whole}
     _restore(plain, {name: (tensor.double() + combined[name].whole()).to(tensor.dtype) for name, tensor in before.items()})
@@ -311,12 +349,16 @@ def unmerged(plain: nn.Module, opened: Sequence[Opened], combined: Changes, plan
     return found
 
 
+def _difference(trained: Tensor, base: nn.Module) -> Tensor:
+    return trained - AdaptedLinear(base).dense()
+
+
 @torch.no_grad()
 def apply(model: nn.Module, combined: Changes, dtype: torch.dtype) -> None:
     """Add the changes to a model in numbers, in place, rounded to what will be stored. ModelError where a tensor has no place."""
     own = dict(model.named_parameters())
-    for name, change in combined.items():
+    for name in combined:
         if name not in own:
             raise ModelError(f"the merged model has a tensor {name}, and a file of this architecture has no place for it",
                              fix="Keep the adapter beside the model.")  # fmt: skip
-        own[name].copy_((own[name].double() + change.whole()).to(dtype))
+        own[name].copy_((own[name].double() + combined[name].whole()).to(dtype))

@@ -1,5 +1,6 @@
 """Merged adapters against the sum of the changes by hand, against the unmerged model, and against PEFT where that is right."""
 
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,9 @@ import torch
 from torch import Tensor
 
 from luyen.adapters import files
+from luyen.adapters import merge as merging
 from luyen.adapters.adapt import adapt, merge_in_place
-from luyen.adapters.merge import Change, Plan, _trimmed, combine, truncated
+from luyen.adapters.merge import Change, Plan, _trimmed, apply, changes, combine, open_adapter, truncated
 from luyen.adapters.merged import check, merge
 from luyen.adapters.quantized_load import load_quantized
 from luyen.core import manifest
@@ -155,6 +157,41 @@ def test_sparse_combinations_are_compared_too(folder: Path, how: str) -> None:
     away = (result.model.logits(result.model(ids)) - exact.model.logits(exact.model(ids))).abs().max()
     assert result.to_sum is not None and result.to_sum.difference == pytest.approx(float(away.detach()), rel=1e-3)
     assert exact.to_sum is None and result.to_sum.share > 0.01
+
+
+@pytest.mark.parametrize("how", ["ties", "dare"])
+def test_changes_in_numbers_are_held_for_one_tensor_at_a_time(folder: Path, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    held, most = 0, 0
+
+    def count(numbers: int) -> None:
+        nonlocal held, most
+        held += numbers
+        most = max(most, held)
+
+    class Watched(Change):
+        def __init__(self, *given: Any, **named: Any) -> None:
+            super().__init__(*given, **named)
+            if self.numbers is not None:
+                count(self.numbers.numel())
+                weakref.finalize(self, count, -self.numbers.numel())
+
+    monkeypatch.setattr(merging, "Change", Watched)
+    result = merged(folder, "lora", "dora", how=how)
+    maps = [parameter.numel() for name, parameter in result.model.named_parameters() if "_proj" in name]
+    assert max(maps) <= most <= 5 * max(maps) < sum(maps), "two changes, what is left of them, and their combination"
+    assert held == 0
+
+
+@pytest.mark.parametrize("how", ["ties", "dare", "svd", "linear"])
+def test_a_change_made_on_demand_is_the_one_that_was_kept(folder: Path, how: Any) -> None:
+    first, second = toys.model(), toys.model()
+    plan, opened = Plan(how, (0.7, -0.4, 1.1)), [open_adapter(first, folder / name, None) for name in ("lora", "dora", "selective")]
+    combined, _ = combine([changes(first, each) for each in opened], plan)
+    kept = {name: combined[name] for name in combined}
+    apply(second, kept, torch.float32)
+    apply(first, combined, torch.float32)
+    assert all(torch.equal(one, other) for one, other in zip(first.parameters(), second.parameters(), strict=True))
+    assert "lm_head.weight" not in combined and len(combined) == len(kept)
 
 
 def test_weights_are_stored_in_the_type_of_the_base_and_the_rounding_is_measured(folder: Path, tmp_path: Path) -> None:
