@@ -76,6 +76,8 @@ class Preference:
     margin: float | None = None
     grade: str | None = None
     """significantly_better | better | slightly_better | negligibly_better (Llama 2, table 27)."""
+    safety: str | None = None
+    """chosen_safe (and the other not) | both_safe | both_unsafe (Llama 2, section 3.2.1)."""
 
 
 @dataclass(frozen=True)

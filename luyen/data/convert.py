@@ -15,6 +15,8 @@ Row = Mapping[str, Any]
 Convert = Callable[[Row], list[Record]]
 GRADES = ("significantly_better", "better", "slightly_better", "negligibly_better")
 """Llama 2 (Touvron et al., 2023, arXiv:2307.09288), table 27."""
+SAFETY = ("chosen_safe", "both_safe", "both_unsafe")
+"""The same, section 3.2.1; that the rejected answer alone is safe does not occur there."""
 _TRUTHS = {
     "true": True, "1": True, "1.0": True, "good": True, "desirable": True,
     "false": False, "0": False, "0.0": False, "bad": False, "undesirable": False,
@@ -150,7 +152,7 @@ def preference(row: Row) -> list[Record]:
     check_turns([*prompt, *rejected])
     if chosen == rejected:
         raise BadRow("chosen and rejected are equal")
-    return [Preference(prompt, chosen, rejected, _margin(row), _grade(row))]
+    return [Preference(prompt, chosen, rejected, _margin(row), _one_of(row, "grade", GRADES), _one_of(row, "safety", SAFETY))]
 
 
 def _prompt(row: Row) -> tuple[Message, ...]:
@@ -193,13 +195,14 @@ def _margin(row: Row) -> float | None:
     return margin
 
 
-def _grade(row: Row) -> str | None:
-    if row.get("grade") in (None, ""):
+def _one_of(row: Row, column: str, known: Sequence[str]) -> str | None:
+    """A column that is empty or holds one of a few words, however they are spaced and capitalised."""
+    if row.get(column) in (None, ""):
         return None
-    grade = text_of(row, "grade").strip().lower().replace(" ", "_").replace("-", "_")
-    if grade not in GRADES:
-        raise BadRow(f"the grade is {shown(row['grade'])}, not one of {', '.join(GRADES)}")
-    return grade
+    word = text_of(row, column).strip().lower().replace(" ", "_").replace("-", "_")
+    if word not in known:
+        raise BadRow(f"the {column} is {shown(row[column])}, not one of {', '.join(known)}")
+    return word
 
 
 def squad(row: Row) -> list[Record]:

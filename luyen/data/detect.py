@@ -61,7 +61,7 @@ _QUESTION_ANSWER = (
     ("prompt", "response"), ("prompt", "answer"), ("prompt", "output"), ("question", "answer"), ("question", "response"),
     ("query", "response"), ("query", "answer"), ("problem", "solution"), ("input", "output"),
 )  # fmt: skip
-_PREFERENCE = (*convert.QUESTIONS, "conversations", "input", "margin", "grade", "score_chosen", "score_rejected", *_SYSTEM)
+_PREFERENCE = (*convert.QUESTIONS, "conversations", "input", "margin", "grade", "safety", "score_chosen", "score_rejected", *_SYSTEM)
 
 
 def _both_transcripts(row: Row) -> bool:
@@ -80,7 +80,7 @@ def _question_answer(question: str, answer: str) -> Form:
 
 
 FORMS: tuple[Form, ...] = (
-    Form("Anthropic HH", ("chosen", "rejected"), "preference", convert.preference, ("margin", "grade"), _both_transcripts),
+    Form("Anthropic HH", ("chosen", "rejected"), "preference", convert.preference, ("margin", "grade", "safety"), _both_transcripts),
     Form("preference", ("chosen", "rejected"), "preference", convert.preference, _PREFERENCE),
     Form("feedback", ("messages", "label"), "feedback", partial(convert.feedback, answer="messages"), _SYSTEM, _good_or_bad),
     Form("feedback", ("conversations", "label"), "feedback", partial(convert.feedback, answer="conversations"), _SYSTEM, _good_or_bad),

@@ -57,6 +57,8 @@ FORMS: list[tuple[dict[str, Any], object, str]] = [
      Preference(PAIR.prompt, PAIR.chosen, PAIR.rejected, 0.5), "preference"),
     ({"prompt": "Hi", "chosen": "Hello", "rejected": "No", "grade": "Slightly better"},
      Preference(PAIR.prompt, PAIR.chosen, PAIR.rejected, None, "slightly_better"), "preference"),
+    ({"prompt": "Hi", "chosen": "Hello", "rejected": "No", "safety": "both safe"},
+     Preference(PAIR.prompt, PAIR.chosen, PAIR.rejected, safety="both_safe"), "preference"),
     ({"prompt": "Hi", "chosen": "Hello", "rejected": "No", "score_chosen": 8, "score_rejected": 5.5},
      Preference(PAIR.prompt, PAIR.chosen, PAIR.rejected, 2.5), "preference"),
     ({"prompt": "Hi", "completion": "Hello", "label": True}, Feedback((HUMAN,), (ANSWER,), True), "feedback: prompt/completion/label"),

@@ -64,6 +64,7 @@ BAD_PAIRS = {
     "margin of text": (line(**PAIR, margin="wide"), "the margin is 'wide', not a number"),
     "margin not finite": (line(**PAIR)[:-1] + b', "margin": 1e999}', "the margin is inf, not a number"),
     "grade": (line(**PAIR, grade="fine"), "the grade is 'fine', not one of significantly_better"),
+    "safety": (line(**PAIR, safety="rejected safe"), "the safety is 'rejected safe', not one of chosen_safe"),
     "empty answer": (line(**{**PAIR, "chosen": ""}), "an empty answer"),
     "missing": (line(prompt="a", chosen="b"), "'rejected' is missing"),
     "no prompt": (line(chosen="b", rejected="c"), "there is no prompt"),
