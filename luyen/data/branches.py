@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from luyen.core.device import to_device
 from luyen.core.errors import DataError
@@ -79,6 +80,51 @@ class BranchedBatch:
         moved = {name: to_device(getattr(self, name), device) for name in ("tokens_T", "targets_T", "last_S", "positions_K", "sequence_K")}
         columns = {name: to_device(column, device) for name, column in self.columns.items()}
         return dataclasses.replace(self, **moved, columns=columns)
+
+    def share(self, part: int, parts: int) -> BranchedBatch:
+        """Part `part` of `parts` pieces: whole groups in their order, about equally many tokens in each, at least one group.
+
+        The batch is on the host. Columns are cut by what their name ends in: _G has a row for each group, _S for each sequence, _K for
+        each trained position. Where a loss counts its groups the pieces' counts add up; another count is made anew by its algorithm.
+        """
+        groups = len(self.sizes)
+        if parts == 1:
+            return self
+        if groups < parts:
+            raise DataError(f"a batch of {groups} groups cannot be cut into {parts} pieces")
+        pieces, sequences = self._ends()
+        tokens = np.concatenate([[0], np.cumsum(self.lengths)])[[0, *pieces]]
+        first, last = even_cuts(np.diff(tokens), parts)[part : part + 2]
+        begin, end = ([0, *pieces][place] for place in (first, last))
+        of, until = ([0, *sequences][place] for place in (first, last))
+        start, stop = int(tokens[first]), int(tokens[last])
+        trained = np.flatnonzero((self.positions_K.numpy() >= start) & (self.positions_K.numpy() < stop))
+        kept = slice(int(trained[0]), int(trained[-1]) + 1) if trained.size else slice(0, 0)
+        cuts = {"_G": slice(first, last), "_S": slice(of, until), "_K": kept}
+        return dataclasses.replace(
+            self, tokens_T=self.tokens_T[start:stop], targets_T=self.targets_T[start:stop], lengths=self.lengths[begin:end],
+            trunks=tuple(trunk if trunk < 0 else trunk - begin for trunk in self.trunks[begin:end]),
+            sample_ids=self.sample_ids[first:last], sizes=self.sizes[first:last], num_targets=last - first,
+            last_S=self.last_S[of:until] - start, positions_K=self.positions_K[kept] - start, sequence_K=self.sequence_K[kept] - of,
+            columns={name: column[cuts[name[-2:]]] for name, column in self.columns.items()},
+        )  # fmt: skip
+
+    def _ends(self) -> tuple[list[int], list[int]]:
+        """Of every group the number of pieces, and of sequences, up to its end."""
+        leaders = set(self.trunks) - {-1}
+        sequences = np.cumsum(self.sizes).tolist()
+        ends = [place + 1 for place in range(len(self.lengths)) if place not in leaders]
+        return [ends[count - 1] for count in sequences], sequences
+
+
+def even_cuts(tokens_N: NDArray[np.int64], parts: int) -> list[int]:
+    """Where to cut N items with so many tokens each into `parts` runs of about equally many tokens, none empty; 0 and N included."""
+    ends, count = np.cumsum(tokens_N), len(tokens_N)
+    wanted = np.searchsorted(ends - tokens_N / 2, ends[-1] * np.arange(1, parts) / parts)
+    cuts = [0]
+    for number, cut in enumerate(wanted.tolist(), 1):
+        cuts.append(min(max(cut, cuts[-1] + 1), count - (parts - number)))
+    return [*cuts, count]
 
 
 def collate_groups(groups: Sequence[Group], share: bool = True, columns: Mapping[str, torch.Tensor] | None = None) -> BranchedBatch:

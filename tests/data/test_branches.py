@@ -59,3 +59,27 @@ def test_an_empty_sequence_is_refused() -> None:
     empty = Sample("e", np.array([], np.int32), np.array([], np.int32))
     with pytest.raises(DataError, match="group g"):
         collate_groups([Group("g", (empty,))])
+
+
+@pytest.mark.parametrize("share", [True, False])
+def test_a_part_is_what_its_groups_make(share: bool) -> None:
+    groups = [PAIR, SINGLE, PAIR, Group("last", (sequence([9, 8, 7], 1),))]
+    columns = {"margins_G": torch.arange(4.0), "reference_S": torch.arange(6.0), "old_K": torch.arange(14.0)}
+    whole = collate_groups(groups, share, columns)
+    parts = [whole.share(part, 3) for part in range(3)]
+    assert sum(len(part.sizes) for part in parts) == 4
+    begin = of = at = 0
+    for part in parts:
+        count = len(part.sizes)
+        alone = collate_groups(groups[begin : begin + count], share)
+        for name in ("tokens_T", "targets_T", "last_S", "positions_K", "sequence_K"):
+            assert torch.equal(getattr(part, name), getattr(alone, name)), name
+        for name in ("lengths", "trunks", "sample_ids", "sizes", "num_targets"):
+            assert getattr(part, name) == getattr(alone, name), name
+        assert part.columns["margins_G"].tolist() == list(range(begin, begin + count))
+        assert part.columns["reference_S"].tolist() == list(range(of, of + part.num_sequences))
+        assert part.columns["old_K"].tolist() == list(range(at, at + len(part.positions_K)))
+        begin, of, at = begin + count, of + part.num_sequences, at + len(part.positions_K)
+    assert whole.share(0, 1) is whole
+    with pytest.raises(DataError, match="4 groups cannot be cut into 5"):
+        whole.share(0, 5)
