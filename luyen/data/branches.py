@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -77,7 +78,9 @@ class BranchedBatch:
 
     def to(self, device: torch.device | str) -> BranchedBatch:
         """The same batch with its tensors on `device`; the host waits for no GPU."""
-        moved = {name: to_device(getattr(self, name), device) for name in ("tokens_T", "targets_T", "last_S", "positions_K", "sequence_K")}
+        moved: dict[str, Any] = {
+            name: to_device(getattr(self, name), device) for name in ("tokens_T", "targets_T", "last_S", "positions_K", "sequence_K")
+        }
         columns = {name: to_device(column, device) for name, column in self.columns.items()}
         return dataclasses.replace(self, **moved, columns=columns)
 
