@@ -7,8 +7,8 @@ from pathlib import Path
 from luyen.core.manifest import existing
 
 MODEL_FILE, ADAPTER_FILE = "config.json", "adapter_config.json"
-PLACES = (("", MODEL_FILE), ("model", MODEL_FILE), ("", ADAPTER_FILE), ("adapter", ADAPTER_FILE))
-"""Subfolder, and the file that makes it a model or an adapter; the first that is there counts."""
+PLACES = (("", MODEL_FILE), ("model", MODEL_FILE), ("", ADAPTER_FILE), ("adapter", ADAPTER_FILE), ("reward", MODEL_FILE))
+"""Subfolder, and the file that makes it a model (a reward model too) or an adapter; the first that is there counts."""
 
 
 def model_in(path: str | Path) -> Path | None:

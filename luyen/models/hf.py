@@ -7,7 +7,7 @@ that asks for something else, is refused by name. Weights come from safetensors 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,8 @@ from luyen.models.transformer import Transformer
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+CLASSIFIER = "ForSequenceClassification"
+"""How the architectures end whose head gives numbers."""
 HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model"]
 
 
@@ -44,31 +46,40 @@ def save(
     The tokenizer's files are the tokenizer's; whole-or-nothing and the manifest are the caller's. Raises ModelError for a decoder that no
     family of Hugging Face's has.
     """
-    config = model.config
-    model_type, own = written_as(config)
     eos = list(stop_ids) if len(stop_ids) > 1 else next(iter(stop_ids), None)
     ids = {"bos_token_id": bos_id, "eos_token_id": eos, "pad_token_id": pad_id}
-    named = FAMILIES[model_type].in_file
-    tensors = {named(name): tensor.detach().contiguous().cpu() for name, tensor in sorted(model.state_dict().items())}
-    description = {
+    description = described(model.config, model.head_weight.dtype, ids)
+    generation = {key: value for key, value in {**ids, **(sampling or {})}.items() if value is not None}
+    write(model.state_dict(), description, Path(folder))
+    storage.write_json(Path(folder) / "generation_config.json", generation)
+
+
+def described(config: TransformerConfig, dtype: torch.dtype, ids: Mapping[str, Any]) -> dict[str, Any]:
+    """The config.json of a decoder with its head for words; `ids` are its keys of special tokens. ModelError as `save`."""
+    model_type, own = written_as(config)
+    return {
         **{key: getattr(config, field) for key, (field, _) in FIELDS.items()},
         **ids,
         "architectures": [FAMILIES[model_type].architecture],
         "attention_dropout": 0.0,
-        "dtype": str(model.head_weight.dtype).removeprefix("torch."),
+        "dtype": str(dtype).removeprefix("torch."),
         "hidden_act": "silu",
         "model_type": model_type,
         **write_rope(config.variant),
         # transformers 5 reads dtype, 4 reads torch_dtype.
-        "torch_dtype": str(model.head_weight.dtype).removeprefix("torch."),
+        "torch_dtype": str(dtype).removeprefix("torch."),
         "use_cache": True,
         **own,
     }
-    generation = {key: value for key, value in {**ids, **(sampling or {})}.items() if value is not None}
-    with storage.storage_errors(Path(folder)), storage.usual_mode(Path(folder) / WEIGHTS):
-        save_file(tensors, Path(folder) / WEIGHTS, metadata={"format": "pt"})
-    storage.write_json(Path(folder) / "config.json", description)
-    storage.write_json(Path(folder) / "generation_config.json", generation)
+
+
+def write(tensors: Mapping[str, Tensor], description: Mapping[str, Any], folder: Path) -> None:
+    """Tensors, under their names here, and config.json into an existing folder."""
+    named = FAMILIES[description["model_type"]].in_file
+    found = {named(name): tensor.detach().contiguous().cpu() for name, tensor in sorted(tensors.items())}
+    with storage.storage_errors(folder), storage.usual_mode(folder / WEIGHTS):
+        save_file(found, folder / WEIGHTS, metadata={"format": "pt"})
+    storage.write_json(folder / "config.json", dict(description))
 
 
 def load(name: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> Transformer:
@@ -79,17 +90,25 @@ def load(name: str | Path, device: torch.device | str = "cpu", dtype: torch.dtyp
     """
     folder = locate(name)
     manifest.verify_listed(folder)
-    family, config = _described(folder)
+    family, config = _read_described(read_values(folder), folder)
     with torch.device("meta"):
         model = Transformer(config)
     if torch.device(device).type == "meta":
         return model
     expected = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
-    tensors = {family.in_model(key): tensor for key, tensor in _read_weights(folder, device, dtype).items()}
+    model.load_state_dict(read_weights(folder, family, config, expected, device, lambda _: dtype), assign=True)
+    return model.requires_grad_(True)
+
+
+def read_weights(
+    folder: Path, family: Family, config: TransformerConfig, expected: Mapping[str, tuple[int, ...]],
+    device: torch.device | str, types: Callable[[str], torch.dtype],
+) -> dict[str, Tensor]:  # fmt: skip
+    """The tensors of a folder by our names, each in the type that its name asks for; names and shapes must be as expected. ModelError."""
+    tensors = {family.in_model(key): tensor for key, tensor in _read_weights(folder, device, types).items()}
     _drop_redundant(tensors, config, folder)
     _check_names_and_shapes(tensors, expected, folder)
-    model.load_state_dict(tensors, assign=True)
-    return model.requires_grad_(True)
+    return tensors
 
 
 def locate(name: str | Path) -> Path:
@@ -110,15 +129,16 @@ def locate(name: str | Path) -> Path:
 
 def read_config(folder: Path) -> TransformerConfig:
     """The config of a Hugging Face folder. ModelError names the first key that is unknown or asks for something else."""
-    return _described(folder)[1]
+    return _read_described(read_values(folder), folder)[1]
 
 
 def family_of(folder: Path) -> Family:
     """The family that a folder's config names, which knows the names in its files. ModelError as `read_config`."""
-    return _described(folder)[0]
+    return _read_described(read_values(folder), folder)[0]
 
 
-def _described(folder: Path) -> tuple[Family, TransformerConfig]:
+def read_values(folder: Path) -> dict[str, Any]:
+    """A folder's config.json as it is. ModelError when it is none."""
     path = Path(folder) / "config.json"
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
@@ -126,6 +146,26 @@ def _described(folder: Path) -> tuple[Family, TransformerConfig]:
         raise ModelError(f"{path} cannot be read", found=error, expected="a Hugging Face config.json") from error
     if not isinstance(values, dict):
         raise ModelError(f"{path} is not a model's config", found=type(values).__name__, expected="a JSON object")
+    return values
+
+
+def gives_numbers(values: Mapping[str, Any]) -> bool:
+    """Whether a config.json is one of a model that gives numbers in place of words: a reward model, a classifier."""
+    names = values.get("architectures")
+    return isinstance(names, list) and any(str(name).endswith(CLASSIFIER) for name in names)
+
+
+def _read_described(values: Mapping[str, Any], folder: Path) -> tuple[Family, TransformerConfig]:
+    """Family and config of a model that writes words. ModelError also for a reward model."""
+    if gives_numbers(values):
+        raise ModelError(f"{folder} is a reward model, which gives a number and writes no words", found=values["architectures"][0],
+                         expected="a base or chat model", fix="Give the model that it was trained from.")  # fmt: skip
+    return read_described(values, folder)
+
+
+def read_described(values: Mapping[str, Any], folder: Path) -> tuple[Family, TransformerConfig]:
+    """Family and config of a decoder, whatever its head, from the keys of its config.json."""
+    path = Path(folder) / "config.json"
     family = FAMILIES.get(str(values.get("model_type")))
     if family is None:
         found, expected = repr(values.get("model_type")), " or ".join(map(repr, FAMILIES))
@@ -164,8 +204,8 @@ def _check_keys(values: Mapping[str, Any], family: Family, path: Path) -> None:
             raise ModelError(f"{path}: unknown key {key!r}", found=repr(value), fix=nearest(key, known))
 
 
-def _read_weights(folder: Path, device: torch.device | str, dtype: torch.dtype) -> dict[str, Tensor]:
-    """Every tensor of the folder's safetensors files, in `dtype` on `device`."""
+def _read_weights(folder: Path, device: torch.device | str, types: Callable[[str], torch.dtype]) -> dict[str, Tensor]:
+    """Every tensor of the folder's safetensors files, in the type of its name on `device`."""
     index = folder / INDEX
     listed: dict[str, str] = {}
     if (folder / WEIGHTS).is_file():
@@ -191,7 +231,7 @@ def _read_weights(folder: Path, device: torch.device | str, dtype: torch.dtype) 
                 for key in file.keys():  # noqa: SIM118 (not a dict)
                     if listed and listed.get(key) != name:
                         raise ModelError(f"{folder / name} holds {key}, which the index puts elsewhere", found=listed.get(key))
-                    tensors[key] = file.get_tensor(key).to(dtype)
+                    tensors[key] = file.get_tensor(key).to(types(key))
         except safetensors.SafetensorError as error:
             raise ModelError(f"{folder / name} is not a whole safetensors file", found=error, fix="Copy it again.") from error
     absent = sorted(set(listed) - set(tensors))
