@@ -5,9 +5,10 @@
 The large product is made once for all; each adapter's two narrow ones for its own tokens, which are gathered and added back. DoRA scales
 its rows too: y = c_n (x (W + s B A)^T) + b.
 
-    carry(model, "law", "runs/law/adapter")
+    model = open_many("base", {"law": "runs/law/adapter", "style": "runs/style/adapter"})
+    generate(model, prompts, ..., adapters=["law", None, "style"])
     with using(model, ["law", None, "style"]):      # of the first, second and third sequence
-        generate(model, prompts, ...)
+        model(tokens_BT)
 
 A hook before the decoder's pass finds which sequence each token belongs to: its row, its place in a layout, or what a cache says
 (`sequences`), from which generation drops the rows that have ended.
@@ -18,7 +19,7 @@ Shapes: B rows, T tokens of a row, N = B T, I inputs, O outputs, R rank.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, cast, runtime_checkable
@@ -28,13 +29,18 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.hooks import RemovableHandle
 
+from luyen.adapters import files
+from luyen.adapters.config import LOW_RANK
 from luyen.adapters.dora import DoRALinear
 from luyen.adapters.linear import AdaptedLinear, adapted, replace_each
 from luyen.adapters.lora import LoRALinear, product_dtype
-from luyen.adapters.merge import open_adapter
+from luyen.adapters.merge import Opened, open_adapter
 from luyen.adapters.preamble import preamble_of
+from luyen.core import manifest
 from luyen.core.errors import ModelError, nearest
 from luyen.models.attention import Cache, Layout
+from luyen.models.moe import Experts
+from luyen.models.transformer import Transformer
 
 
 @runtime_checkable
@@ -134,23 +140,66 @@ class ManyLinear(AdaptedLinear):
         return whole
 
 
+def open_many(
+    base: str | Path, folders: Mapping[str, str | Path], device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+) -> Transformer:
+    """A base from its folder or hub name, once, and on it the adapters of the folders under their names; none is in use.
+
+    It is held in the bits that the adapters were trained on; a base that is itself an adapter is merged into its own. Raises ModelError
+    for adapters that `carry` refuses or that were trained on different bits.
+    """
+    found = {name: located(folder) for name, folder in folders.items()}
+    for folder in found.values():
+        _check_method(folder)
+    sealed = {name: folder for name, folder in found.items() if (folder / manifest.MANIFEST).is_file()}
+    model = files.open_base(base, _bits(sealed), device, dtype)
+    digest = files.weights_digest(base) if sealed else None
+    for name, folder in found.items():
+        carry(model, name, folder, digest)
+    return model.eval()
+
+
+def located(folder: str | Path) -> Path:
+    """The folder of an adapter by its name, that of a stage or of the hub. ModelError where there is none."""
+    found = files.locate(folder)
+    if found is None:
+        raise ModelError(f"{folder} is not an adapter", expected=f"a folder with {files.CONFIG} and {files.WEIGHTS}",
+                         fix="A whole model is opened alone.")  # fmt: skip
+    return found
+
+
+def _bits(sealed: Mapping[str, Path]) -> Mapping[str, Any] | None:
+    """How these adapters want their base held. (One that was not written here does not tell, and takes what the others say.)"""
+    told = {name: files.quantization(folder) for name, folder in sealed.items()}
+    if any(bits != next(iter(told.values())) for bits in told.values()):
+        found = ", ".join(f"{name} on {'numbers' if bits is None else bits['kind']}" for name, bits in told.items())
+        raise ModelError("adapters that were trained on different bits share no base", found=found, fix="Open those of one kind together.")
+    return next(iter(told.values()), None)
+
+
+def _check_method(folder: str | Path) -> None:
+    method = files.read_config(folder).method
+    if method not in LOW_RANK:
+        raise ModelError(f"the adapter {folder} cannot be used beside others", found=f"the method {method}",
+                         expected=" or ".join(LOW_RANK), fix="Open it alone, in the place of a model.")  # fmt: skip
+
+
 def carry(model: nn.Module, name: str, folder: str | Path, digest: str | None = None) -> None:
     """Take up the adapter of a folder under a name, beside those that the model carries; its weights stay plain.
 
-    Raises ModelError for an adapter of another base, and for methods other than LoRA and its kin.
+    Raises ModelError for an adapter of another base, for methods other than LoRA and its kin, and where more is trained beside it.
     """
     if preamble_of(model):
         raise ModelError("a model with learned positions carries no further adapters", fix="Open its base without them.")
     choice = _choice(model) or Choice()
     if name in choice.names:
         raise ModelError(f"the model carries an adapter {name} already", fix="Drop it first, or choose another name.")
+    _check_method(folder)
     with _plain(model):
         opened = open_adapter(model, folder, digest)
-    others = {type(module).__name__ for module in opened.maps.values() if not isinstance(module, LoRALinear)}
-    if others or opened.whole or not opened.maps:
-        found = f"parameters trained in whole, such as {min(opened.whole)}" if opened.whole else " and ".join(sorted(others))
-        raise ModelError(f"the adapter {folder} cannot differ from sequence to sequence", found=found,
-                         expected="LoRA, DoRA or AdaLoRA alone", fix="Merge it into a model of its own.")  # fmt: skip
+    if problem := _not_mixed(model, opened):
+        raise ModelError(f"the adapter {folder} cannot be used beside others", found=problem, expected="a change of low rank alone",
+                         fix="Open it alone, in the place of a model.")  # fmt: skip
     present = {key for key, module in adapted(model) if isinstance(module, ManyLinear)}
     replace_each(model, [key for key in opened.maps if key not in present], lambda _, base: ManyLinear(base, choice))
     for key, module in opened.maps.items():
@@ -158,6 +207,16 @@ def carry(model: nn.Module, name: str, folder: str | Path, digest: str | None = 
     if not choice.names:
         choice.hook = model.register_forward_pre_hook(choice.place, with_kwargs=True)
     choice.names.append(name)
+
+
+def _not_mixed(model: nn.Module, opened: Opened) -> str:
+    """What of an adapter cannot differ from sequence to sequence; "" for nothing."""
+    both = [f"{key}.weight" for key, module in opened.maps.items() if cast(LoRALinear, module).trained_too()]
+    if trained := [*opened.whole, *both]:
+        return f"parameters trained in whole, such as {min(trained)}"
+    experts = [name for name, module in model.named_modules() if isinstance(module, Experts)]
+    routed = [key for key in opened.maps if any(key.startswith(f"{name}.") for name in experts)]
+    return f"a change of {routed[0]}, to which a router sends tokens of all sequences" if routed else ""
 
 
 @torch.no_grad()

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from pydantic import PositiveInt
+from pydantic import PositiveInt, field_validator
 
 from luyen.cli.arguments import all_runs, field_help, one_word, plain_command, program, split_words, warn
+from luyen.cli.chat_adapters import NO_ADAPTER, base_for, open_with
 from luyen.cli.export import suggestion
 from luyen.cli.unfinished import RECIPE, command_again, makes_model, no_model, standing, verbs_of
 from luyen.core import manifest
@@ -32,6 +34,9 @@ Each question is looked up in the run's pages; a passage that fits is given to t
 A model without a chat template, or one that was only pretrained, continues what you type; an empty line asks for a text from
 nothing. --continue asks the same of any model, --no-continue talks to a pretrained one as if it were an assistant.
 
+Several adapters can be on one model in memory: adapters.NAME=FOLDER of each; without a MODEL their own base is taken. /adapter NAME
+changes to one without reloading, /adapter none to the model itself, /all TEXT asks all at once.
+
 Ctrl-C stops an answer; at the prompt it ends the chat, as Ctrl-D does. /help lists the commands (/clear forgets the
 conversation). A single word that begins with a slash is a command; write two slashes to send it. Lines can also come from a pipe.
 
@@ -47,6 +52,15 @@ class ChatConfig(SamplingConfig):
     """Longest answer in tokens; a continued text has at most 200 unless this is given."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:N or mps: where the model and its cache are."""
+    adapters: dict[str, str] = {}
+    """Several LoRA or DoRA adapters on one model, as adapters.law=FOLDER adapters.style=FOLDER; the first answers first."""
+
+    @field_validator("adapters")
+    @classmethod
+    def _names(cls, value: dict[str, str]) -> dict[str, str]:
+        if any(name == NO_ADAPTER or not name or name.split() != [name] for name in value):
+            raise ValueError(f"names without spaces; {NO_ADAPTER} is the model itself")
+        return value
 
 
 def command(name: str) -> click.Command:
@@ -63,24 +77,29 @@ def command(name: str) -> click.Command:
 def _chat(words: tuple[str, ...], retrieval: bool, continued: bool | None, system: str | None) -> None:
     plain, settings = split_words(words)
     config = load(ChatConfig, settings, "luyen chat")
-    run, model = find(one_word(plain, "run or model")) if plain else _last()
+    adapters = {name: find(place)[1] for name, place in config.adapters.items()}
+    if plain:
+        run, model = find(one_word(plain, "run or model"))
+    else:
+        run, model = find(base_for(adapters)) if adapters else _last()
     from luyen.adapters import files
     from luyen.core.device import pick_device
     from luyen.tokenizer.load import Tokenizer
 
     device = pick_device(config.device)
-    network = files.open_model(model, device)
-    network.eval()
-    folder = files.locate_tokenizer(model)
-    tokenizer = Tokenizer.load(folder)
-    reason = _why_continue(model, folder, tokenizer, continued)
-    if reason:
+    if adapters:
+        network, tokenizers = open_with(model, adapters, device)
+    else:
+        network, tokenizers = files.open_model(model, device), {None: Tokenizer.load(files.locate_tokenizer(model))}
+    asked = [(place, tokenizers[name]) for name, place in adapters.items()] or [(model, tokenizers[None])]
+    reasons = [_why_continue(place, files.locate_tokenizer(place), tokenizer, continued) for place, tokenizer in asked]
+    if reason := next(filter(None, reasons), ""):
         if system:
             raise ConfigError("--system is for a conversation", found=reason, fix="Leave it out.")
         longest = {} if "max_new_tokens" in settings else {"max_new_tokens": CONTINUED_TOKENS}
-        _continue(network, tokenizer, config.model_copy(update=longest), reason)
+        _continue(network, tokenizers, config.model_copy(update=longest), reason)
     else:
-        _talk(network, tokenizer, config, model, run if retrieval else None, system)
+        _talk(network, tokenizers, config, model, run if retrieval else None, system)
 
 
 def _why_continue(model: str, folder: Path, tokenizer: Tokenizer, wanted: bool | None) -> str:
@@ -105,31 +124,48 @@ def _only_pretrained(folder: Path) -> bool:
     return False
 
 
-def _continue(model: Transformer, tokenizer: Tokenizer, sampling: SamplingConfig, reason: str) -> None:
+Tokenizers = Mapping["str | None", "Tokenizer"]
+"""Of each adapter of a model, and under None of the model itself."""
+
+
+def _continue(model: Transformer, tokenizers: Tokenizers, sampling: SamplingConfig, reason: str) -> None:
     from luyen.cli.conversation import Texts, converse, interactive
     from luyen.inference.continuation import Continuation
 
+    first, of_adapters = _first(tokenizers)
     if interactive():
-        nothing = "" if tokenizer.bos_id is None else "; an empty line asks for a text from nothing"
-        print(f"{reason}{nothing}. Ctrl-C stops a text, Ctrl-D ends, /help.")
+        nothing = "" if tokenizers[first].bos_id is None else "; an empty line asks for a text from nothing"
+        print(f"{reason}{nothing}.{_adapters_told(of_adapters)} Ctrl-C stops a text, Ctrl-D ends, /help.")
     else:
         warn(reason)
-    converse(Texts(Continuation(model, tokenizer, sampling)))
+    converse(Texts(Continuation(model, tokenizers[first], sampling, adapter=first), of_adapters))
 
 
 def _talk(
-    model: Transformer, tokenizer: Tokenizer, sampling: SamplingConfig, name: str, run: Path | None, system: str | None
+    model: Transformer, tokenizers: Tokenizers, sampling: SamplingConfig, name: str, run: Path | None, system: str | None
 ) -> None:  # fmt: skip
     from luyen.cli.conversation import Answers, converse, interactive
     from luyen.core.records import Message
     from luyen.inference.chat import ChatSession
 
-    session = ChatSession(model, tokenizer, sampling, _retrieval(run) if run else None)
+    first, of_adapters = _first(tokenizers)
+    session = ChatSession(model, tokenizers[first], sampling, _retrieval(run) if run else None, adapter=first)
     if system:
         session.messages.append(Message("system", system))
     if interactive():
-        print(f"{name}" + (", with its run's pages" if session.retrieve else "") + ". Ctrl-C stops an answer, Ctrl-D ends, /help.")
-    converse(Answers(session))
+        pages = ", with its run's pages" if session.retrieve else ""
+        print(f"{name}{pages}.{_adapters_told(of_adapters)} Ctrl-C stops an answer, Ctrl-D ends, /help.")
+    converse(Answers(session, of_adapters))
+
+
+def _first(tokenizers: Tokenizers) -> tuple[str | None, Tokenizers]:
+    """Who answers first, and the tokenizers among which can be chosen: none where the model carries no adapter."""
+    named = [name for name in tokenizers if name is not None]
+    return (named[0], tokenizers) if named else (None, {})
+
+
+def _adapters_told(tokenizers: Tokenizers) -> str:
+    return f" Adapters: {', '.join(name for name in tokenizers if name)}; /adapter NAME, /all TEXT." if tokenizers else ""
 
 
 def _last() -> tuple[Path | None, str]:

@@ -6,13 +6,13 @@ which ones they were.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 
 from luyen.adapters.preamble import room_of
 from luyen.core.errors import DataError
 from luyen.core.records import Message
-from luyen.inference.generate import stream
+from luyen.inference.generate import generate_each, stream
 from luyen.inference.pieces import text_pieces
 from luyen.inference.sampling import SamplingConfig
 from luyen.models.transformer import Transformer
@@ -46,6 +46,8 @@ class ChatSession:
     """What the last answer was given to read."""
     forgotten: int = 0
     """Earlier messages left out of the last prompt because they did not fit."""
+    adapter: str | None = None
+    """Which of the adapters that the model carries answers; None: the model itself."""
 
     def ask(self, question: str) -> Iterator[str]:
         """The answer to `question`, piece by piece. Closing the iterator stops it; what was said until then stays said."""
@@ -55,9 +57,24 @@ class ChatSession:
         self.messages = asked
         answer: list[int] = []
         try:
-            yield from text_pieces(stream(self.model, prompt, self.sampling, self.tokenizer.stop_ids), self.tokenizer, answer)
+            tokens = stream(self.model, prompt, self.sampling, self.tokenizer.stop_ids, adapter=self.adapter)
+            yield from text_pieces(tokens, self.tokenizer, answer)
         finally:
             self.messages.append(Message("assistant", self.tokenizer.decode(answer)))
+
+    def ask_each(self, question: str, tokenizers: Mapping[str | None, Tokenizer]) -> dict[str | None, str]:
+        """What each adapter (None: the model itself), asked with its tokenizer, would answer now, all in one batch.
+
+        The conversation stays as it was.
+        """
+        asked, found = [*self.messages, Message("user", question)], self.retrieve(question) if self.retrieve else []
+        sessions = {name: replace(self, tokenizer=own, adapter=name, sources=list(found)) for name, own in tokenizers.items()}
+        prompts = {name: session._prompt(asked) for name, session in sessions.items()}
+        self.sources = max((session.sources for session in sessions.values()), key=len, default=[])
+        self.forgotten = max((session.forgotten for session in sessions.values()), default=0)
+        ends = {name: own.stop_ids for name, own in tokenizers.items()}
+        said = generate_each(self.model, prompts, self.sampling, ends)
+        return {name: tokenizers[name].decode(ids) for name, ids in said.items()}
 
     def _prompt(self, asked: list[Message]) -> list[int]:
         """The conversation as ids, oldest exchanges left out until an answer fits; a system message at its head stays."""

@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from luyen.adapters.many import using
 from luyen.adapters.preamble import preamble_of
 from luyen.core import interrupt
 from luyen.core.errors import DataError, NonFinite
@@ -41,6 +42,8 @@ class Generation:
 
     ids: list[int]
     stopped: bool
+    end: int | None = None
+    """The id that ended it."""
 
 
 class _Decoding:
@@ -127,21 +130,37 @@ def _threads_for(work: int, device: torch.device) -> Iterator[None]:
 
 
 def generate(
-    model: Transformer, prompts: Sequence[Sequence[int]], sampling: SamplingConfig, stop_ids: Collection[int] = (), max_rows: int = 128
-) -> list[Generation]:
+    model: Transformer, prompts: Sequence[Sequence[int]], sampling: SamplingConfig, stop_ids: Collection[int] = (), max_rows: int = 128,
+    adapters: Sequence[str | None] | None = None,
+) -> list[Generation]:  # fmt: skip
     """The answer to each prompt, in order; at most `max_rows` at once.
 
     An answer ends at one of `stop_ids`, after max_new_tokens, or at the model's context length. Equal prompts get
-    different draws, the same ones every time. Raises DataError for a prompt that is empty, too long or not of this vocabulary.
+    different draws, the same ones every time. `adapters`: for each prompt the one that answers, of those that the model carries
+    (luyen/adapters/many.py), or None; each gets the draws that it would get alone. Raises DataError for a prompt that is empty, too
+    long or not of this vocabulary, ModelError for an adapter that is not carried.
     """
+    if adapters is not None:
+        if len(adapters) != len(prompts):
+            raise DataError("adapters", found=f"{len(adapters)} names for {len(prompts)} prompts", expected="one, or None, for each")
+        with using(model, adapters):
+            return _generate(model, prompts, sampling, stop_ids, max_rows, adapters)
+    return _generate(model, prompts, sampling, stop_ids, max_rows, [None] * len(prompts))
+
+
+def _generate(
+    model: Transformer, prompts: Sequence[Sequence[int]], sampling: SamplingConfig, stop_ids: Collection[int], max_rows: int,
+    adapters: Sequence[str | None],
+) -> list[Generation]:  # fmt: skip
+    """Prompts that are equal, also in their adapter, are counted: each has draws of its own."""
     preamble = preamble_of(model)
     for number, prompt in enumerate(prompts):
         _check(model, prompt, f"prompt {number + 1} of {len(prompts)}", preamble)
-    occurrences: Counter[tuple[int, ...]] = Counter()
+    occurrences: Counter[tuple[str | None, tuple[int, ...]]] = Counter()
     copies = []
-    for prompt in prompts:
-        copies.append(occurrences[tuple(prompt)])
-        occurrences[tuple(prompt)] += 1
+    for key in zip(adapters, map(tuple, prompts), strict=True):
+        copies.append(occurrences[key])
+        occurrences[key] += 1
     answers: dict[int, Generation] = {}
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))  # equal lengths waste no columns of the cache
     for first in range(0, len(order), max_rows):
@@ -156,7 +175,7 @@ def generate(
 def _finish(batch: _Decoding, stop_ids: frozenset[int]) -> list[Generation]:
     """Step until every row has ended."""
     ids: list[list[int]] = [[] for _ in batch.prompts]
-    stopped = [False] * len(ids)
+    ends: list[int | None] = [None] * len(ids)
     kept = list(range(len(ids)))
     running = set(kept)
     while running:
@@ -165,32 +184,58 @@ def _finish(batch: _Decoding, stop_ids: frozenset[int]) -> list[Generation]:
             if row not in running:
                 continue
             if token in stop_ids:
-                stopped[row] = True
+                ends[row] = token
             else:
                 ids[row].append(token)
-            if stopped[row] or len(ids[row]) == batch.limits[row]:
+            if ends[row] is not None or len(ids[row]) == batch.limits[row]:
                 running.remove(row)
         if running and len(running) < KEEP_SHARE * len(kept):
             places = [place for place, row in enumerate(kept) if row in running]
             batch.keep(places)
             kept = [kept[place] for place in places]
-    return [Generation(answer, end) for answer, end in zip(ids, stopped, strict=True)]
+    return [Generation(answer, end is not None, end) for answer, end in zip(ids, ends, strict=True)]
+
+
+def generate_each(
+    model: Transformer, prompts: Mapping[str | None, Sequence[int]], sampling: SamplingConfig, ends: Mapping[str | None, Collection[int]]
+) -> dict[str | None, list[int]]:
+    """What each adapter (None: the model itself) says to the prompt under its name, as ids; those that stop at the same ids in one batch.
+
+    `ends`: the stop ids of each.
+    """
+    same: dict[frozenset[int], list[str | None]] = {}
+    for name in prompts:
+        same.setdefault(frozenset(ends[name]), []).append(name)
+    said: dict[str | None, list[int]] = {}
+    for stop_ids, names in same.items():
+        made = generate(model, [prompts[name] for name in names], sampling, stop_ids, adapters=names)
+        said.update((name, answer.ids) for name, answer in zip(names, made, strict=True))
+    return {name: said[name] for name in prompts}
 
 
 def stream(
-    model: Transformer, prompt: Sequence[int], sampling: SamplingConfig, stop_ids: Collection[int] = (), copy: int = 0
-) -> Iterator[int]:
+    model: Transformer, prompt: Sequence[int], sampling: SamplingConfig, stop_ids: Collection[int] = (), copy: int = 0,
+    adapter: str | None = None,
+) -> Iterator[int]:  # fmt: skip
     """The same answer as `generate` to one prompt, id by id as it is made. Closing the iterator ends the work.
 
-    `copy`: which of equal prompts this is, from 0; each has draws of its own.
+    `copy`: which of equal prompts this is, from 0; each has draws of its own. `adapter`: the one that answers, of those that the model
+    carries; None: what a `using` block around it says, else none.
     """
     _check(model, prompt, "the prompt", preamble_of(model))
-    return _stream(_Decoding(model, [prompt], sampling, [copy]), frozenset(stop_ids))
+    with _chosen(model, adapter):  # a name that is not carried is told now
+        batch = _Decoding(model, [prompt], sampling, [copy])
+    return _stream(batch, frozenset(stop_ids), adapter)
 
 
-def _stream(batch: _Decoding, stop_ids: frozenset[int]) -> Iterator[int]:
+def _chosen(model: Transformer, adapter: str | None) -> contextlib.AbstractContextManager[None]:
+    return contextlib.nullcontext() if adapter is None else using(model, [adapter])
+
+
+def _stream(batch: _Decoding, stop_ids: frozenset[int], adapter: str | None) -> Iterator[int]:
     for _ in range(batch.limits[0]):
-        token = batch.step()[0]
+        with _chosen(batch.model, adapter):  # for the step alone: between two the model is the caller's
+            token = batch.step()[0]
         if token in stop_ids:
             return
         yield token
