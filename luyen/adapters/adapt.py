@@ -22,7 +22,7 @@ from luyen.adapters.lora import lora
 from luyen.adapters.preamble import preamble_of
 from luyen.adapters.prefix import prefix
 from luyen.adapters.prompt import p_tuning, prompt
-from luyen.adapters.quantized import dequantize
+from luyen.adapters.quantized import count_weights, dequantize
 from luyen.adapters.selective import selective
 from luyen.adapters.targets import whole_parameters
 from luyen.core.errors import ConfigError, ModelError
@@ -98,6 +98,11 @@ def _plain(module: AdaptedLinear, dtype: torch.dtype) -> nn.Module:
     if bias is not None:
         made.bias = nn.Parameter(bias.to(dtype))
     return made
+
+
+def trained_of_all(model: nn.Module) -> tuple[int, int]:
+    """Numbers that are trained, and all that the model is made of with what the adapter adds, however they are held."""
+    return sum(group.count for group in trained(model)), count_weights(model)
 
 
 def trained(model: nn.Module) -> list[Trained]:

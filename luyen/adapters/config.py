@@ -16,6 +16,12 @@ LOW_RANK = ("lora", "dora", "adalora")
 """Methods whose change of a weight is a product of two narrow matrices, so that rank, alpha and `lora` are theirs."""
 
 
+def check_bits(method: Method, quantize: Quantization) -> None:
+    """ValueError where a method trains the very weights that few bits would freeze."""
+    if method in ("full", "selective", "esft") and quantize != "none":
+        raise ValueError(f"quantize={quantize} freezes the weights, which adapter.method={method} trains; take lora or another")
+
+
 READ: dict[str, tuple[str, ...]] = {
     "full": (),
     "lora": ("targets", "rank", "alpha", "dropout", "also", "lora"),

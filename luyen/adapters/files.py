@@ -150,10 +150,10 @@ def _siblings(model: nn.Module, whole: list[str], maps: Mapping[str, object]) ->
     return {name: tensor for name, tensor in named.items() if name.rpartition(".")[0] in owners}
 
 
-def weights_digest(name: str | Path) -> str:
+def weights_digest(name: str | Path, base: str | Path | None = None) -> str:
     """One sha256 (hex) for the weights files of a model's folder; those of a sealed one stand in its manifest, others are read.
 
-    Of an adapter, which may be another's base: for its weights and its own base's.
+    Of an adapter, which may be another's base: for its weights and its own base's, or those of the model that it is put on.
     """
     adapter = locate(name)
     folder = adapter or hf.locate(name)
@@ -162,7 +162,7 @@ def weights_digest(name: str | Path) -> str:
         raise ModelError(f"{folder} has no weights", expected=hf.WEIGHTS)
     sealed = manifest.read(folder)["files"] if (folder / manifest.MANIFEST).is_file() else {}
     found = {name: sealed[name]["sha256"] if name in sealed else manifest.sha256_file(folder / name) for name in names}
-    return manifest.fingerprint(found if adapter is None else {**found, "base": weights_digest(base_of(adapter))})
+    return manifest.fingerprint(found if adapter is None else {**found, "base": weights_digest(base or base_of(adapter))})
 
 
 def is_adapter(name: str | Path) -> bool:

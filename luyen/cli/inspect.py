@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import click
+from pydantic import model_validator
 
-from luyen.adapters.config import AdapterConfig, Quantization
+from luyen.adapters.config import AdapterConfig, Quantization, check_bits
 from luyen.cli.arguments import field_help, one_word, plain_command, program, split_words, working
 from luyen.cli.chat import find
 from luyen.cli.export import suggestion
@@ -67,6 +68,11 @@ class InspectConfig(Config):
     """The modules of `model` that training with this adapter would train, and their memory; DATA beside it chooses experts for esft."""
     quantize: Quantization = "none"
     """Bits of the frozen weights, as in training."""
+
+    @model_validator(mode="after")
+    def _check(self) -> InspectConfig:
+        check_bits(self.adapter.method, self.quantize)
+        return self
 
 
 def command(name: str) -> click.Command:

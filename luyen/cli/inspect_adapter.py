@@ -34,7 +34,7 @@ def show_adapter(model: str, config: AdapterConfig, quantize: Quantization, rows
     from rich.table import Table
 
     from luyen.adapters import files
-    from luyen.adapters.adapt import adapt
+    from luyen.adapters.adapt import adapt, trained_of_all
     from luyen.adapters.esft import mark, mark_most
     from luyen.core.folders import model_in
     from luyen.engine import cost
@@ -66,14 +66,14 @@ def show_adapter(model: str, config: AdapterConfig, quantize: Quantization, rows
     for name, times, shapes, count in groups:
         table.add_row(name, shapes, f"{times:,}", f"{count:,}")
     Console(highlight=False).print(table)
-    trained = sum(parameter.numel() for parameter in made.parameters() if parameter.requires_grad)
+    trained, everything = trained_of_all(made)
     parts = cost.parameters(made.config)
     frozen = 4.0 * whole_model - (4 - FROZEN_BYTES[quantize]) * (parts.attention + parts.feed_forward)
     state = cost.AdapterCost(trained).state_bytes(OptimizerConfig())
     if config.method == "full":
         state = cost.state_bytes(parts, OptimizerConfig())
     added = 0 if config.method in ("full", "selective", "esft") else 4 * trained
-    print(f"{config.method}: {whole(trained)} of {whole(whole_model)} weights are trained ({share(trained / whole_model, 2)})")
+    print(f"{config.method}: {whole(trained)} of {whole(everything)} weights are trained ({share(trained / everything, 2)})")
     print(f"memory before any activation: model {size(frozen)}, adapter {size(added)}, gradients {size(4 * trained)}, AdamW {size(state)}")
     if quantize != "none":
         print(f"the layers' matrices are held in {quantize}, {FROZEN_BYTES[quantize]:.3f} bytes a weight")

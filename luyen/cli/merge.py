@@ -10,6 +10,8 @@ import click
 from pydantic import Field, PositiveFloat
 
 from luyen.cli.arguments import field_help, plain_command, split_words
+from luyen.cli.unfinished import no_adapter
+from luyen.core import progress
 from luyen.core.config import Config, load
 
 TEXT = (
@@ -91,15 +93,20 @@ def _merge(words: tuple[str, ...]) -> None:
             raise UserError(f"{key}={getattr(config, key)} is not read by how={config.how}", fix=fix)
     base, names = plain[0], plain[1:]
     _check_out(Path(config.out), plain)
+    progress.use(progress.automatic())
     from luyen.adapters import files, merged
+    from luyen.adapters.foreign import other_name
     from luyen.adapters.merge import Plan
     from luyen.tokenizer.load import Tokenizer
 
     adapters: dict[str, str] = {}
     for name in names:
         if (folder := files.locate(name)) is None:
-            raise UserError(f"{name} is not an adapter", expected=f"a folder with {files.CONFIG}", fix="The base comes first.")
+            other = UserError(f"{name} is not an adapter", expected=f"a folder with {files.CONFIG}", fix="The base comes first.")
+            raise no_adapter(name) or other
         adapters[name] = str(folder)
+        if different := other_name(name, base):
+            progress.say(different)
     tokenizer = Tokenizer.load(files.locate_tokenizer(base))
     plan = Plan(config.how, tuple(config.weights), config.density, config.rank, config.seed)
     result = merged.merge(base, list(adapters.values()), plan, _ids(tokenizer, config.text, base), config.what == "adapter")
@@ -168,7 +175,7 @@ def _write(result: Any, tokenizer: Any, config: MergeConfig, base: str, adapters
     digest = files.weights_digest(base)
     made: Mapping[str, Any] = {
         "algorithm": "merge", "base": base, "base_weights": digest, "config": config.model_dump(mode="json", exclude={"out"}),
-        "adapters": {name: files.weights_digest(folder) for name, folder in adapters.items()}, "difference": result.comparison.share,
+        "adapters": {name: files.weights_digest(folder, base) for name, folder in adapters.items()}, "difference": result.comparison.share,
     }  # fmt: skip
     if result.config is not None:
         files.save(result.model, result.config, Path(config.out), base=base, digest=digest, lineage=made, versions=versions())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shlex
 import signal
 import sys
@@ -15,6 +16,7 @@ from luyen.cli.arguments import program, torchrun
 from luyen.core import distributed
 from luyen.core.config import describe, dump, load, parse_overrides, parse_yaml, read_yaml
 from luyen.core.errors import ConfigError, DamagedFile, Interrupted, UserError
+from luyen.core.folders import ADAPTER_FILE
 from luyen.core.manifest import MANIFEST
 from luyen.core.storage import read_object
 from luyen.recipe.attempts import BEFORE
@@ -162,6 +164,23 @@ def verbs_of(run: Path) -> dict[str, str]:
 def makes_model(run: Path) -> bool:
     """Whether a stage of the run is to make a model."""
     return any(verb in VERBS and VERBS[verb].kind == "model" for verb in verbs_of(run).values())
+
+
+def no_adapter(name: str) -> UserError | None:
+    """What to tell someone who names a run or a stage as an adapter: that it is not finished, or where its adapter is; None for others."""
+    path = Path(name).expanduser().resolve()
+    run = next((folder for folder in (path, *path.parents[:2]) if (folder / RECIPE).is_file()), None)
+    if run is None:
+        return None
+    stages = [run / stage for stage in verbs_of(run) if path == run or run / stage in (path, *path.parents)]
+    if made := [stage / "adapter" for stage in stages if (stage / "adapter" / ADAPTER_FILE).is_file()]:
+        where = " or ".join(shlex.quote(os.path.relpath(folder)) for folder in made)
+        return UserError(f"{name} is a run", expected="one adapter", fix=f"Name {where}.")
+    if all((stage / MANIFEST).is_file() for stage in stages):
+        return None
+    where = standing(run)
+    what = f"the run {os.path.relpath(run)} is not finished, so it has no adapter yet" + (f": {where}" if where else "")
+    return UserError(what, fix=f"Go on with: {command_again(run)}")
 
 
 def no_model(run: Path) -> UserError:

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from luyen.adapters.config import AdapterConfig, Quantization
+from luyen.adapters.config import AdapterConfig, Quantization, check_bits
 from luyen.core.config import Config, Input
 from luyen.core.errors import nearest
 from luyen.corpus.curate import CurateConfig
@@ -82,8 +82,7 @@ class TuningConfig(Config):
     @model_validator(mode="after")
     def _check_tuning(self) -> TuningConfig:
         method = self.adapter.method
-        if method in ("full", "selective", "esft") and self.quantize != "none":
-            raise ValueError(f"quantize={self.quantize} freezes the weights, which adapter.method={method} trains; take lora or another")
+        check_bits(method, self.quantize)
         if method != "full" and (parallel := getattr(self, "train", TrainConfig()).parallel):
             whole = {key: getattr(parallel, key) for key in ("tensor", "context", "pipeline") if getattr(parallel, key) > 1}
             if whole:

@@ -11,14 +11,14 @@ import torch
 
 from luyen.adapters import files
 from luyen.adapters.adalora import after_update, penalty
-from luyen.adapters.adapt import adapt, trained
+from luyen.adapters.adapt import adapt, trained_of_all
 from luyen.adapters.config import LOW_RANK, AdapterConfig
 from luyen.adapters.esft import Choice, choose_experts, mark, mixtures
+from luyen.adapters.foreign import other_name
 from luyen.adapters.linear import adapted
 from luyen.adapters.merged import stored_dtype
 from luyen.adapters.preamble import start_at
 from luyen.adapters.quantization_error import quantization_error
-from luyen.adapters.quantized import count_weights
 from luyen.algorithms.penalised import Penalised
 from luyen.core import config as configs
 from luyen.core import distributed, manifest, progress
@@ -85,14 +85,17 @@ def tuned_model(config: TuningConfig, train: TrainConfig, folder: str, tokenizer
             start_at(model, tokenizer.encode(config.adapter.prompt.text))
     else:
         digest = distributed.told_by_main(files.weights_digest(folder) if distributed.is_main() else None)
-        _go_on(model, config, stage.model(config.start), digest)
+        start = stage.model(config.start)
+        if different := other_name(start, folder):
+            progress.say(f"  {different}")
+        _go_on(model, config, start, digest)
     if config.adapter.method != "full":
         _count(config, model, stage)
     return model
 
 
 def _count(config: TuningConfig, model: Transformer, stage: Stage) -> None:
-    count, whole = sum(group.count for group in trained(model)), count_weights(model)
+    count, whole = trained_of_all(model)
     stage.metrics["trained"] = count
     progress.say(f"  {config.adapter.method}: {count:,} of {whole:,} weights are trained ({count / whole:.2%})")
 

@@ -10,6 +10,8 @@ from toy_models import write_model
 from luyen.adapters.config import ExpertChoiceConfig
 from luyen.adapters.esft import choose_experts
 from luyen.cli import inspect as command
+from luyen.core import progress
+from luyen.core.config import load
 from luyen.core.errors import ConfigError, ModelError
 from luyen.core.files import write_jsonl
 from luyen.core.records import Conversation, Message
@@ -18,6 +20,9 @@ from luyen.data.samples import chat_samples
 from luyen.models import hf
 from luyen.models.attention import Layout
 from luyen.models.config import ExpertsConfig, VariantConfig
+from luyen.recipe.configs import SFTConfig
+from luyen.recipe.stage import Stage
+from luyen.recipe.tuning import tuned_model
 from luyen.tokenizer.load import Tokenizer
 
 TALK: list[dict[str, Any]] = [
@@ -44,6 +49,18 @@ def test_the_modules_are_shown_with_counts_and_memory(model: Path, capsys: pytes
     assert f"lora: {trained:,} of" in told and "gradients 4.54 kB, AdamW 9.09 kB" in told
 
 
+@pytest.mark.parametrize("method", ["lora", "prompt"])
+def test_the_share_is_that_which_training_tells(model: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path, method: str) -> None:
+    told = inspect(capsys, f"model={model}", f"adapter.method={method}").replace("\xa0", " ")
+    said: list[str] = []
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(progress, "say", said.append)
+        config = load(SFTConfig, {"model": str(model), "data": "x", "adapter": {"method": method}})
+        tuned_model(config, config.train, str(model), Tokenizer.load(model), Stage("sft", tmp_path, 0))
+    shown = re.compile(r"([\d,]+) of ([\d,]+) weights are trained \(([\d.]+) ?%\)")
+    assert shown.findall(told) == shown.findall("\n".join(said)) != []
+
+
 def test_few_bits_take_less(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     whole, few = (inspect(capsys, f"model={model}", "adapter.method=lora", f"quantize={kind}") for kind in ("none", "nf4"))
     assert "held in nf4, 0.516 bytes a weight" in few and "bytes a weight" not in whole
@@ -54,6 +71,7 @@ def test_few_bits_take_less(model: Path, capsys: pytest.CaptureFixture[str]) -> 
     [
         (("adapter.method=lora", "adapter.targets=[q_prj]"), "Did you mean 'q_proj'"),
         (("adapter.method=lora", "adapter.rank=17"), "expected at most 16"),
+        (("quantize=nf4",), "quantize=nf4 freezes the weights, which adapter.method=full trains"),
         (("data.jsonl", "adapter.method=lora"), "DATA or an adapter"),
         (("data=data.jsonl", "adapter.method=lora"), "DATA or an adapter"),
         (("data.jsonl", "adapter.method=esft"), "no experts"),

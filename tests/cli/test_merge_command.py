@@ -5,18 +5,21 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from click.testing import CliRunner, Result
 from toy_models import write_model
 
 from luyen.adapters import files
 from luyen.adapters.adapt import adapt
 from luyen.adapters.config import AdapterConfig
+from luyen.adapters.foreign import other_name
 from luyen.cli import merge
 from luyen.core import manifest
-from luyen.core.config import load
+from luyen.core.config import dump, load
 from luyen.core.errors import ConfigError, LuyenError, ModelError, UserError
 from luyen.models import hf
 from luyen.models.transformer import Transformer
+from luyen.recipe.configs import SFTConfig
 
 
 def write_adapter(base: Path, folder: Path, seed: int, **values: object) -> Transformer:
@@ -94,6 +97,35 @@ def test_nothing_is_written_when_something_is_wrong(folder: Path, words: list[st
     with pytest.raises(kind, match=told):
         raise run(*words).exception or AssertionError("no error")
     assert not (folder / "x").exists()
+
+
+def test_an_adapter_of_others_that_names_another_base_is_told(folder: Path) -> None:
+    (folder / "one" / manifest.MANIFEST).unlink()
+    keys = json.loads((folder / "one" / files.CONFIG).read_text())
+    for named, told in (("someone/Base@main", False), ("someone/llama", True), (None, False)):
+        (folder / "one" / files.CONFIG).write_text(json.dumps({**keys, "base_model_name_or_path": named}))
+        done = run("base", "one", "out=model")
+        assert done.exit_code == 0, done.exception
+        assert ("one names someone/llama as its base and is put on base" in done.output) == told
+    cached = "/home/me/.cache/huggingface/hub/models--someone--llama/snapshots/0123abc"
+    (folder / "one" / files.CONFIG).write_text(json.dumps({**keys, "base_model_name_or_path": cached}))
+    assert other_name("one", "other/llama") == "" and f"names {cached}" in other_name("one", "other/base")
+
+
+def test_an_interrupted_run_is_not_finished_and_a_finished_one_has_its_adapter_named(folder: Path) -> None:
+    config = dump(load(SFTConfig, {"model": "base", "data": "rows.jsonl", "adapter": {"method": "lora"}}))
+    (stage := folder / "runs" / "sft" / "sft").mkdir(parents=True)
+    recipe = {"version": 1, "name": "sft", "seed": 0, "stages": {"sft": {"do": "sft", **config}}}
+    (stage.parent / "recipe.resolved.yaml").write_text(yaml.safe_dump(recipe))
+    (stage.parent / "events.jsonl").write_text(json.dumps({"event": "interrupted", "stage": "sft"}) + "\n")
+    for name in ("runs/sft", "runs/sft/sft", "runs/sft/sft/adapter"):
+        told = "the run runs/sft is not finished, so it has no adapter yet: sft was stopped.*Go on with: luyen sft .*model=base"
+        with pytest.raises(UserError, match=told):
+            raise run("base", name, "out=x").exception or AssertionError("no error")
+    (folder / "one").rename(stage / "adapter")
+    with pytest.raises(UserError, match="runs/sft is a run; expected one adapter. Name runs/sft/sft/adapter"):
+        raise run("base", "runs/sft", "out=x").exception or AssertionError("no error")
+    assert run("base", "runs/sft/sft", "out=x").exit_code == 0
 
 
 def test_what_stands_at_out_is_not_ours_to_replace(folder: Path) -> None:
