@@ -10,8 +10,11 @@ only, not of structural strings that are merely "added"). Here a second tokenize
 - no post-processor adds one.
 
 What counts as control: every added token, flagged special or not, except those of white space only (Gemma and
-GPT-NeoX keep runs of spaces that way: they are text) and the model's own token for unknown text, which stays where the
-model needs it but is no longer matched when somebody types it.
+GPT-NeoX keep runs of spaces that way: they are text), the model's own token for unknown text, which stays where the
+model needs it but is no longer matched when somebody types it, and text tokens.
+
+A text token is one that tuning has added to be written in data (`Tokenizer.with_tokens`): like a word it is found in any text, a user's
+too, and says nothing of who speaks. The folder names them under TEXT_TOKENS; whatever else a file adds stays control.
 """
 
 from __future__ import annotations
@@ -19,19 +22,22 @@ from __future__ import annotations
 import copy
 import json
 import secrets
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
+TEXT_TOKENS = "luyen_text_tokens"
+"""Key of `tokenizer_config.json`, which other programs pass over: added tokens that are text."""
 
-def control_tokens(description: Mapping[str, Any]) -> dict[str, int]:
-    """String to id of every control token that a parsed `tokenizer.json` defines, in order of id."""
+
+def control_tokens(description: Mapping[str, Any], text: Collection[str] = ()) -> dict[str, int]:
+    """String to id of every control token that a parsed `tokenizer.json` defines, in order of id; `text` are its text tokens."""
     unknown = unknown_token(description.get("model") or {})
     added = sorted(description.get("added_tokens") or (), key=lambda token: int(token["id"]))
-    return {token["content"]: int(token["id"]) for token in added if _is_marker(token) and token["content"] != unknown}
+    return {token["content"]: int(token["id"]) for token in added if _is_marker(token, text) and token["content"] != unknown}
 
 
-def _is_marker(token: Mapping[str, Any]) -> bool:
-    return bool(token["content"].strip())
+def _is_marker(token: Mapping[str, Any], text: Collection[str]) -> bool:
+    return bool(token["content"].strip()) and token["content"] not in text
 
 
 def unknown_token(model: Mapping[str, Any]) -> str | None:
@@ -42,7 +48,7 @@ def unknown_token(model: Mapping[str, Any]) -> str | None:
     return None if name is None else str(name)
 
 
-def without_control(description: Mapping[str, Any], *, continued: bool = False) -> str:
+def without_control(description: Mapping[str, Any], text: Collection[str] = (), *, continued: bool = False) -> str:
     """The `tokenizer.json` text of a tokenizer that gives the same ids but never a control id.
 
     continued: the text does not stand at the beginning of the input. Matters only for tokenizers that put a space
@@ -51,7 +57,7 @@ def without_control(description: Mapping[str, Any], *, continued: bool = False) 
     plain = copy.deepcopy(dict(description))
     added = plain.get("added_tokens") or []
     # Ids count on every entry being there, so control tokens stay, under names drawn at random that nobody can type.
-    renamed = {token["content"]: secrets.token_hex(24) for token in added if _is_marker(token)}
+    renamed = {token["content"]: secrets.token_hex(24) for token in added if _is_marker(token, text)}
     plain["added_tokens"] = [{**token, "content": renamed.get(token["content"], token["content"])} for token in added]
     plain["post_processor"] = plain["truncation"] = plain["padding"] = None
     plain["model"] = _model_without(plain["model"], renamed)

@@ -11,7 +11,7 @@ from typing import Any
 from luyen.core.errors import ModelError
 from luyen.core.hub import download, has_hub_form
 from luyen.core.manifest import existing, recover, verify_listed
-from luyen.tokenizer.control import control_tokens
+from luyen.tokenizer.control import TEXT_TOKENS, control_tokens
 from luyen.tokenizer.foreign import recognise
 from luyen.tokenizer.templates import ChatTemplate, Names
 
@@ -30,6 +30,8 @@ class Facts:
     stop_ids: tuple[int, ...] = ()
     """Ids that `generation_config.json` says end an answer."""
     template: ChatTemplate | None = None
+    text_tokens: tuple[str, ...] = ()
+    """Added tokens that are found in text, as words are."""
 
 
 def locate(name: str | Path) -> Path:
@@ -64,11 +66,12 @@ def read_folder(folder: Path) -> tuple[dict[str, Any], Facts]:
     special = {**_optional(folder / "special_tokens_map.json"), **settings}
     names = Names(bos=_name(special.get("bos_token")), eos=_name(special.get("eos_token")), pad=_name(special.get("pad_token")))
     stop_ids = _stop_ids(folder / "generation_config.json")
+    text = _text_tokens(settings, description, (names.bos, names.eos, names.pad), folder)
     jinja = _template_text(folder, settings)
-    template = None if jinja is None else recognise(jinja, names, control_tokens(description))
+    template = None if jinja is None else recognise(jinja, names, control_tokens(description, text))
     if "auto_map" in settings:  # names Python files of the folder; the saved copy must not ask for them
         settings = {key: value for key, value in settings.items() if key != "auto_map"} | {"tokenizer_class": "PreTrainedTokenizerFast"}
-    return description, Facts(settings, names, stop_ids, template)
+    return description, Facts(settings, names, stop_ids, template, text)
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -147,6 +150,18 @@ def _declared(settings: Mapping[str, Any], folder: Path) -> list[tuple[int, dict
         path = folder / "tokenizer_config.json"
         raise ModelError(f"{path}: added_tokens_decoder", found=error, expected="id: token", fix=AGAIN) from error
     return sorted(entries, key=lambda entry: entry[0])
+
+
+def _text_tokens(
+    settings: Mapping[str, Any], description: Mapping[str, Any], offices: tuple[str | None, ...], folder: Path
+) -> tuple[str, ...]:
+    """The added tokens that are text. ModelError for one that is special or has an office: it would be found in what users type."""
+    named = settings.get(TEXT_TOKENS) or []
+    plain = {token["content"] for token in description.get("added_tokens") or () if not token.get("special")} - set(offices)
+    if not isinstance(named, list) or not all(isinstance(token, str) and token in plain for token in named):
+        expected = "a list of added tokens that are neither special nor the beginning, end or padding"
+        raise ModelError(f"{folder / 'tokenizer_config.json'}: {TEXT_TOKENS}", found=named, expected=expected, fix=AGAIN)
+    return tuple(named)
 
 
 def _name(value: object) -> str | None:

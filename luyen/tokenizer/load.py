@@ -6,7 +6,7 @@ import functools
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -17,7 +17,7 @@ import tokenizers
 from luyen.core.errors import DataError, ModelError, UserError
 from luyen.core.storage import write_atomic, write_json
 from luyen.tokenizer import fast
-from luyen.tokenizer.control import control_tokens, prepends_once, unknown_token, without_control
+from luyen.tokenizer.control import TEXT_TOKENS, control_tokens, prepends_once, unknown_token, without_control
 from luyen.tokenizer.folder import Facts, read_folder
 from luyen.tokenizer.foreign import recognise
 from luyen.tokenizer.templates import JINJA_FILE, TEMPLATES, ChatTemplate, Names, template_named
@@ -50,15 +50,16 @@ class Tokenizer:
         self._whole.no_padding()
         self._whole.no_truncation()
         _check_ids(description, self._whole)
-        self.control: Mapping[str, int] = MappingProxyType(control_tokens(description))
+        self.control: Mapping[str, int] = MappingProxyType(control_tokens(description, facts.text_tokens))
         """String to id of every control token."""
         self._control_ids = frozenset(self.control.values())
         self.unknown_id = self._id(unknown_token(description["model"]))
         """Id that stands for text outside the vocabulary, if there is one."""
-        self._plain = _build(without_control(description))
+        self._plain = _build(without_control(description, facts.text_tokens))
+        self._text_token = re.compile("|".join(map(re.escape, facts.text_tokens))) if facts.text_tokens else None
         once = prepends_once(description.get("pre_tokenizer"))
         self._seen = 0
-        self._continued = _build(without_control(description, continued=True)) if once else self._plain
+        self._continued = _build(without_control(description, facts.text_tokens, continued=True)) if once else self._plain
         self.stripping = {
             token["content"]: (bool(token.get("lstrip")), bool(token.get("rstrip"))) for token in description.get("added_tokens") or ()
         }
@@ -112,10 +113,7 @@ class Tokenizer:
         return self._with(self.template)
 
     def _with_jinja(self, file: str) -> Tokenizer:
-        try:
-            jinja = Path(file).expanduser().read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"cannot read the chat template {file}", found=str(error), fix="Check the path.") from error
+        jinja = _template_file(file)
         template = recognise(jinja, self.names, self.control)
         if template.end(self.names):
             return self._with(template)
@@ -128,17 +126,45 @@ class Tokenizer:
         return [token for token in template.needs(self.names) if token not in self.control]
 
     def _unfit(self, what: str, missing: Sequence[str]) -> ModelError:
-        """A new control token would need a new row of the embedding, which no training has seen; so none is added."""
+        """A new control token needs a new row of the embedding, which no training has seen; so none is added unless it is asked for."""
         fits = ", ".join(self.fitting_templates())
+        none = "No built-in template fits it; name the tokens under `tokens` when you tune, or give a model that has them."
         return ModelError(
             f"{what} needs control tokens that this tokenizer lacks",
             found=", ".join(list(self.control)[:12]) or "none",
             expected=", ".join(missing),
-            fix=f"Templates whose tokens it has: {fits}." if fits else "No built-in template fits it; give a model that has such tokens.",
+            fix=f"Templates whose tokens it has: {fits}." if fits else none,
         )
 
     def _with(self, template: ChatTemplate) -> Tokenizer:
         return Tokenizer(json.loads(self._whole.to_str()), replace(self._facts, template=template))
+
+    def with_tokens(self, tokens: Sequence[str], template: str = "") -> Tokenizer:
+        """The same tokenizer with new tokens behind its own, in their order, as `tokenizer.json` has added tokens.
+
+        They are text tokens: the encoder finds them in data, and so in what a user types. Alone those that the `template` writes, given
+        as to `with_template`, become control tokens, special in the file, which only the template can write. UserError for a token that
+        is there already.
+        """
+        for token in tokens:
+            if self._whole.token_to_id(token) is not None or len(self.encode(token)) == 1 and self.encode(token)[0] != self.unknown_id:
+                raise UserError(f"tokens: {token!r} is a token of this tokenizer already", fix="Leave it out.")
+        control = [token for token in tokens if token in self._written_by(template)]
+        description = json.loads(self._whole.to_str())
+        plain = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+        added = [
+            {"id": number, "content": token, **plain, "special": token in control} for number, token in enumerate(tokens, self.vocab_size)
+        ]
+        description["added_tokens"] = [*(description.get("added_tokens") or ()), *added]
+        text = (*self._facts.text_tokens, *(token for token in tokens if token not in control))
+        settings = {**self._facts.settings, TEXT_TOKENS: list(text)} if text else self._facts.settings
+        return Tokenizer(description, replace(self._facts, settings=settings, text_tokens=text))
+
+    def _written_by(self, template: str) -> Container[str]:
+        """What a template writes, so far as it is known before the tokenizer has its tokens: a file's whole text."""
+        if template.endswith(JINJA_FILE):
+            return _template_file(template)
+        return template_named(template).needs(self.names) if template else ()
 
     def _id(self, name: str | None) -> int | None:
         if name is None:
@@ -149,7 +175,7 @@ class Tokenizer:
     def encode(self, text: str) -> list[int]:
         """Ids of a text, none of them a control id, no beginning or end token added. Raises DataError for a lone surrogate."""
         encoder = self._encoder(len(checked_text(text)))
-        if encoder is not None and encoder.takes(text):
+        if encoder is not None and self._for_fast(encoder, text):
             return self._checked(encoder.encode(text))
         return self._checked(self._plain.encode(text, add_special_tokens=False).ids)
 
@@ -157,7 +183,7 @@ class Tokenizer:
         """`encode` of many texts on all cores; same ids, same order."""
         _guard_forks()
         encoder = self._encoder(sum(len(checked_text(text)) for text in texts))
-        if encoder is not None and all(map(encoder.takes, texts)):
+        if encoder is not None and all(self._for_fast(encoder, text) for text in texts):
             parallel = os.environ.get(PARALLELISM, "").lower() not in SERIAL
             return [self._checked(ids) for ids in encoder.encode_batch(texts, parallel)]
         return [self._checked(encoding.ids) for encoding in self._plain.encode_batch_fast(texts, add_special_tokens=False)]
@@ -166,6 +192,10 @@ class Tokenizer:
         """tiktoken, for vocabularies of which it is known to give the same ids, once there is enough to encode."""
         self._seen += size
         return self._fast if self._seen >= ENOUGH else None
+
+    def _for_fast(self, encoder: fast.Encoder, text: str) -> bool:
+        """Whether the faster encoder gives the same ids of a text; it knows no text tokens."""
+        return encoder.takes(text) and not (self._text_token and self._text_token.search(text))
 
     @functools.cached_property
     def _fast(self) -> fast.Encoder | None:
@@ -215,6 +245,13 @@ class Tokenizer:
         """
         description, facts = read_folder(Path(folder))
         return cls(description, facts)
+
+
+def _template_file(file: str) -> str:
+    try:
+        return Path(file).expanduser().read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read the chat template {file}", found=str(error), fix="Check the path.") from error
 
 
 def checked_text(text: str) -> str:
