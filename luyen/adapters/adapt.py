@@ -19,6 +19,7 @@ from luyen.adapters.esft import esft
 from luyen.adapters.ia3 import ia3
 from luyen.adapters.linear import AdaptedLinear, adapted, replace_each
 from luyen.adapters.lora import lora
+from luyen.adapters.new_tokens import settle_rows
 from luyen.adapters.preamble import preamble_of
 from luyen.adapters.prefix import prefix
 from luyen.adapters.prompt import p_tuning, prompt
@@ -82,6 +83,7 @@ def merge_in_place(model: nn.Module) -> None:
     for name, kind in maps.items():
         if kind.merged is AdaptedLinear.merged:
             raise ModelError(f"{name}: {kind.__name__} cannot be merged into a weight", fix="Keep the adapter beside the model.")
+    settle_rows(model)
     dtype = next((each.dtype for each in model.parameters() if each.is_floating_point()), torch.float32)
     replace_each(model, list(maps), lambda _, module: _plain(cast(AdaptedLinear, module), dtype))
     dequantize(model, dtype)

@@ -9,17 +9,19 @@ import torch
 from luyen.adapters.adapt import adapt
 from luyen.adapters.config import AdapterConfig
 from luyen.adapters.esft import mark_most
+from luyen.adapters.new_tokens import train_rows
 from luyen.models.config import TransformerConfig
 from luyen.models.transformer import Transformer
 
 
-def trained_weights(model: TransformerConfig, config: AdapterConfig) -> int:
-    """Numbers that are trained of a model of this size. Raises ConfigError where the adapter does not fit it."""
-    return _counted(model.model_dump_json(), config.model_dump_json())
+def trained_weights(model: TransformerConfig, config: AdapterConfig, tokens: int = 0) -> int:
+    """Numbers that are trained of a model of this size, the rows of new `tokens` in it included. Raises ConfigError where the adapter
+    does not fit it."""
+    return _counted(model.model_dump_json(), config.model_dump_json(), tokens)
 
 
 @lru_cache(maxsize=64)
-def _counted(model_json: str, config_json: str) -> int:
+def _counted(model_json: str, config_json: str, tokens: int) -> int:
     config = AdapterConfig.model_validate_json(config_json)
     plain = config.model_copy(update={"lora": config.lora.model_copy(update={"init": "default"})})  # how they start changes no size
     with torch.device("meta"):
@@ -27,4 +29,5 @@ def _counted(model_json: str, config_json: str) -> int:
         if plain.method == "esft":
             mark_most(model, plain.experts)
         adapt(model, plain)
+        train_rows(model, range(model.config.vocab_size - tokens, model.config.vocab_size))
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)

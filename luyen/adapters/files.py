@@ -4,9 +4,6 @@ Methods that PEFT has are written in its form (see peft_names); the others in th
 refuses by name. So are adapters on the experts of a mixture, which in transformers 5 are no maps but one tensor. The manifest
 holds our whole config, the base's path and the sha256 of its weights, and the shapes of the maps that carry the adapter, so that an adapter
 on another base is refused with the difference named. What is saved and loaded has the same bits.
-
-PiSSA and whatever else takes off what it started from is written as one plain LoRA of twice the rank, which is how PEFT can hold it:
-    s (B A - B0 A0) = s [B, -B0] [A; A0]
 """
 
 from __future__ import annotations
@@ -20,13 +17,13 @@ import safetensors
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.nn import functional
 
-from luyen.adapters import peft_forms, peft_names
+from luyen.adapters import new_tokens, peft_forms, peft_names
 from luyen.adapters.adapt import adapt, merge_in_place
 from luyen.adapters.config import AdapterConfig
+from luyen.adapters.factors import STARTS, with_all_triples, with_starts, without_starts
 from luyen.adapters.linear import AdaptedLinear, adapted
-from luyen.adapters.peft_names import VECTORS, Form, Keys, State, plain_name
+from luyen.adapters.peft_names import ROWS, VECTORS, Form, Keys, State, plain_name
 from luyen.adapters.preamble import final_vectors, preamble_of, put_vectors
 from luyen.adapters.quantized import Kind, quantize, quantized_maps
 from luyen.adapters.quantized_load import load_quantized
@@ -40,7 +37,6 @@ from luyen.models.transformer import Transformer
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 PICKLES = "adapter_model.bin"
-STARTS = (".start_A", ".start_B")
 SUBFOLDER = "adapter"
 """Where a stage keeps its adapter."""
 
@@ -59,10 +55,10 @@ def write(model: nn.Module, config: AdapterConfig, folder: Path, *, base: str, d
     """The two files of an adapter, in a folder that is still open. Gives what its manifest must say when the caller seals it."""
     maps = dict(adapted(model))
     shapes = {name: [module.out_features, module.in_features] for name, module in maps.items()}
-    state = _without_starts(adapter_state(model))
+    state = without_starts(adapter_state(model))
     form = peft_forms.form_for(config, state)
     whole = [name for name in state if name in plain_names(model)]
-    keys: Keys = {**peft_names.COMMON, "base_model_name_or_path": str(base)}
+    keys: Keys = {**peft_names.COMMON, "base_model_name_or_path": str(base), **new_tokens.keys_of(model)}
     if form is None:
         keys |= {"peft_type": peft_names.OWN_TYPE + config.method.upper()}
     else:
@@ -103,44 +99,9 @@ def adapter_state(model: nn.Module) -> State:
         if (tensor.requires_grad if name in plain else isinstance(tensor, nn.Parameter) or name.endswith(STARTS))
     }
     if preamble_of(model):
-        return {**{name: tensor for name, tensor in state.items() if name in plain}, VECTORS: final_vectors(model)}
+        beside = {name: tensor for name, tensor in state.items() if name in plain or name.endswith(ROWS)}
+        return {**beside, VECTORS: final_vectors(model)}
     return state
-
-
-def _without_starts(state: State) -> State:
-    """With each start appended to the factor that it is taken off from."""
-    joined = dict(state)
-    for name in [name for name in state if name.endswith(".start_A")]:
-        owner = name.removesuffix(".start_A")
-        start_a, start_b = joined.pop(name), joined.pop(f"{owner}.start_B")
-        joined[f"{owner}.lora_A"] = torch.cat([state[f"{owner}.lora_A"], start_a])
-        joined[f"{owner}.lora_B"] = torch.cat([state[f"{owner}.lora_B"], -start_b], 1)
-    return joined
-
-
-def _with_starts(found: State, live: State) -> State:
-    """The other way, for the maps of the model that take off a start."""
-    split = dict(found)
-    for name in [name for name in live if name.endswith(".start_A")]:
-        owner, rank = name.removesuffix(".start_A"), live[name].shape[0]
-        a, b = found.get(f"{owner}.lora_A"), found.get(f"{owner}.lora_B")
-        if a is not None and b is not None and a.shape[0] == 2 * rank:
-            split[f"{owner}.lora_A"], split[name] = a[:rank], a[rank:]
-            split[f"{owner}.lora_B"], split[f"{owner}.start_B"] = b[:, :rank], -b[:, rank:]
-    return split
-
-
-def _with_all_triples(found: State, live: State) -> State:
-    """With zeros in the place of what AdaLoRA has taken away, which PEFT leaves out."""
-    whole = dict(found)
-    for name in [name for name in live if name.endswith(".lora_E")]:
-        owner = name.removesuffix(".lora_E")
-        missing = live[name].shape[0] - found[name].shape[0] if name in found else 0
-        if missing > 0 and f"{owner}.lora_A" in found and f"{owner}.lora_B" in found:
-            whole[name] = functional.pad(found[name], (0, missing))
-            whole[f"{owner}.lora_A"] = functional.pad(found[f"{owner}.lora_A"], (0, 0, 0, missing))
-            whole[f"{owner}.lora_B"] = functional.pad(found[f"{owner}.lora_B"], (0, missing))
-    return whole
 
 
 def _siblings(model: nn.Module, whole: list[str], maps: Mapping[str, object]) -> State:
@@ -247,6 +208,22 @@ def saved_state(folder: str | Path) -> tuple[State, Form | None]:
     return peft_names.from_peft(tensors, form), form
 
 
+def brings_tokens(folder: str | Path, rows: int) -> bool:
+    """Whether an adapter brings new tokens to a model of so many rows."""
+    found, ids = _tokens_in(_folder(folder))
+    return bool(ids) or new_tokens.size_of(found, ids) > rows
+
+
+def make_room(model: nn.Module, folder: str | Path) -> None:
+    """Rows for an adapter's new tokens on a plain model, in place. ModelError where it is for another model."""
+    new_tokens.make_room(model, *_tokens_in(_folder(folder)), folder)
+
+
+def _tokens_in(path: Path) -> tuple[State, new_tokens.Ids]:
+    found, _ = saved_state(path)
+    return found, new_tokens.ids_in(_keys(path), found, str(path / CONFIG))
+
+
 def load_into(model: nn.Module, folder: str | Path, digest: str | None = None) -> AdapterConfig:
     """Put the adapter of a folder on a plain model, in place, and give its config. The generator is left as it was.
 
@@ -259,9 +236,11 @@ def load_into(model: nn.Module, folder: str | Path, digest: str | None = None) -
     if any(True for _ in adapted(model)):
         raise ModelError(f"{path} cannot be put on a model that carries an adapter", fix="Merge that one first.")
     found, form = saved_state(path)
-    told = sealed.get("base", {}).get("weights")
+    told, ids = sealed.get("base", {}).get("weights"), new_tokens.ids_in(_keys(path), found, str(path / CONFIG))
     _check_maps(model, path, sealed.get("maps") or _shapes(found), digest is not None and told not in (None, digest))
+    new_tokens.make_room(model, found, ids, path)
     _put(model, config, form, found, again=not sealed)
+    new_tokens.train_rows(model, ids)
     _fill(model, found, path, form)
     return config
 
@@ -318,7 +297,7 @@ def _put(model: nn.Module, config: AdapterConfig, form: Form | None, found: Stat
 def _fill(model: nn.Module, found: State, folder: Path, form: Form | None) -> None:
     """Copy the saved tensors into the adapted model; every one must have its place, and every place its tensor."""
     live = adapter_state(model)
-    found = _with_all_triples(_with_starts(found, live), live)
+    found = with_all_triples(with_starts(found, live), live)
     places = {**live, **({} if form is None else _siblings(model, [name for name in live if name in plain_names(model)], _maps(model)))}
     optional = {name for name in places if name.endswith(STARTS)}
     missing, extra = sorted(set(places) - set(found) - optional), sorted(set(found) - set(places))

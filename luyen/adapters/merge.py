@@ -31,9 +31,11 @@ from luyen.adapters import files
 from luyen.adapters.dora import DoRALinear
 from luyen.adapters.linear import AdaptedLinear, adapted, replace_each
 from luyen.adapters.lora import LoRALinear
-from luyen.adapters.peft_names import plain_name
+from luyen.adapters.new_tokens import take_off, write_rows
+from luyen.adapters.peft_names import ROWS, plain_name
 from luyen.core.errors import ModelError
 from luyen.core.seed import derive
+from luyen.models.transformer import Transformer
 
 How = Literal["linear", "cat", "svd", "ties", "dare"]
 APART = ("bottleneck", "compacter", "p-tuning", "prefix", "prompt")
@@ -130,24 +132,28 @@ def open_adapter(plain: nn.Module, name: str | Path, digest: str | None) -> Open
     if method in APART:
         raise ModelError(f"{name} cannot be merged: no weight computes what {method} does", fix="Keep the adapter beside the model.")
     state, _ = files.saved_state(name)
-    before = {key: tensor.clone() for key, tensor in plain.state_dict().items() if key in state}
+    rows = plain.config.vocab_size if isinstance(plain, Transformer) else 0
+    changed = {f"{key.removesuffix(ROWS)}.weight" if key.endswith(ROWS) else key for key in state}
+    before = {key: tensor.clone() for key, tensor in plain.state_dict().items() if key in changed}
     try:
         files.load_into(plain, name, digest)
     except BaseException:
-        _take_off(plain, before)
+        _take_off(plain, before, rows)
         raise
     maps = {key: module.eval() for key, module in adapted(plain)}
+    write_rows(plain)
     whole = {key: parameter.detach().clone() for key, parameter in _plain_parameters(plain) if key in before}
     both = {key for key in maps if f"{key}.weight" in whole}
     trained = {key: copy.deepcopy(maps[key].base) for key in both}
-    _take_off(plain, before)
+    _take_off(plain, before, rows)
     for key in both:
         maps[key].base = trained[key]
     return Opened(str(name), maps, {key: value for key, value in whole.items() if key.rpartition(".")[0] not in both})
 
 
-def _take_off(model: nn.Module, before: Mapping[str, Tensor]) -> None:
-    """The model as it was: its own maps, the values that an adapter has changed, and nothing trained."""
+def _take_off(model: nn.Module, before: Mapping[str, Tensor], rows: int) -> None:
+    """The model as it was: its own maps, so many rows, the values that an adapter has changed, and nothing trained."""
+    take_off(model, rows)
     _restore(model, before)
     maps = dict(adapted(model))
     replace_each(model, list(maps), lambda key, _: maps[key].base)

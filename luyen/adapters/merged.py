@@ -95,6 +95,8 @@ def merge(base: str, adapters: Sequence[str], plan: Plan, ids_T: Tensor, as_adap
         return combined, lost, unmerged(plain, opened, combined, how, measure)
 
     model = files.open_base(base, bits, "cpu", torch.float32).eval()
+    if bring_tokens(model, adapters) and as_adapter:
+        raise ModelError("an adapter with new tokens is merged into a model alone", found="what=adapter", fix="Take what=model.")
     exact = None if plan.how in EXACT else beside(model, replace(plan, how="linear"))[2]
     combined, lost, expected = beside(model, plan)
     config, dtype = None, torch.float32
@@ -109,9 +111,23 @@ def merge(base: str, adapters: Sequence[str], plan: Plan, ids_T: Tensor, as_adap
     found = measure(model)
     to_full = None
     if bits is not None:
-        to_full = compare(found, beside(files.open_base(base, None, "cpu", torch.float32).eval(), plan)[2])
+        numbers = files.open_base(base, None, "cpu", torch.float32).eval()
+        bring_tokens(numbers, adapters)
+        to_full = compare(found, beside(numbers, plan)[2])
     to_sum = None if exact is None else compare(found, exact)
     return Merged(model, config, dtype, compare(found, expected), lost, bits, to_full, to_sum)
+
+
+def bring_tokens(model: Transformer, adapters: Sequence[str]) -> str | None:
+    """The adapter that brings new tokens, for which the model gets rows, in place; None where none does. ModelError for several."""
+    bringing = [name for name in adapters if files.brings_tokens(name, model.config.vocab_size)]
+    if len(bringing) > 1:
+        raise ModelError("several adapters bring new tokens, which have the same numbers and not the same meaning",
+                         found=" and ".join(bringing), expected="one such adapter",
+                         fix="Merge one, and train the others again on the result.")  # fmt: skip
+    for name in bringing:
+        files.make_room(model, name)
+    return next(iter(bringing), None)
 
 
 def check(merged: Merged, tolerance: float | None = None) -> None:

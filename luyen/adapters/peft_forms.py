@@ -11,12 +11,13 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
-from luyen.adapters.config import AdapterConfig
+from luyen.adapters.config import LOW_RANK, AdapterConfig
 from luyen.adapters.ia3 import INPUTS, IA3Linear
 from luyen.adapters.linear import adapted
 from luyen.adapters.patterns import full_match
 from luyen.adapters.peft_names import (
     OWN_TYPE,
+    ROWS,
     VECTORS,
     Form,
     Keys,
@@ -46,14 +47,14 @@ LORA_FIXED: dict[str, tuple[object, ...]] = {
     "lora_bias": (False, None),
     "monteclora_config": (None,),
     "target_parameters": (None, []),
-    "trainable_token_indices": (None, [], {}),
     "use_bdlora": (None, False),
     "use_qalora": (False, None),
     "velora_config": (None,),
 }
 LORA_READ = frozenset(
-    ("alpha_pattern", "init_lora_weights", "lora_alpha", "lora_dropout", "r", "rank_pattern", "target_modules", "use_dora", "use_rslora")
-)
+    ("alpha_pattern", "init_lora_weights", "lora_alpha", "lora_dropout", "r", "rank_pattern", "target_modules", "trainable_token_indices",
+     "use_dora", "use_rslora")
+)  # fmt: skip
 INITS = (True, False, None, "gaussian", "eva", "orthogonal", "pissa")
 """Starts after which the weights beside the adapter are the base's, and PiSSA's, whose subtraction can be made again."""
 
@@ -156,7 +157,7 @@ def _read_adalora(keys: Keys, state: State, source: str) -> Keys:
         *LORA_IGNORED, "alpha_pattern", "beta1", "beta2", "init_lora_weights", "r", "rank_pattern", "tfinal", "tinit", "total_step",
         "use_rslora",
     }  # fmt: skip
-    read = ("deltaT", "init_r", "lora_alpha", "lora_dropout", "orth_reg_weight", "target_modules", "target_r")
+    read = ("deltaT", "init_r", "lora_alpha", "lora_dropout", "orth_reg_weight", "target_modules", "target_r", "trainable_token_indices")
     check_keys(keys, read, ignored, {**LORA_FIXED, "use_dora": (False, None)}, source)
     start = keys.get("init_r", 12)
     return {
@@ -245,8 +246,14 @@ OF_MIXTURES = (".experts.", ".mlp.gate.", ".shared_expert_gate.")
 
 
 def form_for(config: AdapterConfig, state: Iterable[str]) -> Form | None:
-    """The form in which an adapter is written; None for what PEFT does not have: a method, other alphas in AdaLoRA, a mixture's experts."""
+    """The form in which an adapter is written; None for what PEFT does not have: a method, other alphas in AdaLoRA, a mixture's experts.
+
+    Nor has it new tokens beside other methods than LoRA and its kin.
+    """
+    state = list(state)
     if (config.method == "adalora" and config.lora.alphas) or any(part in name for name in state for part in OF_MIXTURES):
+        return None
+    if config.method not in LOW_RANK and any(name.endswith(ROWS) for name in state):
         return None
     return FORMS.get(config.method)
 

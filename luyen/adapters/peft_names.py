@@ -7,6 +7,7 @@ A tensor is named by the module's path in the plain model under `base_model.mode
     AdaLoRA  ...q_proj.lora_A (R, I), lora_E (R, 1), lora_B (O, R)
     (IA)^3   ...v_proj.ia3_l (O, 1), ...down_proj.ia3_l (1, I)
     prompts  prompt_embeddings (P, D), or (P, 2 L K E) of a prefix; then what is whole has the prefix base_model. alone
+    tokens   ...embed_tokens.token_adapter.trainable_tokens_delta (N, D), the rows of new tokens (see new_tokens)
     whole    ...norm.weight for modules_to_save;  ...q_proj.base_layer.bias where the map carries an adapter
 
 Every key of a config that is read is understood, listed as one that changes nothing, or refused by name. Which modules an adapter is on
@@ -34,6 +35,10 @@ OWN_TYPE = "LUYEN_"
 """Begins the peft_type of a method that PEFT does not have; its tensors are named as the model's."""
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 """PEFT writes a tied head that is trained a second time."""
+ROWS = ".rows.weight"
+"""Ends our name of the rows of new tokens."""
+TOKENS = ".token_adapter.trainable_tokens_delta"
+"""Ends PEFT's name of them."""
 MATRICES = ("lora_A", "lora_B")
 Keys = dict[str, Any]
 State = dict[str, Tensor]
@@ -112,6 +117,8 @@ def to_peft(state: Mapping[str, Tensor], maps: Mapping[str, nn.Module], form: Fo
         owner, _, own = name.rpartition(".")
         if name == VECTORS:
             named[name] = tensor
+        elif name.endswith(ROWS):
+            named[f"{form.prefix}{name.removesuffix(ROWS)}{TOKENS}"] = tensor
         elif owner in maps and own in form.suffixes:
             shaped = tensor.unsqueeze(0 if getattr(maps[owner], "inputs", False) else 1) if own in form.flat else tensor
             named[f"{form.prefix}{owner}.{form.suffixes[own]}"] = shaped
@@ -125,6 +132,7 @@ def from_peft(tensors: Mapping[str, Tensor], form: Form) -> State:
     state: State = {}
     for name, tensor in tensors.items():
         plain = name.removeprefix(form.prefix).replace(".modules_to_save.", ".").replace(".base_layer.", ".")
+        plain = f"{plain.removesuffix(TOKENS)}{ROWS}" if plain.endswith(TOKENS) else plain
         for own, suffix in form.suffixes.items():
             for ending in (f".{suffix}", f".{suffix}.weight"):
                 if plain.endswith(ending):
@@ -145,7 +153,7 @@ def maps_in(state: Iterable[str], form: Form) -> list[str]:
 
 def whole_in(state: Iterable[str], form: Form) -> list[str]:
     """Names of the parameters that were trained in whole, from tensors by our names."""
-    return [name for name in state if name.rpartition(".")[2] not in form.suffixes and name != VECTORS]
+    return [name for name in state if name.rpartition(".")[2] not in form.suffixes and name != VECTORS and not name.endswith(ROWS)]
 
 
 def short_targets(model: nn.Module, maps: Sequence[str]) -> list[str]:

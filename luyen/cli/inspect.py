@@ -68,6 +68,8 @@ class InspectConfig(Config):
     """The modules of `model` that training with this adapter would train, and their memory; DATA beside it chooses experts for esft."""
     quantize: Quantization = "none"
     """Bits of the frozen weights, as in training."""
+    tokens: list[str] = []
+    """New tokens, as in training: rows are shown with them, and their rows of embedding and head are counted."""
 
     @model_validator(mode="after")
     def _check(self) -> InspectConfig:
@@ -87,13 +89,13 @@ def _inspect(words: tuple[str, ...]) -> None:
     plain += [config.data] if config.data is not None else []
     if not plain and config.model is not None:
         with working():
-            show_adapter(find(config.model)[1], config.adapter, config.quantize)
+            show_adapter(find(config.model)[1], config.adapter, config.quantize, config.tokens)
         return
     data = one_word(plain, "data file or folder")
     if config.model is not None and config.adapter.method == "esft":
         with working():
             rows = _packed_rows(*_data(data, config.read), config)
-            show_adapter(find(config.model)[1], config.adapter, config.quantize, rows)
+            show_adapter(find(config.model)[1], config.adapter, config.quantize, config.tokens, rows)
         return
     if "adapter" in settings or "quantize" in settings:
         raise ConfigError("adapter", found=f"beside the data {data}", expected="DATA or an adapter", fix="Leave one of them out.")
@@ -206,7 +208,7 @@ def _tokenizer(dataset: Dataset, folder: Path, config: InspectConfig) -> Tokeniz
     from luyen.core.records import Completion, Plain
     from luyen.tokenizer.load import Tokenizer
 
-    tokenizer = Tokenizer.load(folder)
+    tokenizer = Tokenizer.load(folder).with_tokens(config.tokens, config.template)
     if config.template or not all(isinstance(record, Plain | Completion) for record in dataset.records):
         tokenizer = tokenizer.with_template(config.template)
     return tokenizer

@@ -25,7 +25,9 @@ EXPERT = re.compile(r"(.*\.experts\.\d+)\.")
 LEARNED = "learned positions"
 
 
-def show_adapter(model: str, config: AdapterConfig, quantize: Quantization, rows: Sequence[Batch] = ()) -> None:
+def show_adapter(
+    model: str, config: AdapterConfig, quantize: Quantization, tokens: Sequence[str] = (), rows: Sequence[Batch] = ()
+) -> None:  # fmt: skip
     """Print the modules that would be trained, with counts and memory. Raises ConfigError where the adapter does not fit the model.
 
     The model is read as names and shapes alone; for `esft` with `rows` of data in whole, to measure which experts they choose.
@@ -36,27 +38,38 @@ def show_adapter(model: str, config: AdapterConfig, quantize: Quantization, rows
     from luyen.adapters import files
     from luyen.adapters.adapt import adapt, trained_of_all
     from luyen.adapters.esft import mark, mark_most
+    from luyen.adapters.new_tokens import grow, train_rows
     from luyen.core.folders import model_in
     from luyen.engine import cost
     from luyen.engine.config import OptimizerConfig
     from luyen.models import hf
     from luyen.recipe.estimate import FROZEN_BYTES
+    from luyen.tokenizer.load import Tokenizer
 
     folder = model_in(model) or Path(model)
     if files.is_adapter(folder):
         raise ModelError(f"{folder} is an adapter", expected="the model that another one is to be put on",
                          fix=f"Its base is {files.base_of(folder)}.")  # fmt: skip
     made = hf.load(str(folder), "meta")
+    new = range(0)
+    if tokens:
+        vocabulary = Tokenizer.load(hf.locate(str(folder))).with_tokens(tokens).vocab_size
+        new = range(vocabulary - len(tokens), vocabulary)
+        grow(made, new.start, new.stop)
     whole_model = sum(parameter.numel() for parameter in made.parameters())
     if config.method == "esft":
         if rows:
             measured = hf.load(str(folder))
+            if tokens:
+                grow(measured, new.start, new.stop)
             mark(made, _told_choice(measured, config, rows))
         else:
             mark_most(made, config.experts)
             progress.say("the data decides which experts are trained: name it beside the model to see them. Counted here: as many of each "
                          "layer as can be at most")  # fmt: skip
     adapt(made, config.model_copy(update={"lora": config.lora.model_copy(update={"init": "default"})}))
+    if config.method != "full":
+        train_rows(made, new)
     table = Table(box=None, header_style="bold")
     groups = _groups(made)
     table.add_column("module", no_wrap=True, min_width=max(len(name) for name, *_ in groups))

@@ -107,7 +107,8 @@ def _merge(words: tuple[str, ...]) -> None:
         adapters[name] = str(folder)
         if different := other_name(name, base):
             progress.say(different)
-    tokenizer = Tokenizer.load(files.locate_tokenizer(base))
+    bringing = merged.bring_tokens(files.open_model(base, "meta"), list(adapters.values()))
+    tokenizer = Tokenizer.load(files.locate_tokenizer(bringing or base))
     plan = Plan(config.how, tuple(config.weights), config.density, config.rank, config.seed)
     result = merged.merge(base, list(adapters.values()), plan, _ids(tokenizer, config.text, base), config.what == "adapter")
     for line in _told(result, config):

@@ -70,7 +70,8 @@ class OperationCount:
     def __init__(self, model: nn.Module) -> None:
         head = getattr(model, "head_weight", None)
         tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
-        left_out = tables | {id(head)}
+        maps = [weight for weight in getattr(model, "lm_head", nn.Identity()).parameters()]  # the head's own, also within an adapter
+        left_out = tables | {id(head), *map(id, maps)}
         matrices = [weight for weight in model.parameters() if weight.ndim > 1 and id(weight) not in left_out]
         self.token = sum(map(_multiplications, matrices)) - sum(_idle(module) for module in model.modules() if isinstance(module, Mixture))
         self.target = 0 if head is None else _multiplications(head)

@@ -78,6 +78,9 @@ class TuningConfig(Config):
     """Hold the frozen weights of the layers in 4 bits (nf4, fp4) or 8 (int8), by the extra qlora; with an adapter alone."""
     start: Input | None = None
     """An adapter (stage or folder) to go on with; its method, maps and sizes must be those of `adapter`, its bits those of `quantize`."""
+    tokens: list[str] = []
+    """New tokens, found wherever the data has them; those that the chat template writes become control tokens. With an adapter their rows
+    of embedding and head are trained beside it."""
 
     @model_validator(mode="after")
     def _check_tuning(self) -> TuningConfig:
@@ -96,9 +99,22 @@ class TuningConfig(Config):
                 raise ValueError(
                     f"train.parallel.shard={parallel.shard} slices numbers, and quantize={self.quantize} holds none; take data"
                 )
+        _check_tokens(self.tokens, self.start)
+        if self.tokens and method != "full" and getattr(self, "train", TrainConfig()).parallel.shard > 1:
+            raise ValueError("train.parallel.shard slices tables, beside which rows of new tokens are trained; take data")
         if method == "full" and self.start is not None:
             raise ValueError("start names an adapter, and adapter.method=full has none; to train on from a model name it as the model")
         return self
+
+
+def _check_tokens(tokens: list[str], start: str | None) -> None:
+    twice = [token for place, token in enumerate(tokens) if token in tokens[:place]]
+    if twice:
+        raise ValueError(f"tokens has {twice[0]!r} twice; each is one token")
+    if any(not token.strip() for token in tokens):
+        raise ValueError("tokens has an empty one, or one of white space alone; text would be cut at every such place")
+    if tokens and start is not None:
+        raise ValueError(f"tokens are new ones, and start={start} brings its own; leave tokens out, or train a new adapter")
 
 
 class PretrainConfig(TuningConfig):
@@ -131,6 +147,8 @@ class PretrainConfig(TuningConfig):
             raise ValueError(f"adapter.method={self.adapter.method} freezes the model, and without base=MODEL it is a new one")
         if self.base is not None:
             return self
+        if self.tokens:
+            raise ValueError("tokens are added to those of a base, and there is none; train a tokenizer that has them")
         limit = self.model.context_length or PRESETS[self.model.preset].context_length
         if self.batch.length is not None and self.batch.length > limit:
             raise ValueError(f"batch.length {self.batch.length} is more than the model's context_length {limit}")

@@ -135,7 +135,7 @@ def adapter_cost(config: TuningConfig, model: TransformerConfig, half: bool) -> 
         return None
     held = 2.0 if half and config.adapter.freezes_base else 4.0
     frozen = held if config.quantize == "none" else FROZEN_BYTES[config.quantize]
-    return AdapterCost(trained_weights(model, config.adapter), frozen)
+    return AdapterCost(trained_weights(model, config.adapter, len(config.tokens)), frozen)
 
 
 def counts_gpu(train: TrainConfig) -> bool:

@@ -17,6 +17,7 @@ from luyen.adapters.esft import Choice, choose_experts, mark, mixtures
 from luyen.adapters.foreign import other_name
 from luyen.adapters.linear import adapted
 from luyen.adapters.merged import stored_dtype
+from luyen.adapters.new_tokens import grow, new_rows, train_rows
 from luyen.adapters.preamble import start_at
 from luyen.adapters.quantization_error import quantization_error
 from luyen.algorithms.penalised import Penalised
@@ -75,12 +76,14 @@ def tuned_model(config: TuningConfig, train: TrainConfig, folder: str, tokenizer
     What is trained is counted and said.
     """
     model = _frozen_or_whole(config, frozen_dtype(config, train), folder, tokenizer)
+    if config.tokens:
+        grow(model, tokenizer.vocab_size - len(config.tokens), tokenizer.vocab_size)
     if config.start is None and config.adapter.method == "esft":
         mixtures(model)  # which of them are trained the data says: specialise
         return model
     if config.start is None:
         seed_everything(derive(stage.seed, "adapter"))
-        adapt(model, config.adapter)
+        _adapt(config, model, tokenizer)
         if config.adapter.prompt.text:
             start_at(model, tokenizer.encode(config.adapter.prompt.text))
     else:
@@ -89,9 +92,26 @@ def tuned_model(config: TuningConfig, train: TrainConfig, folder: str, tokenizer
         if different := other_name(start, folder):
             progress.say(f"  {different}")
         _go_on(model, config, start, digest)
+    if train.parallel.shard > 1 and any(new_rows(model)):
+        raise ConfigError("train.parallel.shard", found=train.parallel.shard, expected="1 for an adapter with new tokens", fix="Take data.")
     if config.adapter.method != "full":
         _count(config, model, stage)
     return model
+
+
+def tokenizer_of(config: TuningConfig, folder: str, stage: Stage, template: str = "") -> Tokenizer:
+    """The tokenizer of a model that is tuned with the tokens that the config adds, or that the adapter has which is gone on with."""
+    own = Tokenizer.load(files.locate_tokenizer(folder))
+    if config.start is not None:
+        theirs = Tokenizer.load(files.locate_tokenizer(stage.model(config.start)))
+        return theirs if theirs.vocab_size > own.vocab_size else own
+    return own.with_tokens(config.tokens, template)
+
+
+def _adapt(config: TuningConfig, model: Transformer, tokenizer: Tokenizer) -> None:
+    """The adapter, and beside it the rows of the new tokens, which are the tokenizer's last."""
+    adapt(model, config.adapter)
+    train_rows(model, range(tokenizer.vocab_size - len(config.tokens), tokenizer.vocab_size))
 
 
 def _count(config: TuningConfig, model: Transformer, stage: Stage) -> None:
@@ -100,7 +120,9 @@ def _count(config: TuningConfig, model: Transformer, stage: Stage) -> None:
     progress.say(f"  {config.adapter.method}: {count:,} of {whole:,} weights are trained ({count / whole:.2%})")
 
 
-def specialise(config: TuningConfig, train: TrainConfig, model: Transformer, stream: PackedStream, stage: Stage) -> None:
+def specialise(
+    config: TuningConfig, train: TrainConfig, model: Transformer, stream: PackedStream, stage: Stage, tokenizer: Tokenizer
+) -> None:  # fmt: skip
     """For `esft` choose the experts that the first rows of the data go to, say them, and train those alone; nothing for other methods.
 
     Measured on the base, so a run that is resumed chooses the same; one that goes on from an adapter keeps that one's experts.
@@ -113,7 +135,7 @@ def specialise(config: TuningConfig, train: TrainConfig, model: Transformer, str
         told = ", ".join(f"{number} ({share:.1%})" for number, share in chosen.items())
         progress.say(f"  {name}: experts {told} are trained")
     mark(model, choice)
-    adapt(model, config.adapter)
+    _adapt(config, model, tokenizer)
     _count(config, model, stage)
 
 
@@ -145,7 +167,8 @@ def _frozen_or_whole(config: TuningConfig, dtype: torch.dtype, folder: str, toke
     model = files.open_base(folder, bits, distributed.weights_of_main(), dtype)
     if bits is None or not distributed.is_main():
         return model
-    tokens = torch.tensor([tokenizer.encode(TEXT)[: model.config.context_length]])
+    known = [number for number in tokenizer.encode(TEXT) if number < model.config.vocab_size]  # new tokens have no rows yet
+    tokens = torch.tensor([known[: model.config.context_length]])
     for line in quantization_error(model, folder, tokens).lines():
         progress.say(f"  {line}")
     return model

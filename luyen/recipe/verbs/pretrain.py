@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from luyen.adapters.files import locate_tokenizer
 from luyen.adapters.preamble import room_of
 from luyen.algorithms.pretrain import Pretrain
 from luyen.core import config as configs
@@ -22,14 +21,14 @@ from luyen.recipe.estimate import of_stage
 from luyen.recipe.sizes import model_config, row_length
 from luyen.recipe.stage import Stage
 from luyen.recipe.training import continue_texts, heldout_hook, some_text, train_stage, write_model
-from luyen.recipe.tuning import plain_base, specialise, tuned_model, with_allocation, with_rates, write_tuned
+from luyen.recipe.tuning import plain_base, specialise, tokenizer_of, tuned_model, with_allocation, with_rates, write_tuned
 from luyen.tokenizer.load import Tokenizer
 
 
 def run(config: PretrainConfig, stage: Stage) -> None:
     """Train from nothing or from a base; the result is the stage's `model` folder, or with an adapter its `adapter` folder."""
     given = None if config.base is None else stage.model(config.base)
-    tokenizer = Tokenizer.load(stage.tokenizer(config.tokenizer) if config.tokenizer is not None else locate_tokenizer(str(given)))
+    tokenizer = Tokenizer.load(stage.tokenizer(str(config.tokenizer))) if given is None else tokenizer_of(config, given, stage)
     base = None if given is None else plain_base(config, given, stage)
     model = _new(config, tokenizer, stage) if base is None else tuned_model(config, config.train, base, tokenizer, stage)
     size = model.config
@@ -46,7 +45,7 @@ def run(config: PretrainConfig, stage: Stage) -> None:
     stage.metrics.update(parameters=count_parameters(size), model=configs.dump(size), row_length=length)
     stage.metrics.update(data=account.as_dict(), read=texts.account)
     if base is not None:
-        specialise(config, config.train, model, stream, stage)
+        specialise(config, config.train, model, stream, stage, tokenizer)
     algorithm, hooks = with_allocation(config, Pretrain(model, stream), hooks)
     result = train_stage(algorithm, with_rates(config, config.train), stage, hooks, of_stage(config, size))
     stage.metrics["epochs"] = round(result.tokens / max(account.tokens, 1), 2)

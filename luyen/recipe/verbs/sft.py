@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from luyen.adapters.files import locate_tokenizer
 from luyen.adapters.preamble import room_of
 from luyen.algorithms.sft import SFT
 from luyen.core import progress
@@ -24,7 +23,7 @@ from luyen.recipe.estimate import of_stage
 from luyen.recipe.sizes import row_length
 from luyen.recipe.stage import Stage
 from luyen.recipe.training import answer_questions, heldout_hook, some_text, train_stage
-from luyen.recipe.tuning import plain_base, specialise, tuned_model, with_allocation, with_rates, write_tuned
+from luyen.recipe.tuning import plain_base, specialise, tokenizer_of, tuned_model, with_allocation, with_rates, write_tuned
 from luyen.tokenizer.load import Tokenizer
 
 LOST_IS_MUCH = 0.05
@@ -34,7 +33,7 @@ LOST_IS_MUCH = 0.05
 def run(config: SFTConfig, stage: Stage) -> None:
     """Fine-tune on the answers; the result is the stage's `model` folder, or with an adapter its `adapter` folder."""
     folder = stage.model(config.model)
-    tokenizer = Tokenizer.load(locate_tokenizer(folder)).with_template(config.template)
+    tokenizer = tokenizer_of(config, folder, stage, config.template).with_template(config.template)
     base = plain_base(config, folder, stage)
     model = tuned_model(config, config.train, base, tokenizer, stage)
     length = row_length(config.batch, room_of(model))
@@ -48,7 +47,7 @@ def run(config: SFTConfig, stage: Stage) -> None:
     )
     stage.metrics.update(parameters=count_parameters(model.config), row_length=length)
     sources = mixture.names if len(mixture.names) > 1 else []
-    specialise(config, config.train, model, stream, stage)
+    specialise(config, config.train, model, stream, stage, tokenizer)
     algorithm, hooks = with_allocation(config, SFT(model, stream, sources), hooks)
     result = train_stage(algorithm, with_rates(config, config.train), stage, hooks, of_stage(config, model.config))
     lineage = {"algorithm": "sft", "base": Path(folder).name, "tokens": result.tokens, "targets": result.targets, "seed": stage.seed}
