@@ -32,9 +32,6 @@ def show_adapter(
 
     The model is read as names and shapes alone; for `esft` with `rows` of data in whole, to measure which experts they choose.
     """
-    from rich.console import Console
-    from rich.table import Table
-
     from luyen.adapters import files
     from luyen.adapters.adapt import adapt, trained_of_all
     from luyen.adapters.esft import mark, mark_most
@@ -70,15 +67,7 @@ def show_adapter(
     adapt(made, config.model_copy(update={"lora": config.lora.model_copy(update={"init": "default"})}))
     if config.method != "full":
         train_rows(made, new)
-    table = Table(box=None, header_style="bold")
-    groups = _groups(made)
-    table.add_column("module", no_wrap=True, min_width=max(len(name) for name, *_ in groups))
-    table.add_column("shape")
-    for column in ("times", "trained"):
-        table.add_column(column, justify="right", no_wrap=True)
-    for name, times, shapes, count in groups:
-        table.add_row(name, shapes, f"{times:,}", f"{count:,}")
-    Console(highlight=False).print(table)
+    _print_groups(made)
     trained, everything = trained_of_all(made)
     parts = cost.parameters(made.config)
     frozen = 4.0 * whole_model - (4 - FROZEN_BYTES[quantize]) * (parts.attention + parts.feed_forward)
@@ -105,6 +94,22 @@ def _told_choice(model: Transformer, config: AdapterConfig, rows: Sequence[Batch
         told = ", ".join(f"{number} ({share(part, 1)})" for number, part in chosen.items())
         print(f"  {name}: {told}: {len(chosen)} of {mixture.count}")
     return choice
+
+
+def _print_groups(model: nn.Module) -> None:
+    """A table of what is trained."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, header_style="bold")
+    groups = _groups(model)
+    table.add_column("module", no_wrap=True, min_width=max(len(name) for name, *_ in groups))
+    table.add_column("shape")
+    for column in ("times", "trained"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for name, times, shapes, count in groups:
+        table.add_row(name, shapes, f"{times:,}", f"{count:,}")
+    Console(highlight=False).print(table)
 
 
 def _groups(model: nn.Module) -> list[tuple[str, int, str, int]]:
