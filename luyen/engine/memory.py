@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import sys
 from collections.abc import Iterator
 
 import torch
@@ -25,7 +23,7 @@ def freed_memory_kept() -> Iterator[None]:
     A training step on a CPU frees and asks for the same large blocks again and again. By default glibc hands each back at once, and
     every page of it must be mapped and cleared anew. Does nothing where the C library is not glibc.
     """
-    library = _glibc()
+    library = host_memory.glibc()
     if library is None:
         yield
         return
@@ -46,15 +44,9 @@ def give_back() -> None:
     Torch asks for aligned memory, and glibc does not put an aligned block into a gap that is just as large as the block. So blocks that are
     made and freed one after another, with something small that stays after each, take new memory every time.
     """
-    library = _glibc()
+    library = host_memory.glibc()
     if library is not None:
         library.malloc_trim(0)
-
-
-def _glibc() -> ctypes.CDLL | None:
-    """The C library of this process, where it is glibc."""
-    library = ctypes.CDLL(None) if sys.platform == "linux" else None
-    return library if library is not None and hasattr(library, "mallopt") and hasattr(library, "malloc_trim") else None
 
 
 def peak_bytes(device: torch.device) -> int:

@@ -112,6 +112,7 @@ def _run_stage(item: StagePlan, stage: Stage, fingerprints: Mapping[str, str]) -
     stage.sources.update({name: run_folder / name for name in fingerprints})
     progress.say(f"{item.name}: continuing" if resumed else item.name if item.name == item.verb else f"{item.name}: {item.verb}")
     event(run_folder, "resumed" if resumed else "started", item.name)
+    host_memory.release()  # what earlier stages freed is not this one's
     host_memory.reset_peak()
     _tell(item, work=True)
     spent = _work(item, stage, run_folder)

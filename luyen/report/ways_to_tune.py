@@ -165,7 +165,7 @@ def _table(ways: Sequence[Way], start: str) -> Table:
     columns = ("Way", "Trained weights", "On disk", "Learned", "Other tasks", "Held-out text", "Most memory", "Time")
     caption = (
         f"All began as {start}. Other tasks: exact answers after less before. Held-out text: bits per byte after less before, above zero "
-        "is forgotten. Most memory is that of the process, which earlier stages may have filled"
+        "is forgotten. Most memory is that of the process; what earlier stages freed is given back before, libraries that they loaded stay"
     )
     return Table(caption, columns, rows, numeric=range(1, 8))
 
