@@ -19,6 +19,7 @@ from luyen.core.errors import ConfigError, Interrupted  # noqa: E402
 from luyen.models import hf  # noqa: E402
 from luyen.models.config import TransformerConfig  # noqa: E402
 from luyen.models.transformer import Transformer  # noqa: E402
+from luyen.tokenizer.load import Tokenizer  # noqa: E402
 from luyen.tokenizer.train import TokenizerConfig, train  # noqa: E402
 
 TALK = [{"messages": [{"role": "user", "content": f"What is {n}?"}, {"role": "assistant", "content": f"It is {n}."}]} for n in range(8)]
@@ -58,6 +59,17 @@ def test_the_choice_is_told_kept_and_made_again(tmp_path: Path, monkeypatch: pyt
     assert (whole / "adapter" / files.WEIGHTS).read_bytes() == (cut / "adapter" / files.WEIGHTS).read_bytes()
     on = sft(tmp_path / "on", model, data, f"start={whole}")
     assert set(files.read_tensors(on / "adapter")) == names
+
+
+def test_rows_of_new_tokens_are_trained_beside_the_experts(tmp_path: Path) -> None:
+    model, data = base(tmp_path / "base", experts=EXPERTS), lines(tmp_path / "talk.jsonl", TALK)
+    stage = sft(tmp_path / "run", model, data, "tokens=[What is,<tool>]")
+    rows = {name: tensor for name, tensor in files.read_tensors(stage / "adapter").items() if name.endswith(".rows.weight")}
+    assert rows and all(tensor.shape == (2, 32) for tensor in rows.values())
+    size, plain, opened = Tokenizer.load(model).vocab_size, hf.load(model), files.open_model(stage)
+    with torch.no_grad():
+        assert opened.config.vocab_size == 290 and torch.equal(opened.head_weight[:size], plain.head_weight[:size])
+        assert torch.equal(opened.head_weight[size : size + 2], next(reversed(rows.values())))
 
 
 def test_a_plain_model_is_refused(tmp_path: Path) -> None:
