@@ -30,7 +30,7 @@ ADAPTATION = 0.2
 
 def padded(each_K: Tensor, lengths: Sequence[int]) -> Tensor:
     """(S, L) with zeros behind each answer's end, from the tokens of all answers one after another."""
-    rows: Tensor = pad_sequence(list(each_K.split(list(lengths))), batch_first=True)
+    rows: Tensor = pad_sequence(list(each_K.split_with_sizes(list(lengths))), batch_first=True)
     return rows
 
 
