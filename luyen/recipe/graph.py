@@ -148,8 +148,19 @@ def _plan_stage(name: str, stage: Mapping[str, Any], stages: Mapping[str, Any], 
 
 
 def input_values(config: Config) -> list[tuple[str, str]]:
-    """Every (field, path or stage name) that a config's `Input` fields hold."""
-    return [(name, value) for name in sorted(input_fields(type(config))) for value in _strings(getattr(config, name))]
+    """Every (field, path or stage name) that a config's `Input` fields hold, and those of its sections, as `section.field`."""
+    own = [(name, value) for name in sorted(input_fields(type(config))) for value in _strings(getattr(config, name))]
+    return own + [(f"{name}.{field}", value) for name, section in sections(config) for field, value in input_values(section)]
+
+
+def sections(config: Config) -> list[tuple[str, Config]]:
+    """The sections of a config by name; those of a list or a mapping by name and place, as `section.0`."""
+    found: list[tuple[str, Config]] = []
+    for name, value in config:
+        places = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, (list, tuple)) else ()
+        found += [(name, value)] if isinstance(value, Config) else []
+        found += [(f"{name}.{place}", item) for place, item in places if isinstance(item, Config)]
+    return found
 
 
 def _strings(value: object) -> list[str]:

@@ -12,7 +12,7 @@ from luyen.core.config import Config, dump, input_fields
 from luyen.core.errors import ModelError, UserError
 from luyen.core.folders import ADAPTER_FILE, MODEL_FILE
 from luyen.core.hub import has_hub_form
-from luyen.recipe.graph import Plan, input_values
+from luyen.recipe.graph import Plan, input_values, sections
 from luyen.tokenizer.templates import JINJA_FILE
 
 WATCHING = tuple(f"train.watch.{key}" for key in ("trackers", "project", "profile", "synchronise", "carbon"))
@@ -115,8 +115,7 @@ def _of_content(path: Path, signature: tuple[tuple[object, ...], ...]) -> str:
 def neutral_config(config: Config, inputs: Mapping[str, str]) -> dict[str, Any]:
     """The config as far as it decides the result: every input by the fingerprint of its content, no key of MAY_CHANGE."""
     values = dump(config)
-    for name in {*input_fields(type(config)), "template"} & values.keys():
-        values[name] = _replace(values[name], inputs)
+    _put_inputs(config, values, inputs)
     for key in MAY_CHANGE:
         *sections, last = key.split(".")
         section: Any = values
@@ -127,6 +126,16 @@ def neutral_config(config: Config, inputs: Mapping[str, str]) -> dict[str, Any]:
     if saving.get("average_last") == 1:  # else the model is a mean of what was saved, and when that was decides it
         saving.pop("every_steps")
     return values
+
+
+def _put_inputs(config: Config, values: dict[str, Any], inputs: Mapping[str, str]) -> None:
+    """Replace every input in the plain values of a config and of its sections by its fingerprint."""
+    for name in {*input_fields(type(config)), "template"} & values.keys():
+        values[name] = _replace(values[name], inputs)
+    for name, section in sections(config):
+        key, _, place = name.partition(".")
+        inside = values[key] if not place else values[key][int(place) if isinstance(values[key], list) else place]
+        _put_inputs(section, inside, inputs)
 
 
 def _replace(value: Any, inputs: Mapping[str, str]) -> Any:
