@@ -56,8 +56,8 @@ class PolicyWatch:
             )
         return self._new(f"rollout {iteration + 1}", found)
 
-    def compare(self, step: int, reward: float, score: float) -> list[str]:
-        """What is to be said of the reward and the true score of held-out answers."""
+    def compare(self, evaluation: int, reward: float, score: float) -> list[str]:
+        """What is to be said of the reward and the true score of held-out answers, beside those of the best evaluation before."""
         found = {}
         if self._best is not None:
             before, best = self._best
@@ -70,10 +70,10 @@ class PolicyWatch:
                 )
         if self._best is None or score > self._best[1]:
             self._best = (reward, score)
-        return self._new(f"step {step}", found)
+        return self._new(f"evaluation {evaluation}", found)
 
     def _new(self, when: str, found: Mapping[str, str]) -> list[str]:
-        kinds = {"hacking"} if when.startswith("step") else {"kl", "entropy", "length", "short", "flat"}
+        kinds = {"hacking"} if when.startswith("evaluation") else {"kl", "entropy", "length", "short", "flat"}
         lines = [f"warning: {when}: {text}" for kind, text in found.items() if kind not in self._true]
         self._true = (self._true - kinds) | found.keys()
         return lines

@@ -84,7 +84,11 @@ def fit(algorithm: Algorithm, config: TrainConfig, folder: Path, *, seed: int = 
             run.save_if_due()
             if run.finished():
                 return run.result()
-            run.update(stream)
+            try:
+                run.update(stream)
+            except Interrupted:  # while a stream asked the model for its batch: what was done before is saved
+                run.save()
+                raise
             task.advance()
             task.note(run.note())
             if signal := run.requested_stop():

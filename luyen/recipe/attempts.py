@@ -17,7 +17,7 @@ from luyen.core import manifest, progress, storage
 from luyen.core.errors import DamagedFile, UserError
 
 IN_PROGRESS = "stage.json"
-UNSEALED = (IN_PROGRESS, "timings.jsonl", "checkpoints", "tensorboard", "profile", "trackers")
+UNSEALED = (IN_PROGRESS, "timings.jsonl", "checkpoints", "rollouts", "tensorboard", "profile", "trackers")
 """Not part of a stage's result: they hold times or only serve to continue."""
 BEFORE = ".before"
 SHORT = 12

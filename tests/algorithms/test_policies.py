@@ -19,7 +19,7 @@ from luyen.algorithms.policy_config import PPOLossConfig, RolloutConfig
 from luyen.algorithms.ppo import PPO, ActorCritic
 from luyen.algorithms.rollout import Policy, Rollouts
 from luyen.core.config import load
-from luyen.core.errors import DamagedFile, DataError
+from luyen.core.errors import DamagedFile, DataError, Interrupted
 from luyen.engine.trainer import fit
 from luyen.inference import generate as generation
 from luyen.models.scored import ScoredDecoder, without_words
@@ -250,3 +250,19 @@ def test_settings_of_the_paper_whiten_scores(tmp_path: Path) -> None:
     plain = algorithm("ppo", tmp_path, Score(lambda ids, stopped: 100.0), loss={"whiten_rewards": True, "kl": {"beta": 0.0}})
     (batch,) = taken(plain)
     assert torch.isfinite(batch.columns["advantage_K"]).all()
+
+
+def test_a_stop_while_answers_are_drawn_saves_what_was_learned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made, asked = rollout.generate, iter(range(100))
+
+    def stopped(*given: Any) -> Any:
+        if next(asked) == 1:
+            raise Interrupted(15)
+        return made(*given)
+
+    monkeypatch.setattr(rollout, "generate", stopped)
+    with pytest.raises(Interrupted):
+        fit(algorithm("grpo", tmp_path, Score(bandit)), train_config(6, checkpoint={"every_steps": 100}), tmp_path)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000004"], "all updates of the first rollout"
+    fit(algorithm("grpo", tmp_path, Score(bandit)), train_config(6, checkpoint={"every_steps": 100}), tmp_path)
+    assert [row["step"] for row in rows(tmp_path)] == [1, 2, 3, 4, 5, 6]
