@@ -63,6 +63,8 @@ class Hooks:
     """Texts of the model as it is now; become rows of samples.jsonl."""
     updated: Callable[[int, int], None] | None = None
     """Told the number of a step, from 1, and of all steps, when its update is done and its gradients are still there."""
+    stepped: Callable[[Mapping[str, Any]], None] | None = None
+    """Told the row of metrics.jsonl of every step, the means of the loss and of its metrics over all processes among it."""
     rate: float | None = None
     """Operations a second of a large matrix product on the device; with it timings.jsonl says how much of it a step used."""
     operations: float | None = None

@@ -181,6 +181,8 @@ class Run:
         self.done.loss, self.done.stream = loss, step.state
         row |= {"tokens": self.done.tokens, "targets": self.done.targets, **metrics, **self.watch.judge(row)}
         self.metrics.append(row)
+        if self.hooks.stepped is not None:
+            self.hooks.stepped(row)
         self.step_seconds = self.watch.end(row, self.step_tokens, step.batches)
         self.energy.sample()
         self.ended = self._reason()

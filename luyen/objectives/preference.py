@@ -5,16 +5,17 @@ With r(y) = log pi(y|x) - log ref(y|x), d = r(chosen) - r(rejected) and m(y) the
     sigmoid   -log s(beta d)                                  DPO: Rafailov et al., 2023, arXiv:2305.18290, equation 7
     cdpo      -(1 - e) log s(beta d) - e log s(-beta d)       Mitchell, 2023, "A note on DPO with noisy preferences and relationship to IPO"
     robust    [-(1 - e) log s(beta d) + e log s(-beta d)] / (1 - 2e)       Chowdhury et al., 2024, arXiv:2403.00409
-    hinge     max(0, 1 - beta d)                              SLiC (Zhao et al., 2023, arXiv:2305.10425) as in Liu et al., 2023, arXiv:2309.06657
+    hinge     max(0, 1 - beta d)                              SLiC, arXiv:2305.10425, as in Liu et al., 2023, arXiv:2309.06657
     ipo       (d - 1 / (2 beta))^2, r by token                Azar et al., 2023, arXiv:2310.12036, equation 17
     orpo      -m(chosen) - beta log s(log odds)               Hong et al., 2024, arXiv:2403.07691, equations 6 and 7
     simpo     -log s(beta (m(chosen) - m(rejected)) - gamma)  Meng et al., 2024, arXiv:2405.14734, equation 6
     kto       w (1 - s(+-beta (r(y) - z)))                    Ethayarajh et al., 2024, arXiv:2402.01306, equations 7 and 8
     apo_zero_unpaired    kto with z = 0                       D'Oosterlinck et al., 2024, arXiv:2408.06266, equation 7, answer by answer
 
-s is the sigmoid, e the share of labels that are wrong, and the log odds are log(p / (1 - p)) with p = exp(m), of the chosen answer less that
-of the rejected one. IPO divides r by the number of the answer's tokens, as its authors told TRL's that they did. z is how far the policy is
-from its reference on answers to other prompts, at least 0 and without gradient; + is for a good answer and its weight, - for a bad one.
+s is the sigmoid, e the share of labels that are wrong, and the log odds are log(p / (1 - p)) with p = exp(m), of the chosen answer less
+that of the rejected one. IPO divides r by the number of the answer's tokens, as its authors told TRL's that they did. z is how far the
+policy is from its reference on answers to other prompts, at least 0 and without gradient; + is for a good answer and its weight, - for a
+bad one.
 
 Shapes: P pairs, N answers.
 """
