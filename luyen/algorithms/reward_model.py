@@ -28,7 +28,7 @@ from luyen.models.scored import ScoredDecoder
 from luyen.objectives.loss import Loss
 from luyen.objectives.reward import MARGINS, SAFETY, ranking_losses, safety_losses
 
-MARGIN, SAFE = "margin", "safe_S"
+MARGIN, SAFE = "margin_G", "safe_S"
 """Columns of a batch: each pair's margin, and of each answer whether it is safe (1, 0, or -1 where nobody said)."""
 
 

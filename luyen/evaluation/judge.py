@@ -14,6 +14,7 @@ from typing import Protocol
 import httpx2
 
 from luyen.adapters import files
+from luyen.adapters.preamble import room_of
 from luyen.core import interrupt
 from luyen.core.errors import UserError
 from luyen.core.records import Message, Preference
@@ -51,14 +52,17 @@ class ModelJudge:
         return cls(files.open_model(name, device), Tokenizer.load(files.locate_tokenizer(name)))
 
     def ask(self, questions: Sequence[str]) -> list[str]:
-        """An answer to each question, in order."""
-        found: list[str] = []
-        for start in range(0, len(questions), self.batch_size):
+        """An answer to each question, in order; "" to one that leaves no room for an answer in the model's context."""
+        found = [""] * len(questions)
+        rendered = render_batch(self.tokenizer, [[Message("user", question)] for question in questions], add_generation_prompt=True)
+        short = [place for place, row in enumerate(rendered) if len(row.ids) + WRITTEN <= room_of(self.model)]
+        for start in range(0, len(short), self.batch_size):
             interrupt.check()
-            asked = [[Message("user", question)] for question in questions[start : start + self.batch_size]]
-            ids = [row.ids for row in render_batch(self.tokenizer, asked, add_generation_prompt=True)]
+            chosen = short[start : start + self.batch_size]
+            ids = [rendered[place].ids for place in chosen]
             made = generate(self.model, ids, SamplingConfig(max_new_tokens=WRITTEN), self.tokenizer.stop_ids)
-            found += [self.tokenizer.decode(answer.ids) for answer in made]
+            for place, answer in zip(chosen, made, strict=True):
+                found[place] = self.tokenizer.decode(answer.ids)
         return found
 
 
@@ -100,7 +104,7 @@ class Verdicts:
     first_place: float
     """Share of the usable single answers that are A; one half where the places do not matter."""
     unusable: int
-    """Single answers that name no letter."""
+    """Single answers that name no letter, or for which the model's context left no room."""
 
     def as_dict(self) -> dict[str, float | int]:
         """Accuracy with a pair without verdict as half right, and how many there are."""

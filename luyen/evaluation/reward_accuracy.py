@@ -4,8 +4,8 @@ accuracy      share of the pairs whose chosen answer has the higher reward; equa
               people find hardly better is hard to tell (Llama 2, Touvron et al., 2023, arXiv:2307.09288, tables 7 and 8)
 calibration   where sigmoid(r_1 - r_2), the answers in an order that their text decides, says 70 %, it should be right in 70 %; ECE is the
               mean distance over bins of equal width, weighted by their pairs (Guo et al., 2017, arXiv:1706.04599, equation 3)
-length        share of the pairs whose longer answer wins, beside the share whose longer answer was chosen, and the correlation of reward and
-              length (Singhal et al., 2023, arXiv:2310.03716, section 3)
+length        share of the pairs whose longer answer wins, beside the share whose longer answer was chosen, and the correlation of reward
+              and length (Singhal et al., 2023, arXiv:2310.03716, section 3)
 agreement     of two reward models: share of the pairs on which they prefer the same answer, and the correlation of their differences
 
 Everything here is a function of numbers and lengths; nothing asks a model.
@@ -143,8 +143,8 @@ def told(found: Mapping[str, Any]) -> list[str]:
     parts = {**(found["by_data_set"] if len(found["by_data_set"]) > 1 else {}), **found["by_grade"]}
     lines += [f"  {name.replace('_', ' ')}: {row['accuracy']:.1%} of {row['count']:,}" for name, row in parts.items()]
     if found["falls_with_the_grade"] is False:
-        lines.append("  accuracy does not fall with the grade: what people find hardly better should be hardest to tell. With few pairs that is "
-                     "chance (see the intervals); else look at how the grades were given")  # fmt: skip
+        lines.append("  accuracy does not fall with the grade: what people find hardly better should be hardest to tell. With few pairs "
+                     "that is chance (see the intervals); else look at how the grades were given")  # fmt: skip
     length = found["length"]
     if length["longer_wins"] is not None:
         lines.append(f"  length: the longer answer has the higher reward in {length['longer_wins']:.1%} of the pairs, and was chosen in "

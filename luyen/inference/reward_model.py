@@ -48,14 +48,16 @@ def score_texts(model: ScoredDecoder, tokenizer: Tokenizer, conversations: Seque
     return [float(row[0]) for row in score_outputs(model, tokenizer, conversations)]
 
 
-@torch.no_grad()
 def score_outputs(model: ScoredDecoder, tokenizer: Tokenizer, conversations: Sequence[Conversation]) -> torch.Tensor:
     """All outputs of the model for each conversation, (S, O), fp32 on the host: the reward, and where it has one the safety score."""
-    if not conversations:
-        return torch.zeros(0, model.score.out_features)
-    groups = _groups(model, tokenizer, conversations)
+    return score_groups(model, _groups(model, tokenizer, conversations))
+
+
+@torch.no_grad()
+def score_groups(model: ScoredDecoder, groups: Sequence[Group]) -> torch.Tensor:
+    """All outputs of the model at the last token of each sequence of the groups, in their order, (S, O), fp32 on the host."""
     device, places = model.score.weight.device, np.cumsum([0, *(len(group.sequences) for group in groups)])
-    found_SO = torch.empty(len(conversations), model.score.out_features)
+    found_SO = torch.zeros(int(places[-1]), model.score.out_features)
     training = model.training
     model.eval()
     for chosen in _batches(groups):

@@ -28,6 +28,7 @@ VERBS: dict[str, Verb] = {
     "pretrain": Verb("luyen.recipe.configs:PretrainConfig", "model", "Train a language model from nothing on documents."),
     "synth": Verb("luyen.recipe.configs:SynthVerbConfig", "questions", "Make questions and answers from documents with a template."),
     "sft": Verb("luyen.recipe.configs:SFTConfig", "model", "Fine-tune a model on conversations; loss on the answers only."),
+    "reward": Verb("luyen.recipe.reward_configs:RewardVerbConfig", "reward", "Train a reward model on preferences, and measure it."),
     "evaluate": Verb("luyen.recipe.configs:EvaluateConfig", "evaluation", "Compare models on questions and on held-out text."),
 }
 
