@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -216,15 +217,17 @@ class Rollouts:
         sampling = SamplingConfig(
             temperature=config.temperature, max_new_tokens=config.max_new_tokens, seed=derive(self.seed, "rollout", iteration)
         )
-        own = range(distributed.rank(), len(prompts), ranks)
-        asked = [list(prompts[number].ids) for number in own for _ in range(config.samples)]
+        numbers: dict[tuple[int, ...], int] = {}
+        owners = [
+            numbers.setdefault(prompt.ids, len(numbers)) % ranks for prompt in prompts
+        ]  # equal prompts have one writer: it counts them
+        own = [list(prompt.ids) for prompt, owner in zip(prompts, owners, strict=True) if owner == distributed.rank()]
+        asked = [ids for ids in own for _ in range(config.samples)]
         made = generate(self.policy.decoder, asked, sampling, speaker.stop_ids, config.batch_size) if asked else []
-        parts = iter(distributed.gather([[answer.ids, answer.end] for answer in made]))
-        shares = [[*part] for part in parts]
+        shares = [iter(share) for share in distributed.gather([[answer.ids, answer.end] for answer in made])]
         found = []
-        for number in range(len(prompts)):
-            first = number // ranks * config.samples
-            for ids, end in shares[number % ranks][first : first + config.samples]:
+        for owner in owners:
+            for ids, end in itertools.islice(shares[owner], config.samples):
                 found.append(Drawn((*ids, *([] if end is None else [end])), speaker.decode(ids).strip(), end is not None))
         return found
 
