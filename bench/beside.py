@@ -45,15 +45,15 @@ Build = Callable[[str, Path, Path, argparse.Namespace], Variant]
 """Of a variant's name, the base's folder, a folder to write in and the command line."""
 
 
-def base(size: str, folder: Path) -> None:
-    """Weights that every process draws alike."""
+def base(size: str, folder: Path, precision: str) -> None:
+    """Weights that every process draws alike, stored in the type of the precision, so that both sides make the same codes of them."""
     from luyen.models import hf
     from luyen.models.presets import preset
     from luyen.models.transformer import Transformer
 
     torch.manual_seed(0)
     folder.mkdir()
-    hf.save(Transformer(preset(f"llama-{size}", VOCABULARY)), folder, bos_id=1, stop_ids=[2], pad_id=0)
+    hf.save(Transformer(preset(f"llama-{size}", VOCABULARY)).to(DTYPES[precision]), folder, bos_id=1, stop_ids=[2], pad_id=0)
 
 
 def our_model(folder: Path, method: str, precision: str) -> nn.Module:
@@ -212,7 +212,7 @@ def measure(
             build(arguments.alone, arguments.folder, scratch, arguments).passes(arguments.passes)
             print(json.dumps({"peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}))
             return
-        base(arguments.size, scratch / "base")
+        base(arguments.size, scratch / "base", arguments.precision)
         for key, pair in pairs.items():
             if arguments.memory:
                 result[key] = _peaks(pair, scratch / "base", arguments.rounds)

@@ -85,7 +85,7 @@ def main() -> None:
     torch.set_num_threads(2)
     with tempfile.TemporaryDirectory() as name:
         scratch = Path(name)
-        base(arguments.size, scratch / "base")
+        base(arguments.size, scratch / "base", arguments.precision)
         adapter(scratch / "base", scratch / "unmerged")
         share = merge(scratch / "base", scratch / "unmerged", scratch / "merged")
         variants = {kind: variant(scratch / kind, arguments) for kind in ("base", "merged", "unmerged")}
