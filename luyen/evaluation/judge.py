@@ -1,6 +1,6 @@
 """A chat model as the judge of two answers: "Choose the best answer between A and B" (Llama 2, arXiv:2307.09288, section 3.2.2).
 
-A judge likes one of the places (Zheng et al., 2023, arXiv:2306.05685, section 3.4), so each pair is asked about twice, with the answers
+A judge likes one of the places (Zheng et al., 2023, arXiv:2306.05685), so each pair is asked about twice, with the answers
 changed round. A verdict counts where both times the same answer wins; else it is none, and how often that is so is a measure of the judge.
 """
 

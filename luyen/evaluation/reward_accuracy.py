@@ -5,7 +5,7 @@ accuracy      share of the pairs whose chosen answer has the higher reward; equa
 calibration   where sigmoid(r_1 - r_2), the answers in an order that their text decides, says 70 %, it should be right in 70 %; ECE is the
               mean distance over bins of equal width, weighted by their pairs (Guo et al., 2017, arXiv:1706.04599, equation 3)
 length        share of the pairs whose longer answer wins, beside the share whose longer answer was chosen, and the correlation of reward
-              and length (Singhal et al., 2023, arXiv:2310.03716, section 3)
+              and length (Singhal et al., 2023, arXiv:2310.03716)
 agreement     of two reward models: share of the pairs on which they prefer the same answer, and the correlation of their differences
 
 Everything here is a function of numbers and lengths; nothing asks a model.
@@ -138,8 +138,9 @@ def correlation(first: Sequence[float], second: Sequence[float]) -> float | None
 
 def told(found: Mapping[str, Any]) -> list[str]:
     """The measures in words, what is suspicious first."""
+    longer = found["longer_answer"]["accuracy"]
     lines = [f"{found['accuracy']:.1%} of {found['pairs']:,} held-out pairs (± {found['interval']:.1%}); the longer answer wins: "
-             f"{found['longer_answer']['accuracy']:.1%}"]  # fmt: skip
+             f"{longer:.1%}, the shorter: {1 - longer:.1%}"]  # fmt: skip
     parts = {**(found["by_data_set"] if len(found["by_data_set"]) > 1 else {}), **found["by_grade"]}
     lines += [f"  {name.replace('_', ' ')}: {row['accuracy']:.1%} of {row['count']:,}" for name, row in parts.items()]
     if found["falls_with_the_grade"] is False:

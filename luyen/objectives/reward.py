@@ -1,10 +1,10 @@
 """What a reward model learns from: of two answers to a prompt the better one is worth more, and how much more than the margin it must be.
 
     L = -log sigmoid(r_c - r_r - m)                         Llama 2 (Touvron et al., 2023, arXiv:2307.09288), equations 1 and 2
-      + c (r_c + r_r)^2                                     rewards centred on zero (Eisenstein et al., 2023, arXiv:2312.09244, section 3)
+      + c (r_c + r_r)^2                                     rewards centred on zero (Eisenstein et al., 2023, arXiv:2312.09244)
       - w [y log sigmoid(s) + (1 - y) log sigmoid(-s)]      for both answers: is it safe? (Llama 2, appendix A.3.4)
 
-r is the reward of the chosen (c) and the rejected (r) answer and m the pair's margin, which tables 27 of Llama 2 give by how much better
+r is the reward of the chosen (c) and the rejected (r) answer and m the pair's margin, which table 27 of Llama 2 gives by how much better
 the chosen one was found. s is the reward itself, so that one half after the sigmoid separates safe from unsafe as in table 29, or a
 second output beside it; y is 1 for a safe answer.
 

@@ -76,6 +76,16 @@ def test_the_first_loss_is_ln_2_and_the_prompt_may_be_shared_or_not() -> None:
     torch.testing.assert_close(shared, whole)
 
 
+def test_shares_of_a_batch_add_up_with_their_margins_and_labels() -> None:
+    stated = {MARGIN: torch.rand(6).double(), SAFE: torch.tensor([[1, 0], [1, 1], [0, 0], [-1, -1], [1, 0], [0, 0]])}
+    stream = GroupStream(pairs(6, 0), size=6, seed=0, columns=stated)
+    algorithm = RewardModel(model(random=True).double(), stream, RewardLoss(0.1, 0.5))
+    batch = stream.batch([3, 1, 0, 5, 2, 4])
+    parts = [algorithm.loss(batch.share(part, 3)) for part in range(3)]
+    assert sum(part.count for part in parts) == 6
+    torch.testing.assert_close(sum(part.total for part in parts), algorithm.loss(batch).total)
+
+
 def test_micro_batches_add_up() -> None:
     groups = pairs(6, 0)
     algorithm = RewardModel(model(random=True).double(), GroupStream(groups, size=6, seed=0), RewardLoss(centring=0.1))

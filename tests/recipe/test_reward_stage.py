@@ -15,8 +15,9 @@ from alone import lines, verb  # noqa: E402
 
 from luyen.core import manifest, progress  # noqa: E402
 from luyen.core.config import load, parse_overrides  # noqa: E402
-from luyen.core.errors import ConfigError, DataError, ModelError  # noqa: E402
+from luyen.core.errors import ConfigError, DataError, Interrupted, ModelError  # noqa: E402
 from luyen.core.records import Message  # noqa: E402
+from luyen.engine.run import Run  # noqa: E402
 from luyen.inference.reward_model import open_reward_model, score_texts  # noqa: E402
 from luyen.models import hf  # noqa: E402
 from luyen.models.config import TransformerConfig  # noqa: E402
@@ -103,6 +104,22 @@ def test_two_steps_with_an_adapter_and_a_safety_head_beside_another(tmp_path: Pa
     values = json.loads((stage / "reward" / "config.json").read_text())
     assert values["id2label"] == {"0": "reward", "1": "safety"}
     assert open_reward_model(stage)[0].score.out_features == 2
+
+
+def test_a_stopped_stage_ends_in_the_same_bits(
+    tmp_path: Path, base: Path, data: Path, said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = (f"heldout={data.parent / 'heldout.jsonl'}", "train.steps=6", "adapter.method=lora", "adapter.rank=4")
+    whole = reward(tmp_path / "whole", base, data, *settings)
+    real = Run.requested_stop
+    monkeypatch.setattr(Run, "requested_stop", lambda run: 15 if run.done.step == 3 else real(run))
+    with pytest.raises(Interrupted):
+        reward(tmp_path / "cut", base, data, *settings)
+    monkeypatch.setattr(Run, "requested_stop", real)
+    cut = reward(tmp_path / "cut", base, data, *settings)
+    assert any("continuing after step 3" in line for line in said)
+    for name in ("reward/model.safetensors", "metrics.jsonl", "heldout.jsonl", "evaluation.json"):
+        assert (whole / name).read_bytes() == (cut / name).read_bytes(), name
 
 
 def test_the_paper_s_mixes_and_a_tenth_held_out(tmp_path: Path, base: Path, data: Path, said: list[str]) -> None:
