@@ -54,7 +54,8 @@ class GRPO:
         self.temperature = rollouts.config.temperature
         self.compares = config.kl.beta > 0
         self.by_tokens = config.mean == "tokens"
-        self.measures = updates > 1 or (self.compares and config.name not in IN_LOSS)
+        in_reward = config.name not in IN_LOSS or config.kl.target is not None  # what beta adapts to is known before the updates
+        self.measures = updates > 1 or (self.compares and in_reward)
 
     def batches(self, state: dict[str, Any] | None) -> Iterator[tuple[PolicyBatch, dict[str, Any]]]:
         """Micro-batches of rollouts without end."""
@@ -100,16 +101,17 @@ class GRPO:
         high = config.clip if config.clip_high is None else config.clip_high
         policy = clipped_policy_loss(own_K, old_K, given["advantage_K"], config.clip, high, weights_K)
         moved = kl_estimate(own_K.detach(), old_K, "k2").sum()
-        self.rollouts.moved(moved, entropy_K.sum(), tokens)
         metrics: dict[str, tuple[Tensor | float, float]] = {
             "policy_loss": (policy.total.detach(), float(batch.num_targets)), "clip_fraction": (policy.clipped, float(tokens)),
             "moved": (moved, float(tokens)), "entropy": (entropy_K.sum(), float(tokens)), **told(batch.figures),
         }  # fmt: skip
-        total = policy.total
+        total, away = policy.total, None
         if self.compares and config.name in IN_LOSS:
             kl_K = kl_estimate(own_K, given["reference_K"], "k3")
             total = total + batch.figures["beta"] * (kl_K @ weights_K)
-            metrics["kl"] = (kl_K.sum().detach(), float(batch.num_sequences))
+            away = (kl_K.sum().detach(), batch.num_sequences)
+            metrics.setdefault("kl", (away[0], float(away[1])))
+        self.rollouts.moved(moved, entropy_K.sum(), tokens, None if self.measures else away)
         return Loss(total, batch.num_targets, metrics)
 
     def _weights(self, batch: PolicyBatch) -> Tensor:

@@ -115,6 +115,7 @@ class Rollouts:
         self._state: dict[str, Any] = {}
         self._moved = (0.0, 0.0)
         self._entropy: list[tuple[Tensor, int]] = []
+        self._away: list[tuple[Tensor, int]] = []
 
     def batches(self, state: dict[str, Any] | None, learner: Learner) -> Iterator[tuple[PolicyBatch, dict[str, Any]]]:
         """Micro-batches for ever; `batches(state)` continues right after the one that was yielded with `state`.
@@ -135,12 +136,14 @@ class Rollouts:
                 yield rollout.batch(groups, self._shares, learner.by_tokens), now
             now = self._next(now)
 
-    def moved(self, divergence: Tensor, entropy: Tensor, count: int) -> None:
+    def moved(self, divergence: Tensor, entropy: Tensor, count: int, reference: tuple[Tensor, int] | None = None) -> None:
         """Told by a loss, of so many tokens, the sums of their divergence from the policy that drew them and of their entropy.
 
-        Where the divergence is too much on average the updates of this rollout end; processes decide that together.
+        Where the divergence is too much on average the updates of this rollout end; processes decide that together. `reference`: the
+        sum of the divergence from the reference and its answers, where it was not measured before.
         """
         self._entropy.append((entropy, count))
+        self._away += [] if reference is None else [reference]
         if self.kl.stop is None:
             return
         parts = distributed.gather([float(divergence), count])
@@ -161,9 +164,10 @@ class Rollouts:
     def _next(self, now: dict[str, Any]) -> dict[str, Any]:
         """The state in which the next iteration begins; what is alarming in the one that ended is said."""
         figures = dict(now["figures"])
-        if self._entropy:
-            figures["entropy"] = float(sum(total for total, _ in self._entropy)) / sum(count for _, count in self._entropy)
-            self._entropy = []
+        for name, told in (("entropy", self._entropy), ("kl", self._away)):
+            if told:
+                figures[name] = float(sum(total for total, _ in told)) / sum(count for _, count in told)
+                told.clear()
         first = now["first"] or figures
         for line in self.watch.judge(now["iteration"], figures, first) if distributed.is_main() else ():
             progress.say(line)

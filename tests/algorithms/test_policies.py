@@ -266,3 +266,16 @@ def test_a_stop_while_answers_are_drawn_saves_what_was_learned(tmp_path: Path, m
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000004"], "all updates of the first rollout"
     fit(algorithm("grpo", tmp_path, Score(bandit)), train_config(6, checkpoint={"every_steps": 100}), tmp_path)
     assert [row["step"] for row in rows(tmp_path)] == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.parametrize("target", [None, 0.5])
+def test_a_divergence_in_the_loss_is_watched_and_adapted_to(target: float | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loss = {"kl": {"beta": 0.1, "target": target, "horizon": 100, "warn": 1e-6}}
+    own = algorithm("grpo", tmp_path, Score(bandit), loss=loss, rollout={"minibatch": 8, "epochs": 1})
+    assert isinstance(own, GRPO) and own.measures == (target is not None), "nothing is measured before that the loss has itself"
+    said: list[str] = []
+    monkeypatch.setattr(rollout.progress, "say", said.append)
+    fit(own, train_config(4), tmp_path)
+    found = rows(tmp_path)
+    assert abs(found[0]["kl"]) < 1e-6 < found[3]["kl"] and any("nats from the reference" in line for line in said)
+    assert [row["beta"] for row in found[:2]] == [0.1, 0.1 if target is None else pytest.approx(0.1 * (1 - 0.2 * 64 / 100))]
