@@ -39,6 +39,11 @@ class Reference(Protocol):
         """Sums over the trained tokens."""
 
 
+def log_probabilities(model: Transformer, batch: BranchedBatch) -> Tensor:
+    """Log-probability (nats) of every sequence's trained tokens together, (S,)."""
+    return by_sequence(token_log_probabilities(model, batch), batch)
+
+
 class FrozenModel:
     """A second model."""
 
@@ -49,7 +54,7 @@ class FrozenModel:
     def __call__(self, batch: BranchedBatch) -> Tensor:
         """On the batch's device, where the model goes with the first one."""
         self.model.to(batch.tokens_T.device)
-        return by_sequence(token_log_probabilities(self.model, batch), batch)
+        return log_probabilities(self.model, batch)
 
 
 class AdapterOff:
@@ -62,7 +67,7 @@ class AdapterOff:
     def __call__(self, batch: BranchedBatch) -> Tensor:
         """By the policy as it is without what is trained."""
         with without_adapter(self.policy):
-            return by_sequence(token_log_probabilities(self.policy, batch), batch)
+            return log_probabilities(self.policy, batch)
 
 
 class Known:

@@ -79,8 +79,22 @@ OLD_NAMES: dict[str, str] = {
     "data_path": "data",
     "chat_template": "template",
     "output_dir": "--out DIR",
+    # TRL's DPOConfig, KTOConfig, ORPOConfig and CPOConfig
+    "loss_type": "loss.name",
+    "simpo_gamma": "loss.gamma",
+    "cpo_alpha": "loss.sft_weight",
+    "rpo_alpha": "loss.sft_weight",
+    "ref_model": "reference",
+    "ref_model_name_or_path": "reference",
+    "precompute_ref_log_probs": "precompute",
+    "truncation_mode": "batch.truncation",
 }
 """Their name -> the key here, with a value where one is meant."""
+
+OF_PAIRS = {
+    name: "batch.pairs" for name in ("per_device_train_batch_size", "train_batch_size", "micro_batch_size", "batch_size")
+} | {"num_train_epochs": "train.steps, counted in updates of batch.pairs x train.accumulation pairs,"}  # fmt: skip
+"""The same where a micro-batch is made of pairs."""
 
 OLD_VALUES: dict[str, str] = {
     "adamw_torch": "adamw",
@@ -105,6 +119,10 @@ WITHOUT: dict[str, str] = {
     "group_by_length": "rows are packed without padding, so their lengths need no grouping",
     "assistant_only_loss": "the loss of sft is always that of the answers alone",
     "completion_only_loss": "the loss of sft is always that of the answers alone",
+    "max_prompt_length": "a prompt counts in batch.length with its answer; batch.truncation=keep_end cuts its beginning",
+    "max_completion_length": "an answer counts in batch.length with its prompt",
+    "disable_dropout": "models have no dropout here but what adapter.dropout sets",
+    "precompute_ref_batch_size": "the reference is asked in batches of batch.pairs",
     "dataset_text_field": "the columns are found by their form; read.columns names others",
 }
 """Settings that are not needed here, and why."""
@@ -121,8 +139,9 @@ def answer(key: str, known: set[str]) -> str:
     name = key.rpartition(".")[2]
     if name in WITHOUT and "train" in known:
         return f"Leave it out: {WITHOUT[name]}."
-    here = OLD_NAMES.get(name, "")
+    pairs = OF_PAIRS.get(name, "") if "batch.pairs" in known else ""
+    here = pairs or OLD_NAMES.get(name, "")
     wanted = here.partition("=")[0].partition(",")[0].strip()
     if not here or not (wanted in known or wanted.startswith("--")):
         return ""
-    return f"{name} is {here} here." + (f" {EPOCHS}." if name.endswith("epochs") else "")
+    return f"{name} is {here} here." + (f" {EPOCHS}." if name.endswith("epochs") and not pairs else "")

@@ -29,6 +29,7 @@ VERBS: dict[str, Verb] = {
     "synth": Verb("luyen.recipe.configs:SynthVerbConfig", "questions", "Make questions and answers from documents with a template."),
     "sft": Verb("luyen.recipe.configs:SFTConfig", "model", "Fine-tune a model on conversations; loss on the answers only."),
     "reward": Verb("luyen.recipe.reward_configs:RewardVerbConfig", "reward", "Train a reward model on preferences, and measure it."),
+    "dpo": Verb("luyen.recipe.preference_configs:PreferenceConfig", "model", "Learn from preferences: DPO, its kin, and KTO."),
     "evaluate": Verb("luyen.recipe.configs:EvaluateConfig", "evaluation", "Compare models on questions and on held-out text."),
 }
 

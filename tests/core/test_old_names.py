@@ -6,6 +6,7 @@ from luyen.core.config import _keys, load
 from luyen.core.errors import ConfigError
 from luyen.core.old_names import OLD_NAMES, OLD_VALUES, WITHOUT
 from luyen.recipe.configs import SFTConfig
+from luyen.recipe.preference_configs import PreferenceConfig
 
 GIVEN = {"model": "m", "data": "d"}
 
@@ -45,7 +46,7 @@ def test_a_tutorials_value_is_answered_with_the_one_here(value: str, here: str) 
 
 
 def test_every_answer_names_a_key_that_there_is() -> None:
-    known = set(_keys(SFTConfig))
+    known = {*_keys(SFTConfig), *_keys(PreferenceConfig)}
     for name, here in OLD_NAMES.items():
         key = here.partition("=")[0].partition(",")[0]
         assert key in known or key == "--out DIR", name
