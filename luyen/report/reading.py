@@ -24,7 +24,7 @@ RECIPE, ENVIRONMENT, EVENTS = "recipe.resolved.yaml", "environment.json", "event
 
 KIND_OF_VERB = {
     "crawl": "pages", "curate": "corpus", "tokenizer": "tokenizer", "pretrain": "model", "sft": "model",
-    "synth": "questions", "evaluate": "evaluation",
+    "synth": "questions", "evaluate": "evaluation", "reward": "reward",
 }  # fmt: skip
 """What a stage that has no manifest yet will be, by its verb."""
 
