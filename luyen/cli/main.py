@@ -28,6 +28,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "sft": ("luyen.cli.verb", "Fine-tune a model on conversations; loss on the answers only."),
     "reward": ("luyen.cli.verb", "Train a reward model on preferences, and measure it."),
     "dpo": ("luyen.cli.verb", "Learn from preferences: DPO, its kin, and KTO."),
+    "ppo": ("luyen.cli.verb", "Improve a model by its own answers and a reward: PPO, with a critic."),
+    "grpo": ("luyen.cli.verb", "Improve a model by its own answers: GRPO, RLOO, REINFORCE++."),
     "evaluate": ("luyen.cli.verb", "Compare models on questions and on held-out text."),
     "merge": ("luyen.cli.merge", "Merge adapters into their model, and prove that it computes the same."),
     "import": ("luyen.cli.import_", "Bring a llama2.c checkpoint into the Hugging Face layout."),

@@ -30,6 +30,8 @@ VERBS: dict[str, Verb] = {
     "sft": Verb("luyen.recipe.configs:SFTConfig", "model", "Fine-tune a model on conversations; loss on the answers only."),
     "reward": Verb("luyen.recipe.reward_configs:RewardVerbConfig", "reward", "Train a reward model on preferences, and measure it."),
     "dpo": Verb("luyen.recipe.preference_configs:PreferenceConfig", "model", "Learn from preferences: DPO, its kin, and KTO."),
+    "ppo": Verb("luyen.recipe.policy_configs:PPOConfig", "model", "Improve a model by its own answers and a reward: PPO, with a critic."),
+    "grpo": Verb("luyen.recipe.policy_configs:GRPOConfig", "model", "Improve a model by its own answers: GRPO, RLOO, REINFORCE++."),
     "evaluate": Verb("luyen.recipe.configs:EvaluateConfig", "evaluation", "Compare models on questions and on held-out text."),
 }
 

@@ -1,0 +1,224 @@
+"""What the verbs share that train a policy on its own answers: prompts, the policy and its reference, the true score, the estimate."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from luyen.adapters import files
+from luyen.adapters.preamble import room_of
+from luyen.algorithms.policy_watch import PolicyWatch
+from luyen.algorithms.rollout_files import Prompt
+from luyen.core import distributed, progress, storage
+from luyen.core.device import pick_device, pick_dtype
+from luyen.core.errors import DataError
+from luyen.core.plural import exactly
+from luyen.core.records import Message
+from luyen.engine.algorithm import Algorithm, Hooks, TrainResult
+from luyen.engine.estimate import FORWARD, Estimate, estimate_training, token_work, writing_work
+from luyen.evaluation.before_after import Material
+from luyen.evaluation.generative import answer
+from luyen.inference.config import SamplingConfig
+from luyen.inference.reward_model import open_reward_model, score_texts
+from luyen.models.presets import count_parameters
+from luyen.models.scored import ScoredDecoder
+from luyen.models.transformer import Transformer
+from luyen.recipe.documents import Texts
+from luyen.recipe.estimate import adapter_cost
+from luyen.recipe.policy_configs import PolicyConfig, ScoreConfig
+from luyen.recipe.prompts import read_prompts, rendered_prompts
+from luyen.recipe.sizes import USUAL_ROW
+from luyen.recipe.stage import Stage
+from luyen.recipe.training import answer_questions, heldout_hook, some_text, train_stage
+from luyen.recipe.tuning import plain_base, tokenizer_of, tuned_model, with_allocation, with_rates, write_tuned
+from luyen.tasks.question_answering import Answer, Example, QuestionAnswering
+from luyen.tasks.reward import Reward, Written, checked
+from luyen.tokenizer.load import Tokenizer
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a policy stage has before its algorithm is made."""
+
+    tokenizer: Tokenizer
+    base: str
+    """Folder of the plain model."""
+    decoder: Transformer
+    """What answers and is trained."""
+    reference: Transformer | None
+    """A frozen copy of what the policy begins as; None: the policy with its adapter off."""
+    prompts: list[Prompt]
+    reward: Reward
+
+
+def prepare(config: PolicyConfig, stage: Stage, compares: bool) -> Setting:
+    """Everything from the config; `compares` says whether a reference is needed at all."""
+    folder = stage.model(config.model)
+    tokenizer = tokenizer_of(config, folder, stage)
+    base = plain_base(config, folder, stage)
+    decoder = tuned_model(config, config.train, base, tokenizer, stage)
+    prompts = _prompts(config, stage, tokenizer, decoder)
+    stage.metrics["parameters"] = count_parameters(decoder.config)
+    frozen = compares and (not config.adapter.freezes_base or config.start is not None)
+    reference = _frozen(stage.model(config.start) if config.start is not None else base, config) if frozen else None
+    reward = open_reward(config, stage)
+    if isinstance(reward, MeasureReward):  # what it cannot measure is told now
+        reward.score([Written(prompt.id, prompt.messages, "", example=prompt.example) for prompt in prompts])
+    return Setting(tokenizer, base, decoder, reference, prompts, reward)
+
+
+class MeasureReward:
+    """A task's measure of each answer beside the one that its prompt's data has."""
+
+    def __init__(self, measure: str, admissions: Sequence[str]) -> None:
+        """`admissions` are patterns of answers that say that they do not know."""
+        self.measure, self.task = measure, QuestionAnswering("reward", (), admissions)
+
+    def score(self, written: Sequence[Written]) -> list[float]:
+        """A number for each answer, in order. DataError names a prompt of which the measure says nothing; asked before, none was drawn."""
+        found = []
+        for item in written:
+            value = None if item.example is None else right(self.task, item.example, Answer(item.answer, item.stopped), self.measure)
+            if value is None:
+                fix = "Take another measure, such as right, or other prompts."
+                raise DataError(f"reward.measure={self.measure} says nothing of the prompt {item.id}", fix=fix)
+            found.append(value)
+        return found
+
+
+class ModelReward:
+    """What a reward model says, of whatever tokenizer: it reads the text."""
+
+    def __init__(self, model: ScoredDecoder, tokenizer: Tokenizer) -> None:
+        self.model, self.tokenizer = model, tokenizer
+
+    def score(self, written: Sequence[Written]) -> list[float]:
+        """A number for each answer, in order."""
+        return score_texts(self.model, self.tokenizer, [(*item.prompt, Message("assistant", item.answer)) for item in written])
+
+
+def open_reward(config: PolicyConfig, stage: Stage) -> Reward:
+    """The reward of a config; of several processes the main one alone asks it."""
+    if config.reward.model is not None:
+        name = config.reward.model
+        return ModelReward(*open_reward_model(stage.sources.get(name, name), config.train.device))
+    path = stage.files(config.prompts)
+    template = path / "template.json"
+    admissions = storage.read_object(template).get("admissions", []) if template.is_file() else []
+    return MeasureReward(str(config.reward.measure), admissions)
+
+
+def _frozen(folder: str, config: PolicyConfig) -> Transformer:
+    """A second model that nothing changes, in the type of the products."""
+    device = pick_device(config.train.device)
+    model = files.open_model(folder, dtype=pick_dtype(config.train.precision, device))
+    return model.requires_grad_(False).eval()
+
+
+def _prompts(config: PolicyConfig, stage: Stage, tokenizer: Tokenizer, decoder: Transformer) -> list[Prompt]:
+    asked = read_prompts(stage.data(config.prompts), config.read, stage.folder / "rejected.jsonl")
+    most = room_of(decoder) - config.rollout.max_new_tokens
+    kept = [
+        Prompt(example.id, example.messages, tuple(ids), example) for example, ids in rendered_prompts(asked, tokenizer, most)
+    ]  # fmt: skip
+    stage.metrics["prompts"] = {"given": len(asked), "used": len(kept)}
+    progress.say(f"  {exactly(len(kept), 'prompt')}, {config.rollout.samples} answers to each")
+    return kept
+
+
+def train_policy(
+    config: PolicyConfig, stage: Stage, setting: Setting, algorithm: Algorithm, watch: PolicyWatch, passes: int
+) -> TrainResult:  # fmt: skip
+    """Run the loop with what is measured beside it, and write the result. `passes` over a rollout's tokens come before its updates."""
+    decoder, tokenizer = setting.decoder, setting.tokenizer
+    measures: list[Callable[[], Mapping[str, float]]] = []
+    if config.score is not None:
+        measures.append(TrueScore(config.score, stage, setting, watch))
+    if config.heldout is not None:
+        texts = Texts(stage.files(config.heldout), config.heldout_read, stage.folder / "rejected-heldout.jsonl", "heldout_read")
+        hook = heldout_hook(decoder, tokenizer, some_text(texts.measured), min(USUAL_ROW, room_of(decoder)))
+        measures += [hook] if hook is not None else []
+    hooks = Hooks(
+        evaluate=lambda: {name: value for measure in measures for name, value in measure().items()},
+        samples=lambda: answer_questions(decoder, tokenizer, config.ask),
+    )
+    algorithm, hooks = with_allocation(config, algorithm, hooks)
+    estimate = estimated(config, setting, passes)
+    result = train_stage(algorithm, with_rates(config, config.train), stage, hooks, estimate)
+    score = result.evaluation.get("score")
+    stage.metrics["summary"] = f"loss {result.loss:.3f}" if score is None else f"true score {score:.1%} on held-out questions"
+    return result
+
+
+def write_policy(config: PolicyConfig, stage: Stage, setting: Setting, name: str, result: TrainResult) -> Path:
+    """The result: the policy, without what was trained beside it."""
+    lineage = {
+        "algorithm": name, "base": Path(stage.model(config.model)).name, "tokens": result.tokens, "targets": result.targets,
+        "seed": stage.seed,
+    }  # fmt: skip
+    return write_tuned(setting.decoder, setting.tokenizer, stage, config, setting.base, lineage)
+
+
+class TrueScore:
+    """Measures held-out answers by what is known to be right, and the reward of the same answers."""
+
+    def __init__(self, score: ScoreConfig, stage: Stage, setting: Setting, watch: PolicyWatch) -> None:
+        self.setting, self.watch, self.measure = setting, watch, score.measure
+        material = Material.read(stage.path(score.questions), limit=score.examples)
+        self.task = QuestionAnswering("score", material.examples, material.admissions)
+        self.evaluations = 0
+
+    def __call__(self) -> Mapping[str, float]:
+        """`score` of all questions and `score_SET` of each set, where the measure says something of them, and `heldout_reward`."""
+        setting, examples = self.setting, self.task.examples
+        sampling = SamplingConfig(max_new_tokens=_room(setting))
+        given = answer(setting.decoder, setting.tokenizer, examples, sampling, name="held-out questions")
+        pairs = list(zip(examples, given, strict=True))
+        written = [Written(example.id, example.messages, said.text, said.stopped, example) for example, said in pairs]
+        rewards = distributed.told_by_main(checked(setting.reward, written) if distributed.is_main() else None)
+        scores: dict[str, list[float]] = {}
+        for example, said in pairs:
+            if (value := right(self.task, example, said, self.measure)) is not None:
+                for name in ("score", f"score_{example.meta['set']}"):
+                    scores.setdefault(name, []).append(value)
+        found = {**{name: statistics.fmean(values) for name, values in scores.items()}, "heldout_reward": statistics.fmean(rewards)}
+        self.evaluations += 1
+        if "score" in found and distributed.is_main():
+            for line in self.watch.compare(self.evaluations, found["heldout_reward"], found["score"]):
+                progress.say(line)
+        return found
+
+
+def right(task: QuestionAnswering, example: Example, said: Answer, measure: str) -> float | None:
+    """The true score of an answer, higher is better; None where the measure says nothing of such a question."""
+    found = task.score(example, said)
+    if measure == "right":
+        return found["exact_match"] if example.answer else found["said_unknown"]
+    if measure == "invented":
+        return None if example.answer else 1 - found["invented"]
+    return found.get(measure)
+
+
+def _room(setting: Setting) -> int:
+    """Room for a held-out answer: as the samples of any training have, less where the model's context is short."""
+    longest = max(len(prompt.ids) for prompt in setting.prompts)
+    return max(1, min(64, room_of(setting.decoder) - longest))
+
+
+def estimated(config: PolicyConfig, setting: Setting, passes: int) -> Estimate:
+    """Updates, drawing and measuring, all answers of full length; what scores them is not counted."""
+    rollout, model, train = config.rollout, setting.decoder.config, config.train
+    half = pick_dtype(train.precision, pick_device(train.device)).itemsize < 4
+    shared = statistics.fmean(len(prompt.ids) for prompt in setting.prompts)
+    length = int(shared) + rollout.max_new_tokens
+    rows = rollout.minibatch * rollout.samples
+    trained = rollout.max_new_tokens / length
+    cost = adapter_cost(config, model, half)
+    plain = estimate_training(model, train, rows, length, trained, cost)
+    rollouts = train.steps / rollout.updates(train.accumulation)
+    drawn = rollouts * rollout.prompts * rollout.samples
+    more = writing_work(model, drawn * rollout.max_new_tokens) + token_work(model, length, trained) * (passes * FORWARD * drawn * length)
+    ranks = max(1, distributed.ranks())
+    return replace(plain, work=plain.work + more, own=plain.own + more * (1 / ranks))
