@@ -132,6 +132,14 @@ def test_the_paper_s_mixes_and_a_tenth_held_out(tmp_path: Path, base: Path, data
     assert kept + 20 < facts(stage)["metrics"]["pairs"] <= kept + 30 and any(f"the mix asks for {kept}" in line for line in said)
 
 
+def test_a_stage_that_made_preferences_is_read(tmp_path: Path, base: Path, data: Path, said: list[str]) -> None:
+    (tmp_path / "made").mkdir()
+    lines(tmp_path / "made" / "preferences.jsonl", rows(6))
+    lines(tmp_path / "made" / "rejected.jsonl", [{"no": "pair"}])
+    stage = reward(tmp_path / "run", base, tmp_path / "made", f"heldout={data.parent / 'heldout.jsonl'}", "train.steps=1")
+    assert facts(stage)["metrics"]["pairs"] == 6
+
+
 def test_scaling_trains_on_shares_and_fits_a_law(tmp_path: Path, base: Path, data: Path, said: list[str]) -> None:
     stage = reward(tmp_path, base, data, f"heldout={data.parent / 'heldout.jsonl'}", "scaling=[0.25,0.5,1]", "epochs=0.5")
     found = json.loads((stage / "scaling.json").read_text())[str(base)]
