@@ -142,7 +142,8 @@ def preference(row: Row) -> list[Record]:
     else:
         chosen, rejected = _turns(row, "chosen", "assistant"), _turns(row, "rejected", "assistant")
         prompt = tuple(_system(row)) + _prompt(row)
-        if any(turn.role == "user" for turn in chosen):
+        branches = bool(prompt) and chosen[0].role == rejected[0].role == "assistant"  # of several turns each, from the prompt on
+        if any(turn.role == "user" for turn in chosen) and not branches:
             shared, chosen, rejected = _common(chosen, rejected)
             prompt = shared if shared[: len(prompt)] == prompt or shared[-len(prompt) :] == prompt else prompt + shared
     if not prompt:

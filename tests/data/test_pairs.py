@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from luyen.core.errors import DataError
 from luyen.core.records import Feedback, Message, Plain, Preference
 from luyen.data import pairs
 from luyen.data.branches import BranchedBatch
+from luyen.data.formats import read
 from luyen.data.pairs import Groups, GroupStream, PairRules, feedback_groups, mismatched, preference_groups
 from luyen.data.samples import ANSWER_CUT_AWAY, NOT_TRAINED, TOO_LONG, Sample
 from luyen.tokenizer.load import Tokenizer
@@ -57,6 +60,14 @@ def test_answers_alone_are_trained_and_the_chosen_stands_first(tokenizer: Tokeni
 def test_one_turn_or_all_of_the_branch_and_none_of_the_prompt(which: pairs.Turns, told: str, tokenizer: Tokenizer) -> None:
     (group,) = preference_groups([BRANCH], tokenizer, PairRules(300, turns=which)).groups
     assert trained(group.sequences[0], tokenizer) == told
+
+
+def test_branches_of_several_turns_are_read(tmp_path: Path) -> None:
+    row = {
+        name: [{"role": turn.role, "content": turn.content} for turn in getattr(BRANCH, name)] for name in ("prompt", "chosen", "rejected")
+    }
+    (tmp_path / "branches.jsonl").write_text(json.dumps(row) + "\n")
+    assert read(tmp_path / "branches.jsonl").records == [BRANCH]
 
 
 FAULTS = [
