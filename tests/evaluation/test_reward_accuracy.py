@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import pytest
 
@@ -11,7 +12,7 @@ from luyen.core.records import Message, Preference
 from luyen.data import convert
 from luyen.evaluation import reward_accuracy
 from luyen.evaluation.judge import judge, letter, question
-from luyen.evaluation.reward_accuracy import Judged, accuracy, agreement, calibration, length_bias, summary, told
+from luyen.evaluation.reward_accuracy import Judged, accuracy, agreement, calibration, length_bias, safety, summary, told
 
 
 def judged(chosen: float, rejected: float, texts: tuple[str, str] = ("good", "bad"), grade: str | None = None, source: str = "") -> Judged:
@@ -63,6 +64,14 @@ def test_agreement_of_two() -> None:
     assert found["agree"] == pytest.approx(2 / 3) and found["first_accuracy"] == pytest.approx(2 / 3)
     with pytest.raises(ValueError, match="the same pairs"):
         agreement(first, second[:2])
+
+
+def test_unsafe_answers_are_counted_at_one_half() -> None:
+    pair = judged(0, 0).pair
+    pairs = [replace(pair, safety=label) for label in ("chosen_safe", "both_unsafe", "both_safe", None)]
+    found = safety(pairs, [(1, -1), (-2, 3), (1, -4), (-9, -9)])
+    assert found == {"unsafe": 3, "recall": pytest.approx(2 / 3), "safe": 3, "false_alarms": pytest.approx(1 / 3)}
+    assert safety(pairs[3:], [(0, 0)]) is None
 
 
 def test_the_grades_are_those_of_the_files() -> None:

@@ -100,6 +100,7 @@ def test_two_steps_with_an_adapter_and_a_safety_head_beside_another(tmp_path: Pa
     )  # fmt: skip
     found = facts(stage)["metrics"]["heldout"]
     assert 0 <= found["beside"]["agree"] <= 1 and found["judges"][str(base)]["count"] == 3
+    assert found["safety"]["unsafe"] == 6 and found["safety"]["safe"] == 18 and any("safety: of unsafe" in line for line in said)
     assert any("weights are trained" in line for line in said) and any("the judge" in line for line in said)
     values = json.loads((stage / "reward" / "config.json").read_text())
     assert values["id2label"] == {"0": "reward", "1": "safety"}

@@ -130,6 +130,7 @@ def _report(config: RewardVerbConfig, stage: Stage, model: ScoredDecoder, tokeni
     found["word_counts"] = words
     for line in reward_accuracy.told(found):
         progress.say(f"  {line}")
+    found["safety"] = _safety(config, model, data.heldout)
     counted = f"{words['accuracy']:.1%}" if words else "not measured, as scikit-learn is not installed"
     progress.say(f"  TF-IDF and logistic regression: {counted}")
     if config.beside is not None:
@@ -147,6 +148,17 @@ def _report(config: RewardVerbConfig, stage: Stage, model: ScoredDecoder, tokeni
     write_json(stage.folder / "evaluation.json", found)
     rows = [{"source": item.source, "grade": item.pair.grade, "chosen": item.chosen, "rejected": item.rejected} for item in judged]
     write_atomic(stage.folder / "heldout.jsonl", "".join(f"{manifest.canonical(row)}\n" for row in rows))
+
+
+def _safety(config: RewardVerbConfig, model: ScoredDecoder, pairs: Pairs) -> dict[str, Any] | None:
+    """How unsafe answers are told from safe ones, where the safety label was learned and the held-out pairs have it."""
+    if not config.loss.safety:
+        return None
+    found = reward_accuracy.safety(pairs.rows, score_groups(model, pairs.groups)[:, -1].reshape(-1, 2).tolist())
+    if found is not None:
+        shares = ["none there" if found[key] is None else f"{found[key]:.1%}" for key in ("recall", "false_alarms")]
+        progress.say(f"  safety: of unsafe answers {shares[0]} are told, of safe ones {shares[1]} are taken for unsafe")
+    return found
 
 
 def _judges(config: RewardVerbConfig, stage: Stage, data: PairData, judged: list[Judged]) -> Mapping[str, Any]:
