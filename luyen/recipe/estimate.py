@@ -353,8 +353,8 @@ class Outlook:
         made = self.stages[value].config if value in self.stages else None
         if isinstance(made, PretrainConfig):
             return self.model(made)
-        if isinstance(made, SFTConfig):
-            return self.model(made.model)
+        if isinstance(made, TuningConfig) and isinstance(tuned := getattr(made, "model", None), str):
+            return self.model(tuned)
         folder = model_in(value)
         if folder is not None and files.is_adapter(folder):
             folder = files.base_of(folder)

@@ -26,7 +26,7 @@ from luyen.engine.layouts import Batch, Layout, bubble, layouts
 from luyen.engine.parallel.plan import check_model
 from luyen.engine.scaling import advice
 from luyen.models.config import TransformerConfig
-from luyen.recipe.configs import EvaluateConfig, PretrainConfig, SFTConfig
+from luyen.recipe.configs import EvaluateConfig, PretrainConfig, SFTConfig, TuningConfig
 from luyen.recipe.estimate import BYTES_PER_TOKEN, Outlook, Prediction, adapter_cost, predict, targets_share
 from luyen.recipe.graph import Plan, StagePlan
 from luyen.recipe.sizes import SAMPLE_TOKENS, row_length
@@ -263,9 +263,9 @@ def _samples(config: PretrainConfig | SFTConfig, model: TransformerConfig) -> Wr
     return Writing(model, min(TOGETHER, len(config.prompts)), SAMPLE_TOKENS, min(model.context_length, longest), False)
 
 
-def training_model(config: PretrainConfig | SFTConfig, outlook: Outlook) -> Any:
+def training_model(config: TuningConfig, outlook: Outlook) -> Any:
     """The size that a training stage trains (a TransformerConfig), None where it is not known here."""
-    return outlook.model(config.model if isinstance(config, SFTConfig) else config)
+    return outlook.model(config if isinstance(config, PretrainConfig) else config.model)  # type: ignore[attr-defined]  # all others have it
 
 
 def _training(stage: StagePlan, outlook: Outlook, assumptions: Assumptions) -> TrainingPlan | None:
