@@ -1,6 +1,7 @@
 """The verb `dpo`: what it writes, its references, resumption, several data stages, and what it refuses or says."""
 
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from luyen.core.errors import ConfigError, DataError, Interrupted  # noqa: E402
 from luyen.models import hf  # noqa: E402
 from luyen.models.config import TransformerConfig  # noqa: E402
 from luyen.models.transformer import Transformer  # noqa: E402
+from luyen.recipe.estimate import Outlook  # noqa: E402
 from luyen.recipe.graph import plan  # noqa: E402
 from luyen.recipe.preference_configs import PreferenceConfig  # noqa: E402
 from luyen.tokenizer.train import TokenizerConfig, train  # noqa: E402
@@ -93,6 +95,28 @@ def test_every_reference_begins_at_ln_2(settings: list[str], told: str, base: Pa
     stage = dpo(tmp_path / "run", base, data, *settings)
     assert log(stage)[0]["loss"] == pytest.approx(LN2, abs=2e-6) and any(told in line for line in said)
     assert log(stage)[-1]["loss"] < 0.692
+
+
+def test_learned_positions_and_chosen_experts(base: Path, data: Path, tmp_path: Path, said: list[str]) -> None:
+    """A prefix stands before whole sequences, and without it the model is the reference; experts are chosen by the chosen answers."""
+    rows = log(dpo(tmp_path / "prefix", base, data, "adapter.method=prefix", "adapter.prompt.tokens=3"))
+    assert rows[0]["kl"] != 0 and any("adapter off" in line for line in said)
+    experts = {"count": 4, "per_token": 2, "intermediate_size": 16, "shared_size": 16}
+    size = {"vocab_size": 290, "hidden_size": 32, "intermediate_size": 64, "num_layers": 1, "num_heads": 2, "context_length": 128}
+    mixture = tmp_path / "mixture"
+    shutil.copytree(base, mixture)
+    hf.save(Transformer(load(TransformerConfig, {**size, "variant": {"experts": experts}})), mixture)
+    rows = log(dpo(tmp_path / "esft", mixture, data, "adapter.method=esft"))
+    assert rows[0]["loss"] == pytest.approx(LN2, abs=2e-6) and any("are trained" in line for line in said)
+
+
+def test_the_size_of_a_stage_after_is_known(base: Path, data: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / "rounds.yaml"
+    one = f"{{do: dpo, model: {base}, data: {data / 'pairs.jsonl'}}}"
+    recipe.write_text(f"version: 1\nname: r\nstages:\n  one: {one}\n  two: {{do: sft, model: one, data: x.jsonl}}\n")
+    stages = {stage.name: stage for stage in plan(recipe, {}).stages}
+    found = Outlook(stages, {}).model("one")
+    assert found is not None and found.vocab_size == 290
 
 
 def test_another_model_as_the_reference_and_its_figures_computed_before(base: Path, data: Path, tmp_path: Path) -> None:
