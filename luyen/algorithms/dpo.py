@@ -56,7 +56,8 @@ class DPO:
         """The chosen and the rejected answers, with what policy and reference give them."""
         reference_S = None if self.reference is None else self.reference(batch)
         policy_S = by_sequence(token_log_probabilities(self.model, batch), batch)
-        return _side(0, policy_S, trained_tokens(batch), reference_S), _side(1, policy_S, trained_tokens(batch), reference_S)
+        tokens_S = trained_tokens(batch)
+        return _side(0, policy_S, tokens_S, reference_S), _side(1, policy_S, tokens_S, reference_S)
 
     @torch.no_grad()
     def measure(self, stream: GroupStream) -> dict[str, float]:

@@ -97,6 +97,14 @@ def test_every_reference_begins_at_ln_2(settings: list[str], told: str, base: Pa
     assert log(stage)[-1]["loss"] < 0.692
 
 
+def test_an_adapter_that_is_gone_on_with_is_its_own_reference(base: Path, data: Path, tmp_path: Path, said: list[str]) -> None:
+    lora = ("adapter.method=lora", "adapter.rank=4")
+    first = dpo(tmp_path / "first", base, data, *lora)
+    rows = log(dpo(tmp_path / "second", base, data, *lora, f"start={first}"))
+    assert rows[0]["loss"] == pytest.approx(LN2, abs=2e-6) and rows[-1]["loss"] < 0.69
+    assert any("the model as it is now, asked once" in line for line in said)
+
+
 def test_learned_positions_and_chosen_experts(base: Path, data: Path, tmp_path: Path, said: list[str]) -> None:
     """A prefix stands before whole sequences, and without it the model is the reference; experts are chosen by the chosen answers."""
     rows = log(dpo(tmp_path / "prefix", base, data, "adapter.method=prefix", "adapter.prompt.tokens=3"))

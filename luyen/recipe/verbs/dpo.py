@@ -88,7 +88,8 @@ def _length(config: PreferenceConfig, model: Transformer) -> int:
 def _epochs(config: PreferenceConfig, stream: GroupStream) -> float:
     """How often the pairs are read; said before training."""
     epochs = config.train.steps * config.train.accumulation * config.batch.pairs / len(stream.groups)
-    progress.say(f"  {config.train.steps:,} steps read the {len(stream.groups):,} {epochs:.2f} times")
+    what = "judged answers" if config.loss.unpaired else "pairs"
+    progress.say(f"  {config.train.steps:,} steps read the {len(stream.groups):,} {what} {epochs:.2f} times")
     return round(epochs, 3)
 
 
