@@ -208,6 +208,7 @@ class Rollouts:
                 rollout = Rollout(iteration, prompts, self._scored(prompts, self._answers(prompts, iteration)))
                 rollout = replace(rollout, columns=self._measured(rollout, learner), figures=_figures(rollout) | {"beta": beta})
                 rollout = learner.learn(rollout, beta)
+                rollout = replace(rollout, figures=dict(sorted(rollout.figures.items())))  # in the order in which they are read back
         finally:
             self.policy.model.train(training)
         if distributed.is_main():

@@ -125,7 +125,9 @@ def fail() -> Any:
     raise Cut
 
 
-LOSS: dict[str, Any] = {"kl": {"beta": 0.1, "target": 0.05, "horizon": 100, "stop": 0.02}}
+LOSS: dict[str, dict[str, Any]] = {
+    "ppo": {"kl": {"beta": 0.1, "target": 0.05, "horizon": 100, "stop": 0.02}}, "grpo": {"kl": {"beta": 0.1}},
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -137,14 +139,14 @@ def test_a_run_that_was_cut_ends_in_the_same_bits(
 ) -> None:
     config = train_config(14, checkpoint={"every_steps": 3})
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    first = algorithm(name, whole, Score(bandit), loss=LOSS)
+    first = algorithm(name, whole, Score(bandit), loss=LOSS[name])
     fit(first, config, whole)
     with monkeypatch.context() as patched, pytest.raises(Cut):
-        stopped = algorithm(name, parts, Score(bandit), loss=LOSS)
+        stopped = algorithm(name, parts, Score(bandit), loss=LOSS[name])
         cut(stopped, patched)
         fit(stopped, config, parts)
     assert len(rows(parts)) < 14
-    second = algorithm(name, parts, Score(bandit), loss=LOSS)
+    second = algorithm(name, parts, Score(bandit), loss=LOSS[name])
     fit(second, config, parts)
     expected = weights(first)
     assert all(torch.equal(tensor, expected[key]) for key, tensor in weights(second).items())
