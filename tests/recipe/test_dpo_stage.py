@@ -176,6 +176,15 @@ def test_rows_at_fault_are_named_and_several_sources_mixed(base: Path, data: Pat
         dpo(tmp_path / "none", base, data, "batch.length=6")
 
 
+def test_what_a_stage_made_is_found_in_its_folder(base: Path, tmp_path: Path, said: list[str]) -> None:
+    made = tmp_path / "made"
+    made.mkdir()
+    lines(made / "preferences.jsonl", PAIRS[:8])
+    (made / "account.json").write_text('{"rows": 8}')
+    dpo(tmp_path / "run", base, tmp_path, f"data={made}", "train.steps=1")
+    assert any("8 pairs used, 0 cut, 0 left out" in line for line in said)
+
+
 def test_rounds_of_a_recipe_follow_each_other(tmp_path: Path) -> None:
     """Each round's model is the next one's, and the data of all rounds go into it."""
     recipe = tmp_path / "rounds.yaml"
