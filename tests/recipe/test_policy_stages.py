@@ -10,7 +10,9 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+import yaml  # noqa: E402
 from alone import lines, verb  # noqa: E402
+from toy import recipe, write_pages  # noqa: E402
 
 from luyen.adapters import files  # noqa: E402
 from luyen.algorithms import rollout  # noqa: E402
@@ -23,9 +25,11 @@ from luyen.models import hf, scored_files  # noqa: E402
 from luyen.models.config import TransformerConfig  # noqa: E402
 from luyen.models.scored import ScoredDecoder, without_words  # noqa: E402
 from luyen.models.transformer import Transformer  # noqa: E402
+from luyen.recipe.graph import plan  # noqa: E402
 from luyen.recipe.policies import right  # noqa: E402
 from luyen.recipe.policy_configs import GRPOConfig, PPOConfig  # noqa: E402
 from luyen.recipe.prompts import read_prompts  # noqa: E402
+from luyen.recipe.run import run  # noqa: E402
 from luyen.tasks.question_answering import Answer, Example, QuestionAnswering  # noqa: E402
 from luyen.tokenizer.load import Tokenizer  # noqa: E402
 from luyen.tokenizer.train import TokenizerConfig, train  # noqa: E402
@@ -192,3 +196,34 @@ def test_a_reward_model_scores_and_begins_a_critic(base: Path, questions: Path, 
     stage = verb("ppo", tmp_path / "run", f"model={base}", f"prompts={questions}", *given, f"reward.model={folder}", f"critic={folder}")
     steps = metrics(stage)
     assert steps[0]["reward_std"] > 0 and hf.load(stage / "model").config == hf.load(base).config
+
+
+@pytest.mark.slow
+def test_a_recipe_names_stages_inside_sections(tmp_path: Path) -> None:
+    values = recipe(write_pages(tmp_path / "pages"))
+    stages: dict[str, Any] = values["stages"]  # type: ignore[assignment]
+    del stages["before_after"]
+    loop = {"model": "chat", "prompts": "questions", "rollout": {"prompts": 4, "samples": 2, "minibatch": 2, "max_new_tokens": 8},
+            "train": {"steps": 2, "device": "cpu"}, "score": {"questions": "questions", "examples": 4}}  # fmt: skip
+    stages["better"] = {"do": "grpo", **loop, "reward": {"measure": "right"}}
+    stages["best"] = {"do": "ppo", **loop, "model": "better", "reward": {"measure": "right"}, "critic": "chat"}
+    stages["after"] = {"do": "evaluate", "models": {"chat": "chat", "best": "best"}, "questions": "questions", "examples": 2,
+                       "sampling": {"max_new_tokens": 4}}  # fmt: skip
+    path = tmp_path / "toy.yaml"
+    path.write_text(yaml.safe_dump(values, sort_keys=False))
+    made = plan(path, {})
+    order = [stage.name for stage in made.stages]
+    assert order.index("questions") < order.index("better") < order.index("best") < order.index("after")
+    run(made, tmp_path / "run")
+    rows = [row for row in metrics(tmp_path / "run" / "best") if "score" in row]
+    assert [row["step"] for row in rows] == [0, 2] and {"score_taught", "score_invented"} <= rows[0].keys()
+    assert (tmp_path / "run" / "after" / "results.json").is_file()
+    assert "best: up to date" in again(made, tmp_path / "run")
+
+
+def again(made: Any, folder: Path) -> list[str]:
+    said: list[str] = []
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(progress, "say", said.append)
+        run(made, folder)
+    return said
