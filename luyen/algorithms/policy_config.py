@@ -15,7 +15,7 @@ class RolloutConfig(Config):
     prompts: int = Field(default=64, ge=1)
     """Prompts of a rollout."""
     samples: int = Field(default=1, ge=1)
-    """Answers drawn to each; grpo and its kin compare them and need two or more."""
+    """Answers drawn to each."""
     minibatch: int = Field(default=16, ge=1)
     """Prompts of a micro-batch, with all their answers; train.accumulation of them make one update."""
     epochs: int = Field(default=1, ge=1)
@@ -39,6 +39,13 @@ class RolloutConfig(Config):
         if self.prompts % one:
             told = f"rollout.minibatch {self.minibatch} times train.accumulation {accumulation}"
             raise ValueError(f"rollout.prompts is {self.prompts}, which is no multiple of {told}; each update takes whole micro-batches")
+
+
+class GroupRolloutConfig(RolloutConfig):
+    """The same for answers that are compared with each other."""
+
+    samples: int = Field(default=8, ge=1)
+    """Answers drawn to each prompt; all but reinforce++ need two or more."""
 
 
 class KLConfig(Config):

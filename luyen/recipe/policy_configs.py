@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from luyen.algorithms.policy_config import GroupLossConfig, PPOLossConfig, RolloutConfig
+from luyen.algorithms.policy_config import GroupLossConfig, GroupRolloutConfig, PPOLossConfig, RolloutConfig
 from luyen.core.config import Config, Input, merge
 from luyen.data.config import HeldOutConfig, ReadConfig
 from luyen.engine.config import TrainConfig
@@ -124,6 +124,8 @@ class PPOConfig(PolicyConfig):
 class GRPOConfig(PolicyConfig):
     """Policy gradients without a critic: GRPO, Dr. GRPO, RLOO, REINFORCE++."""
 
+    rollout: GroupRolloutConfig = GroupRolloutConfig()
+    """What is answered before it is learned from."""
     loss: GroupLossConfig = GroupLossConfig()
     """Which of them, and its loss."""
 
