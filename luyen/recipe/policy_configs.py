@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from luyen.algorithms.policy_config import GroupLossConfig, GroupRolloutConfig, PPOLossConfig, RolloutConfig
 from luyen.core.config import Config, Input, merge
 from luyen.data.config import HeldOutConfig, ReadConfig
-from luyen.engine.config import TrainConfig
+from luyen.engine.config import OptimizerConfig, ScheduleConfig, TrainConfig
 from luyen.recipe.configs import TuningConfig
 
 
@@ -57,6 +57,30 @@ class ScoreConfig(Config):
     """At most so many questions of each set."""
 
 
+class PolicyOptimizerConfig(OptimizerConfig):
+    """The rule that turns gradients into updates, in steps that a policy survives."""
+
+    learning_rate: float = Field(default=1e-6, gt=0)
+    """Peak learning rate: 1e-6 for a large model trained whole, as Llama 2 was; adapters and small models want 10 to 100 times as much."""
+
+
+class PolicyScheduleConfig(ScheduleConfig):
+    """The learning rate over the steps: as long as one likes, so it stays."""
+
+    name: Literal["constant", "linear", "polynomial", "cosine", "wsd", "inverse_sqrt", "ramp"] = "constant"
+    """As in any training; constant unless told."""
+
+
+class PolicyTrainConfig(TrainConfig):
+    """The training loop; a step is one update, of which a rollout gives rollout.epochs * rollout.prompts / (rollout.minibatch *
+    accumulation)."""
+
+    optimizer: PolicyOptimizerConfig = PolicyOptimizerConfig()
+    """The optimizer."""
+    schedule: PolicyScheduleConfig = PolicyScheduleConfig()
+    """The learning rate over time."""
+
+
 class PolicyConfig(TuningConfig):
     """What every verb has that trains a policy on its own answers."""
 
@@ -77,8 +101,8 @@ class PolicyConfig(TuningConfig):
     """A corpus, or files of text, whose held-out documents measure forgetting; empty: not measured."""
     heldout_read: HeldOutConfig = HeldOutConfig()
     """How files of `heldout` that nobody curated are read."""
-    train: TrainConfig = TrainConfig()
-    """The loop; a step is one update, of which a rollout gives rollout.epochs * rollout.prompts / (rollout.minibatch * accumulation)."""
+    train: PolicyTrainConfig = PolicyTrainConfig()
+    """The loop."""
     ask: list[str] = []
     """Fixed questions that the model answers at every evaluation."""
     seed: int | None = None
