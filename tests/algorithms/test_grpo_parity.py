@@ -65,8 +65,8 @@ def test_losses_and_gradients_are_those_of_trl(theirs: str, tmp_path: Path) -> N
     }  # fmt: skip
     arguments = trl.GRPOConfig(
         output_dir=str(tmp_path / "trl"), per_device_train_batch_size=16, num_generations=4, max_completion_length=TOKENS, beta=0.0,
-        epsilon=0.2, epsilon_high=0.28, temperature=0.9, loss_type=theirs, report_to=[], use_cpu=True, bf16=False, use_bias_correction_kl=False,
-        gradient_checkpointing=False,
+        epsilon=0.2, epsilon_high=0.28, temperature=0.9, loss_type=theirs, report_to=[], use_cpu=True, bf16=False,
+        use_bias_correction_kl=False, gradient_checkpointing=False,
     )  # fmt: skip
     trainer = trl.GRPOTrainer(
         twin(own.model), reward_funcs=[lambda completions, **more: [0.0] * len(completions)], args=arguments,
