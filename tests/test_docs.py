@@ -36,7 +36,7 @@ SPAN = re.compile(r"(?<!`)`([^`\n]+)`(?!`)")
 PATH = re.compile(r"\b(?:luyen|tests|bench|recipes)/[\w./-]+\.(?:py|yaml|jinja|css|json)\b")
 OPTIONS_WITH_VALUE = {
     "--budget", "--out", "--config", "--system", "--devices", "--most", "--price", "--mfu", "--carbon", "--pue", "--vocabulary",
-    "--stage", "--trials", "--pruner", "--metric", "--steps",
+    "--stage", "--allow", "--trials", "--pruner", "--metric", "--steps",
 }  # fmt: skip
 FLAGS = {
     "--dry-run", "--no-retrieval", "--retrieval", "--continue", "--no-continue", "--help", "--probe", "--json", "--maximize",

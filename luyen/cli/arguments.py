@@ -14,7 +14,7 @@ from typing import Any
 
 import click
 
-from luyen.core import interrupt, progress
+from luyen.core import consent, interrupt, progress
 from luyen.core.config import Config, describe, parse_overrides
 from luyen.core.errors import ConfigError, UserError
 
@@ -128,6 +128,16 @@ def plain_command(name: str, function: Any, help_text: str, params: list[click.P
     """A click command whose help keeps its line breaks."""
     paragraphs = "\n\n".join("\b\n" + block if "\n" in block or block.startswith("  ") else block for block in help_text.split("\n\n"))
     return click.Command(name, callback=function, help=paragraphs, params=params, context_settings={"max_content_width": 100})
+
+
+def allow_option() -> click.Option:
+    """`--allow`, which alone lets a recipe's reward run a program or ask another machine."""
+
+    def allow(ctx: click.Context, _: click.Parameter, names: tuple[str, ...]) -> None:
+        ctx.with_resource(consent.allowing(names))
+
+    told = "A program (its file) that may run, or another machine (HOST or HOST:PORT) that may be asked, as a reward; may be repeated."
+    return click.Option(["--allow"], multiple=True, metavar="NAME", help=told, callback=allow, expose_value=False)
 
 
 def warn(text: str) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from luyen.cli.arguments import one_word, plain_command, program, runs_folder, split_words, torchrun, warn, working
+from luyen.cli.arguments import allow_option, one_word, plain_command, program, runs_folder, split_words, torchrun, warn, working
 from luyen.cli.unfinished import told_on_stop
 from luyen.core import distributed, progress
 from luyen.core.errors import Interrupted, LuyenError, NonFinite
@@ -32,6 +32,7 @@ def command(name: str) -> click.Command:
         click.Option(["--budget"], metavar="NAME", help="Size from the recipe's table, for example 5m, 1h, 8h."),
         click.Option(["--out"], metavar="FOLDER", help="Run folder. Default: runs/NAME."),
         click.Option(["--dry-run"], is_flag=True, help="Check everything, print the estimate, do nothing."),
+        allow_option(),
     ]
     return plain_command(name, _run, HELP, params)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from luyen.cli.arguments import KEY, one_word, plain_command, runs_folder, warn, working
+from luyen.cli.arguments import KEY, allow_option, one_word, plain_command, runs_folder, warn, working
 from luyen.cli.plan_text import duration
 from luyen.cli.search_rates import find_rate
 from luyen.cli.unfinished import told_on_stop
@@ -51,6 +51,7 @@ def command(name: str) -> click.Command:
         click.Option(["--budget"], metavar="NAME", help="Size from the recipe's table."),
         click.Option(["--out"], metavar="FOLDER", help="Search folder. Default: runs/NAME-search or runs/NAME-rates."),
         click.Option(["--dry-run"], is_flag=True, help="Check everything, print the estimate, do nothing."),
+        allow_option(),
     ]  # fmt: skip
     return plain_command(name, _search, HELP, params)
 

@@ -9,7 +9,7 @@ from typing import Any, get_origin
 
 import click
 
-from luyen.cli.arguments import field_help, only_settings, plain_command, program, runs_folder, working
+from luyen.cli.arguments import allow_option, field_help, only_settings, plain_command, program, runs_folder, working
 from luyen.cli.run import foretell
 from luyen.cli.unfinished import told_on_stop
 from luyen.core import distributed, progress
@@ -58,8 +58,17 @@ def command(verb: str) -> click.Command:
         click.Argument(["settings"], nargs=-1, metavar="[KEY=VALUE]..."),
         click.Option(["--config"], metavar="FILE", help="YAML file with settings; the command line goes over it."),
         click.Option(["--out"], metavar="FOLDER", help=f"Run folder; the result is FOLDER/{verb}. Default: runs/{verb}."),
+        *([allow_option()] if _scores(verb) else []),
     ]
     return plain_command(verb, work, text, params)
+
+
+def _scores(verb: str) -> bool:
+    """Whether the verb takes a reward, which may be a program."""
+    try:
+        return "reward" in load_config_class(verb).model_fields
+    except LuyenError:
+        return False  # said by the command itself
 
 
 def _check_named(config_class: type[Config], values: Mapping[str, Any], verb: str) -> None:

@@ -12,6 +12,7 @@ from luyen.core.config import Config, dump, input_fields
 from luyen.core.errors import ModelError, UserError
 from luyen.core.folders import ADAPTER_FILE, MODEL_FILE
 from luyen.core.hub import has_hub_form
+from luyen.inference.reward_config import RewardConfig, check_consent
 from luyen.recipe.graph import Plan, input_values, sections
 from luyen.tokenizer.templates import JINJA_FILE
 
@@ -30,7 +31,8 @@ WRITTEN_BESIDE = ("README.md", "report.html", "environment.json")
 
 
 def check_inputs(plan: Plan, folder: Path) -> None:
-    """UserError when an input that is no stage is missing, or when a user's own files lie where a result would be put. Imports no torch."""
+    """UserError when an input that is no stage is missing, when a user's own files lie where a result would be put, or when a reward is a
+    program or another machine that nobody allowed. Imports no torch."""
     _check_place(folder)
     names = {stage.name for stage in plan.stages}
     for stage in plan.stages:
@@ -49,6 +51,8 @@ def check_inputs(plan: Plan, folder: Path) -> None:
             elif not is_hub_name(value):
                 kind = "a path that exists, or a hub name owner/name" if "/" in value else "a path that exists"
                 raise UserError(f"{stage.name}: no such file or folder {value!r}", expected=kind, fix="Check the spelling.")
+        for section in (section for _, section in sections(stage.config) if isinstance(section, RewardConfig)):
+            check_consent(section)
 
 
 def _check_place(folder: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,29 +11,27 @@ from luyen.adapters import files
 from luyen.adapters.preamble import room_of
 from luyen.algorithms.policy_watch import PolicyWatch
 from luyen.algorithms.rollout_files import Prompt
-from luyen.core import distributed, progress, storage
+from luyen.core import distributed, progress
 from luyen.core.device import pick_device, pick_dtype
-from luyen.core.errors import DataError
 from luyen.core.plural import exactly
-from luyen.core.records import Message
 from luyen.engine.algorithm import Algorithm, Hooks, TrainResult
 from luyen.engine.estimate import FORWARD, Estimate, estimate_training, token_work, writing_work
 from luyen.evaluation.before_after import Material
 from luyen.evaluation.generative import answer
 from luyen.inference.config import SamplingConfig
-from luyen.inference.reward_model import open_reward_model, score_texts
 from luyen.models.presets import count_parameters
-from luyen.models.scored import ScoredDecoder
 from luyen.models.transformer import Transformer
 from luyen.recipe.documents import Texts
 from luyen.recipe.estimate import adapter_cost
 from luyen.recipe.policy_configs import PolicyConfig, ScoreConfig
 from luyen.recipe.prompts import read_prompts, rendered_prompts
+from luyen.recipe.rewards import check_measures, reward_of
 from luyen.recipe.sizes import USUAL_ROW
 from luyen.recipe.stage import Stage
 from luyen.recipe.training import answer_questions, heldout_hook, some_text, train_stage
 from luyen.recipe.tuning import plain_base, tokenizer_of, tuned_model, with_allocation, with_rates, write_tuned
-from luyen.tasks.question_answering import Answer, Example, QuestionAnswering
+from luyen.tasks.measure import measured
+from luyen.tasks.question_answering import QuestionAnswering
 from luyen.tasks.reward import Reward, Written, checked
 from luyen.tokenizer.load import Tokenizer
 
@@ -63,51 +61,9 @@ def prepare(config: PolicyConfig, stage: Stage, compares: bool) -> Setting:
     stage.metrics["parameters"] = count_parameters(decoder.config)
     frozen = compares and (not config.adapter.freezes_base or config.start is not None)
     reference = _frozen(stage.model(config.start) if config.start is not None else base, config) if frozen else None
-    reward = open_reward(config, stage)
-    if isinstance(reward, MeasureReward):  # what it cannot measure is told now
-        reward.score([Written(prompt.id, prompt.messages, "", example=prompt.example) for prompt in prompts])
+    reward = reward_of(config, stage, config.train.device)
+    check_measures(reward, prompts)
     return Setting(tokenizer, base, decoder, reference, prompts, reward)
-
-
-class MeasureReward:
-    """A task's measure of each answer beside the one that its prompt's data has."""
-
-    def __init__(self, measure: str, admissions: Sequence[str]) -> None:
-        """`admissions` are patterns of answers that say that they do not know."""
-        self.measure, self.task = measure, QuestionAnswering("reward", (), admissions)
-
-    def score(self, written: Sequence[Written]) -> list[float]:
-        """A number for each answer, in order. DataError names a prompt of which the measure says nothing; asked before, none was drawn."""
-        found = []
-        for item in written:
-            value = None if item.example is None else right(self.task, item.example, Answer(item.answer, item.stopped), self.measure)
-            if value is None:
-                fix = "Take another measure, such as right, or other prompts."
-                raise DataError(f"reward.measure={self.measure} says nothing of the prompt {item.id}", fix=fix)
-            found.append(value)
-        return found
-
-
-class ModelReward:
-    """What a reward model says, of whatever tokenizer: it reads the text."""
-
-    def __init__(self, model: ScoredDecoder, tokenizer: Tokenizer) -> None:
-        self.model, self.tokenizer = model, tokenizer
-
-    def score(self, written: Sequence[Written]) -> list[float]:
-        """A number for each answer, in order."""
-        return score_texts(self.model, self.tokenizer, [(*item.prompt, Message("assistant", item.answer)) for item in written])
-
-
-def open_reward(config: PolicyConfig, stage: Stage) -> Reward:
-    """The reward of a config; of several processes the main one alone asks it."""
-    if config.reward.model is not None:
-        name = config.reward.model
-        return ModelReward(*open_reward_model(stage.sources.get(name, name), config.train.device))
-    path = stage.files(config.prompts)
-    template = path / "template.json"
-    admissions = storage.read_object(template).get("admissions", []) if template.is_file() else []
-    return MeasureReward(str(config.reward.measure), admissions)
 
 
 def _frozen(folder: str, config: PolicyConfig) -> Transformer:
@@ -180,7 +136,7 @@ class TrueScore:
         rewards = distributed.told_by_main(checked(setting.reward, written) if distributed.is_main() else None)
         scores: dict[str, list[float]] = {}
         for example, said in pairs:
-            if (value := right(self.task, example, said, self.measure)) is not None:
+            if (value := measured(self.task, example, said, self.measure)) is not None:
                 for name in ("score", f"score_{example.meta['set']}"):
                     scores.setdefault(name, []).append(value)
         found = {**{name: statistics.fmean(values) for name, values in scores.items()}, "heldout_reward": statistics.fmean(rewards)}
@@ -189,16 +145,6 @@ class TrueScore:
             for line in self.watch.compare(self.evaluations, found["heldout_reward"], found["score"]):
                 progress.say(line)
         return found
-
-
-def right(task: QuestionAnswering, example: Example, said: Answer, measure: str) -> float | None:
-    """The true score of an answer, higher is better; None where the measure says nothing of such a question."""
-    found = task.score(example, said)
-    if measure == "right":
-        return found["exact_match"] if example.answer else found["said_unknown"]
-    if measure == "invented":
-        return None if example.answer else 1 - found["invented"]
-    return found.get(measure)
 
 
 def _room(setting: Setting) -> int:

@@ -10,6 +10,7 @@ from luyen.algorithms.policy_config import GroupLossConfig, GroupRolloutConfig, 
 from luyen.core.config import Config, Input, merge
 from luyen.data.config import HeldOutConfig, ReadConfig
 from luyen.engine.config import OptimizerConfig, ScheduleConfig, TrainConfig
+from luyen.inference.reward_config import Measure, RewardConfig
 from luyen.recipe.configs import TuningConfig
 
 
@@ -25,25 +26,6 @@ def _llama_2(beta: float) -> dict[str, Any]:
 PRESETS: dict[str, dict[str, Any]] = {"": {}, "llama-2": _llama_2(0.01), "llama-2-large": _llama_2(0.005)}
 """Llama 2 (arXiv:2307.09288, section 3.2.3): the 7B and 13B models, and the 34B and 70B ones. Its 200 to 400 rollouts are 1,600 to 3,200
 steps."""
-
-
-Measure = Literal["right", "exact_match", "f1", "chrf", "said_unknown", "invented"]
-
-
-class RewardSection(Config):
-    """What an answer is paid by: one of the two."""
-
-    model: Input | None = None
-    """A reward model: a stage of `reward`, its folder, or a hub name."""
-    measure: Measure | None = None
-    """How near it is to the answer that the prompt's data has. right: exact_match where there is one, said_unknown where there is none to
-    give. invented counts as its opposite."""
-
-    @model_validator(mode="after")
-    def _check(self) -> RewardSection:
-        if (self.model is None) == (self.measure is None):
-            raise ValueError("give reward.model or reward.measure; not both and not neither")
-        return self
 
 
 class ScoreConfig(Config):
@@ -81,8 +63,8 @@ class PolicyTrainConfig(TrainConfig):
     """The learning rate over time."""
 
 
-class PolicyConfig(TuningConfig):
-    """What every verb has that trains a policy on its own answers."""
+class AnsweringConfig(TuningConfig):
+    """What every verb has that trains a model on its own answers."""
 
     model: Input
     """A chat model: a stage, a Hugging Face folder, or a hub name."""
@@ -91,22 +73,35 @@ class PolicyConfig(TuningConfig):
     compares with, or a file of questions."""
     read: ReadConfig = ReadConfig()
     """How the files of `prompts` are read."""
-    reward: RewardSection
+    reward: RewardConfig
     """What scores an answer."""
-    rollout: RolloutConfig = RolloutConfig()
-    """What is answered before it is learned from."""
     score: ScoreConfig | None = None
     """The true score of held-out questions at every evaluation, beside the reward of the same answers; empty: not measured."""
     heldout: Input | None = None
     """A corpus, or files of text, whose held-out documents measure forgetting; empty: not measured."""
     heldout_read: HeldOutConfig = HeldOutConfig()
     """How files of `heldout` that nobody curated are read."""
-    train: PolicyTrainConfig = PolicyTrainConfig()
-    """The loop."""
     ask: list[str] = []
     """Fixed questions that the model answers at every evaluation."""
     seed: int | None = None
     """Seed; empty: the recipe's."""
+
+    @model_validator(mode="after")
+    def _check_answering(self) -> AnsweringConfig:
+        if self.adapter.method == "esft":
+            raise ValueError("adapter.method=esft chooses experts by its data, and answers are not there before; take lora or selective")
+        if self.tokens:
+            raise ValueError("tokens: a policy learns from its own answers, in which new tokens never stand; teach them by sft first")
+        return self
+
+
+class PolicyConfig(AnsweringConfig):
+    """What the verbs have whose answers are drawn anew as the model changes."""
+
+    rollout: RolloutConfig = RolloutConfig()
+    """What is answered before it is learned from."""
+    train: PolicyTrainConfig = PolicyTrainConfig()
+    """The loop."""
 
     @model_validator(mode="after")
     def _check_policy(self) -> PolicyConfig:
@@ -118,10 +113,6 @@ class PolicyConfig(TuningConfig):
             raise ValueError(
                 f"adapter.dropout={self.adapter.dropout:g} makes the policy that learns another than the one that answered; set 0"
             )
-        if self.adapter.method == "esft":
-            raise ValueError("adapter.method=esft chooses experts by its data, and answers are not there before; take lora or selective")
-        if self.tokens:
-            raise ValueError("tokens: a policy learns from its own answers, in which new tokens never stand; teach them by sft first")
         return self
 
 

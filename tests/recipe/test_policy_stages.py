@@ -26,10 +26,10 @@ from luyen.models.config import TransformerConfig  # noqa: E402
 from luyen.models.scored import ScoredDecoder, without_words  # noqa: E402
 from luyen.models.transformer import Transformer  # noqa: E402
 from luyen.recipe.graph import plan  # noqa: E402
-from luyen.recipe.policies import right  # noqa: E402
 from luyen.recipe.policy_configs import GRPOConfig, PPOConfig  # noqa: E402
 from luyen.recipe.prompts import read_prompts  # noqa: E402
 from luyen.recipe.run import run  # noqa: E402
+from luyen.tasks.measure import measured as right  # noqa: E402
 from luyen.tasks.question_answering import Answer, Example, QuestionAnswering  # noqa: E402
 from luyen.tokenizer.load import Tokenizer  # noqa: E402
 from luyen.tokenizer.train import TokenizerConfig, train  # noqa: E402
@@ -138,7 +138,7 @@ def test_llama_2s_settings_are_a_preset_that_keys_change() -> None:
         (PPOConfig, ["loss.kl.target=6", "loss.kl.beta=0"], "0 stays 0"),
         (GRPOConfig, ["rollout.samples=1"], "rollout.samples is 1, and grpo compares answers"),
         (GRPOConfig, ["loss.name=rlo"], "loss.name"),
-        (GRPOConfig, ["reward.model=r"], "give reward.model or reward.measure; not both"),
+        (GRPOConfig, ["reward.model=r"], "give one of reward.model, reward.measure, .*; not model and measure"),
     ],
 )
 def test_what_does_not_go_together_is_told_at_once(kind: Any, settings: list[str], told: str) -> None:
