@@ -14,6 +14,7 @@ from luyen.data.config import HeldOutConfig, ReadConfig
 from luyen.engine.config import TrainConfig
 from luyen.inference.config import SamplingConfig
 from luyen.models.presets import PRESETS
+from luyen.recipe.synth_configs import PreferencesSection
 from luyen.synthesis.question_answer import SynthConfig
 from luyen.tokenizer.templates import JINJA_FILE, TEMPLATES
 from luyen.tokenizer.train import TokenizerConfig
@@ -216,9 +217,21 @@ class EvaluateConfig(Config):
 
 
 class SynthVerbConfig(SynthConfig):
-    """Questions and answers and the documents that they come from."""
+    """Questions and answers and the documents that they come from, or preferences and the questions that they are about."""
 
     source: Input
-    """A corpus stage, a file or folder of documents, or a hub data set."""
+    """A corpus stage, a file or folder of documents, or a hub data set; of `preferences` a questions stage, or prompts of any accepted
+    form."""
     read: ReadConfig = ReadConfig()
     """How files that nobody curated are read."""
+    preferences: PreferencesSection | None = None
+    """Compare answers to the questions of `source`, and write preferences; of the keys above only source, read and seed are read then."""
+
+    @model_validator(mode="after")
+    def _check_preferences(self) -> SynthVerbConfig:
+        if self.preferences is None:
+            return self
+        for name, field in SynthConfig.model_fields.items():
+            if name != "seed" and getattr(self, name) != field.get_default(call_default_factory=True):
+                raise ValueError(f"{name} decides what questions are made, and with preferences none are; set it in the questions stage")
+        return self

@@ -124,7 +124,7 @@ def _run_stage(item: StagePlan, stage: Stage, fingerprints: Mapping[str, str]) -
     estimate = stage.facts.get("estimate")
     if estimate and estimate.get("bytes"):
         facts["estimate"] = {**estimate, "bytes": spent["expected_bytes"]}
-    sealed = attempts.seal(folder, VERBS[item.verb].kind, facts)
+    sealed = attempts.seal(folder, stage.kind or VERBS[item.verb].kind, facts)
     event(run_folder, "finished", item.name, seconds=facts["seconds"])
     summary = stage.metrics.get("summary")
     progress.say(f"{item.name}: done in {spent['seconds']:.0f} s{f': {summary}' if summary else ''}")

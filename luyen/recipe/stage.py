@@ -28,6 +28,8 @@ class Stage:
     """Figures for the manifest and the report."""
     facts: dict[str, Any] = field(default_factory=dict)
     """Other top-level facts of the manifest: tokens, joules; peak_bytes where it is a GPU's, in place of the process'."""
+    kind: str = ""
+    """What was made, where it is not what the verb always makes."""
     measured: Callable[[int, Mapping[str, float]], None] | None = None
     """Told every evaluation of a training stage, see Hooks."""
     instead: Callable[[Any, Any], None] | None = None
