@@ -49,6 +49,13 @@ class KeyValueCache:
         self.keys, self.values = self.keys.index_select(1, rows), self.values.index_select(1, rows)
         self.starts, self.mask, self.sequences = self.starts[rows], self.mask[rows], self.sequences[rows]
 
+    def share(self, reads: Sequence[int]) -> None:
+        """Give each row the keys and values of the prompt that row `reads[row]` has read, which is as long as its own."""
+        others = [row for row, read in enumerate(reads) if read != row]
+        for stored in (self.keys, self.values) if others else ():
+            for layer in stored:
+                layer[others, :, : self.width] = layer[[reads[row] for row in others], :, : self.width]
+
     def attend(self, layer: int, query_BTHE: Tensor, key_BTKE: Tensor, value_BTKE: Tensor, window: int) -> Tensor:
         """Store the newest token's key and value and attend over the whole row, or its last `window` columns. T is 1."""
         self.keys[layer, :, :, self.width - 1] = key_BTKE[:, 0]
@@ -68,11 +75,12 @@ class PromptCache:
     `layout` has what the model itself puts before a prompt (luyen/adapters/preamble.py) in the prompt's length.
     """
 
-    def __init__(self, cache: KeyValueCache, first_row: int, layout: Layout) -> None:
+    def __init__(self, cache: KeyValueCache, rows: Sequence[int], layout: Layout) -> None:
+        """The layout's sequences are the prompts of these rows of the cache."""
         device = cache.starts.device
         lengths_B = torch.tensor(layout.lengths, device=device)
         self.cache, self.layout = cache, layout
-        self.rows = torch.arange(first_row, first_row + len(layout.lengths), device=device).repeat_interleave(lengths_B)
+        self.rows = torch.tensor(rows, device=device).repeat_interleave(lengths_B)
         self.columns = cache.starts[self.rows] + layout.positions_T
         self.sequences = cache.sequences[self.rows]
 

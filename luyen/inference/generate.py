@@ -1,7 +1,7 @@
 """Answers from a decoder: many prompts at once, or one token after another.
 
-Prompts of different lengths are read flat, without padding; then each step takes one token for every row that has not
-finished, and finished rows leave the batch. Each row draws from a generator of its own, seeded by its prompt, so an
+Prompts of different lengths are read flat, without padding, and equal ones once; then each step takes one token for every row that has
+not finished, and finished rows leave the batch. Each row draws from a generator of its own, seeded by its prompt, so an
 answer does not depend on what else is in the batch or in which order.
 
 Shapes: B rows, T tokens, D hidden size, V vocabulary, S prompts read in one pass.
@@ -24,6 +24,7 @@ from luyen.core.errors import DataError, NonFinite
 from luyen.core.seed import derive
 from luyen.inference.cache import KeyValueCache, PromptCache
 from luyen.inference.config import SamplingConfig
+from luyen.inference.packed import packed
 from luyen.inference.sampling import choose
 from luyen.models.attention import Layout
 from luyen.models.transformer import Transformer
@@ -49,7 +50,10 @@ class Generation:
 class _Decoding:
     """A batch under way. `step` gives the next token of every row; `keep` drops rows."""
 
-    def __init__(self, model: Transformer, prompts: Sequence[Sequence[int]], sampling: SamplingConfig, copies: Sequence[int]) -> None:
+    def __init__(
+        self, model: Transformer, prompts: Sequence[Sequence[int]], sampling: SamplingConfig, copies: Sequence[int],
+        adapters: Sequence[str | None] | None = None,
+    ) -> None:  # fmt: skip
         self.model, self.sampling, self.steps = model, sampling, 0
         self.device, limit = model.head_weight.device, model.config.context_length
         self.preamble = preamble_of(model)
@@ -58,6 +62,10 @@ class _Decoding:
         # The last token needs no place: nothing comes after it.
         self.cache = KeyValueCache(model.config, lengths, max(self.limits) - 1, self.device, model.head_weight.dtype)
         self.prompts = prompts
+        first: dict[tuple[str | None, tuple[int, ...]], int] = {}
+        keys = zip(adapters or [None] * len(prompts), map(tuple, prompts), strict=True)
+        self.reads = [first.setdefault(key, row) for row, key in enumerate(keys)]
+        """Of each row the first that has the same prompt and adapter: that one reads it."""
         self.weights = sum(parameter.numel() for parameter in model.parameters())
         self.tokens: Tensor | None = None
         self.uniform: Tensor | None = None
@@ -97,19 +105,21 @@ class _Decoding:
         self.seen = None if self.seen is None else self.seen[kept_B]
 
     def _read_prompts(self) -> Tensor:
-        scores, first = [], 0
-        while first < len(self.prompts):
-            end, total = first + 1, len(self.prompts[first])
-            while end < len(self.prompts) and total + len(self.prompts[end]) <= PROMPT_TOKENS:
-                total += len(self.prompts[end])
-                end += 1
-            flat = [token for prompt in self.prompts[first:end] for token in prompt]
-            lengths = [len(prompt) for prompt in self.prompts[first:end]]
-            reader = PromptCache(self.cache, first, Layout.packed([self.preamble + length for length in lengths], self.device))
+        scores, readers = [], list(dict.fromkeys(self.reads))
+        while readers:
+            count, total = 1, len(self.prompts[readers[0]])
+            while count < len(readers) and total + len(self.prompts[readers[count]]) <= PROMPT_TOKENS:
+                total += len(self.prompts[readers[count]])
+                count += 1
+            rows, readers = readers[:count], readers[count:]
+            flat = [token for row in rows for token in self.prompts[row]]
+            lengths = [len(self.prompts[row]) for row in rows]
+            reader = PromptCache(self.cache, rows, Layout.packed([self.preamble + length for length in lengths], self.device))
             hidden_1TD = self.model(torch.tensor([flat], device=self.device), cache=reader)
             scores.append(self.model.logits(hidden_1TD[0, Layout.packed(lengths, self.device).last_S]))
-            first = end
-        logits_BV = torch.cat(scores)
+        self.cache.share(self.reads)
+        place = {row: number for number, row in enumerate(dict.fromkeys(self.reads))}
+        logits_BV = torch.cat(scores)[[place[row] for row in self.reads]]
         if not torch.isfinite(logits_BV).all():
             raise NonFinite("the model's scores of the next token are not finite numbers; its weights are damaged or training diverged")
         return logits_BV
@@ -165,10 +175,12 @@ def _generate(
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))  # equal lengths waste no columns of the cache
     for first in range(0, len(order), max_rows):
         members = order[first : first + max_rows]
-        batch = _Decoding(model, [prompts[index] for index in members], sampling, [copies[index] for index in members])
+        asked, numbers = [prompts[index] for index in members], [copies[index] for index in members]
+        batch = _Decoding(model, asked, sampling, numbers, [adapters[index] for index in members])
         batch.cache.sequences = torch.tensor(members, device=batch.device)
-        for index, answer in zip(members, _finish(batch, frozenset(stop_ids)), strict=True):
-            answers[index] = answer
+        with packed(model, len(members), max(batch.limits)):
+            found = _finish(batch, frozenset(stop_ids))
+        answers.update(zip(members, found, strict=True))
     return [answers[index] for index in range(len(prompts))]
 
 

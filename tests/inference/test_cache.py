@@ -21,7 +21,7 @@ def test_every_step_gives_the_hidden_states_of_a_whole_pass() -> None:
         for first in (0, 2):
             layout = Layout.packed(lengths[first : first + 2])
             flat = torch.cat([rows[row, : lengths[row]] for row in (first, first + 1)])[None]
-            read = model(flat, cache=PromptCache(cache, first, layout))
+            read = model(flat, cache=PromptCache(cache, (first, first + 1), layout))
             torch.testing.assert_close(read[0, layout.last_S], torch.stack([whole[row][lengths[row] - 1] for row in (first, first + 1)]))
         kept = [0, 1, 2, 3]
         for step in range(6):

@@ -165,3 +165,22 @@ def test_draws_differ_by_prompt_by_copy_and_by_seed() -> None:
     other = SAMPLED.model_copy(update={"seed": 4})
     draws = [module._uniform(*arguments) for arguments in ((SAMPLED, [1], 0), (SAMPLED, [2], 0), (SAMPLED, [1], 1), (other, [1], 0))]
     assert len({tuple(draw.tolist()) for draw in draws}) == 4
+
+
+def test_equal_prompts_are_read_once(model, monkeypatch) -> None:
+    asked = [[1, 2, 3], [4, 5, 6], [1, 2, 3], [7], [1, 2, 3], [7]]
+    alone = {tuple(prompt): generate(model, [prompt], GREEDY)[0] for prompt in asked}
+    sampled = generate(model, asked, SAMPLED)
+    read: list[int] = []
+    forward = Transformer.forward
+    monkeypatch.setattr(
+        Transformer, "forward", lambda self, tokens, *rest, **more: read.append(tokens.shape[1]) or forward(self, tokens, *rest, **more)
+    )
+    assert generate(model, asked, GREEDY) == [alone[tuple(prompt)] for prompt in asked]
+    assert read[0] == 7, "three, three and one"
+    assert generate(model, asked, SAMPLED, max_rows=1) == sampled, "each has draws of its own"
+
+
+def test_prompts_of_different_adapters_are_not_shared(model) -> None:
+    batch = module._Decoding(model, [[1, 2], [1, 2], [1, 2]], GREEDY, [0, 0, 1], ["law", None, "law"])
+    assert batch.reads == [0, 1, 0]

@@ -71,7 +71,7 @@ def test_cached_decoding_is_as_uncached(name, tmp_path) -> None:
     rows, lengths = tokens(3, 30), [9, 1, 4]
     cache = KeyValueCache(model.config, lengths, 20, torch.device("cpu"), torch.float32)
     flat = torch.cat([row[:length] for row, length in zip(rows, lengths, strict=True)])[None]
-    found = [list(model(flat, cache=PromptCache(cache, 0, Layout.packed(lengths)))[0].split(lengths))]
+    found = [list(model(flat, cache=PromptCache(cache, range(len(lengths)), Layout.packed(lengths)))[0].split(lengths))]
     for step in range(20):
         cache.advance()
         ids = torch.stack([row[length + step] for row, length in zip(rows, lengths, strict=True)])[:, None]
