@@ -75,12 +75,6 @@ def ours(
 ) -> Variant:  # fmt: skip
     """Our loop, as `luyen sft` runs it, on batches without end; a pass is so many updates, and an update that is not timed comes before."""
     from luyen.algorithms.sft import SFT
-    from luyen.core.config import load
-    from luyen.engine.activations import recomputed
-    from luyen.engine.algorithm import Hooks
-    from luyen.engine.config import TrainConfig
-    from luyen.engine.memory import freed_memory_kept
-    from luyen.engine.run import Run
 
     class Stream:
         """The batches as an algorithm reads them."""
@@ -90,7 +84,18 @@ def ours(
         def batches(self, state: dict[str, Any] | None) -> Iterator[tuple[Any, dict[str, Any]]]:
             return ((batch, {}) for batch in batches())
 
-    algorithm = SFT(model, Stream())  # type: ignore[arg-type]
+    return running(SFT(model, Stream()), folder, precision, updates, activations)  # type: ignore[arg-type]
+
+
+def running(algorithm: Any, folder: Path, precision: str, updates: int = 1, activations: Any = "none") -> Variant:
+    """Our loop on any algorithm's batches; a pass is so many updates, and an update that is not timed comes before."""
+    from luyen.core.config import load
+    from luyen.engine.activations import recomputed
+    from luyen.engine.algorithm import Hooks
+    from luyen.engine.config import TrainConfig
+    from luyen.engine.memory import freed_memory_kept
+    from luyen.engine.run import Run
+
     values = {
         "steps": 1_000_000, "device": "cpu", "precision": precision, "schedule": {"name": "constant", "warmup_steps": 0},
         "optimizer": {"learning_rate": RATE, "weight_decay": 0.0},
@@ -99,7 +104,7 @@ def ours(
     stream = algorithm.batches(None)
 
     def passes(count: int) -> float:
-        with freed_memory_kept(), recomputed(model, activations):
+        with freed_memory_kept(), recomputed(algorithm.model, activations):
             run.update(stream)
             started = time.perf_counter()
             for _ in range(count * updates):
@@ -110,9 +115,9 @@ def ours(
         with autocast(precision):
             loss = algorithm.loss(next(algorithm.batches(None))[0])
         (loss.total / loss.count).backward()
-        return float(loss.total.detach() / loss.count), gradients(model)
+        return float(loss.total.detach() / loss.count), gradients(algorithm.model)
 
-    return Variant(model, passes, first)
+    return Variant(algorithm.model, passes, first)
 
 
 def peft_model(folder: Path, method: str, precision: str) -> Any:
@@ -142,7 +147,13 @@ def gradients(model: nn.Module) -> Gradients:
     found = {}
     for name, parameter in model.named_parameters():
         if parameter.grad is not None:
-            key = name.removeprefix("base_model.model.").replace(".default", "").replace(".base_layer", "").replace(".base", "")
+            key = (
+                name.removeprefix("base_model.model.")
+                .removeprefix("decoder.")
+                .replace(".default", "")
+                .replace(".base_layer", "")
+                .replace(".base", "")
+            )
             found[key.replace(".weight", "")] = parameter.grad.clone()
     model.zero_grad(set_to_none=True)
     return found
@@ -204,7 +215,8 @@ def measure(
     """Speed or peak memory of each pair, as one JSON line. The first of a pair is ours; `check` says how far both are the same."""
     torch.set_num_threads(2)
     warnings.filterwarnings("ignore")
-    settings = {key: value for key, value in vars(arguments).items() if key not in ("memory", "alone", "folder")}
+    plain = {key: value.name if isinstance(value, Path) else value for key, value in vars(arguments).items()}
+    settings = {key: value for key, value in plain.items() if key not in ("memory", "alone", "folder")}
     result: dict[str, Any] = {"bench": Path(sys.argv[0]).stem, **settings, "threads": 2}
     with tempfile.TemporaryDirectory() as name:
         scratch = Path(name)
@@ -239,3 +251,40 @@ def _peaks(pair: Sequence[str], folder: Path, rounds: int) -> dict[str, Any]:
         print(f"{name}: {peaks[name]} MB", file=sys.stderr, flush=True)
     mine, other = peaks.values()
     return {"peak_mb": peaks, "ratio": round(mine / other, 3)}
+
+
+def clock() -> Any:
+    """A callback of transformers' Trainer whose `ends` are the times at the end of its steps."""
+    from transformers import TrainerCallback
+
+    class Clock(TrainerCallback):
+        """The time at the end of every step."""
+
+        def __init__(self) -> None:
+            self.ends: list[float] = []
+
+        def on_step_end(self, *arguments: Any, **keywords: Any) -> None:
+            self.ends.append(time.perf_counter())
+
+    return Clock()
+
+
+def numbers_tokenizer() -> Any:
+    """A tokenizer of transformers whose words are the ids themselves, so that both sides read the same ones."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = {"<pad>": 0, "<s>": 1, "</s>": 2, **{str(number): number for number in range(3, VOCABULARY)}}
+    plain = Tokenizer(models.WordLevel(words, "<pad>"))
+    plain.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=plain, pad_token="<pad>", bos_token="<s>", eos_token="</s>", padding_side="left")
+
+
+def trl_settings(folder: Path, precision: str, batch: int, steps: int) -> dict[str, Any]:
+    """What all of TRL's trainers are given: our optimizer, nothing logged or saved, no checkpointed activations."""
+    return {
+        "output_dir": str(folder), "per_device_train_batch_size": batch, "max_steps": steps, "learning_rate": RATE, "weight_decay": 0.0,
+        "adam_beta2": 0.95, "max_grad_norm": 1.0, "optim": "adamw_torch_fused", "lr_scheduler_type": "constant", "save_strategy": "no",
+        "logging_strategy": "no", "report_to": [], "disable_tqdm": True, "use_cpu": True, "seed": 0, "gradient_checkpointing": False,
+        "bf16": precision == "bf16",
+    }  # fmt: skip
