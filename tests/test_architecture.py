@@ -16,7 +16,7 @@ ROOT = Path(luyen.__file__).parent
 PROJECT = ROOT.parent
 FLOORS = {
     "core": 0, "tokenizer": 1, "models": 1, "objectives": 1, "adapters": 2, "corpus": 2, "data": 2, "tasks": 2, "retrieval": 2,
-    "inference": 3, "engine": 4, "algorithms": 5, "evaluation": 5, "synthesis": 5, "recipe": 6, "report": 6, "cli": 7,
+    "inference": 3, "engine": 4, "algorithms": 5, "evaluation": 5, "synthesis": 5, "recipe": 6, "report": 6, "serving": 6, "cli": 7,
 }  # fmt: skip
 FILES = sorted(ROOT.rglob("*.py"))
 TREES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in FILES}
