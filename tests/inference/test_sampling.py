@@ -6,7 +6,7 @@ import torch
 from luyen.core import config as configs
 from luyen.core.errors import ConfigError
 from luyen.inference.config import SamplingConfig
-from luyen.inference.sampling import choose, draw, penalise, probabilities
+from luyen.inference.sampling import choose, draw, nucleus, penalise, probabilities
 
 # Probabilities 0.5, 0.3, 0.15, 0.05 of the ids 2, 0, 3, 1.
 CHANCES = torch.tensor([[0.3, 0.05, 0.5, 0.15]])
@@ -69,3 +69,20 @@ def test_draws_follow_the_distribution() -> None:
 def test_impossible_settings_are_refused(wrong) -> None:
     with pytest.raises(ConfigError, match=next(iter(wrong))):
         configs.load(SamplingConfig, wrong)
+
+
+@pytest.mark.parametrize("share", [0.05, 0.5, 0.95, 0.9999])
+@pytest.mark.parametrize("steps", [3, 20, 10_000], ids=["many ties", "some", "few"])
+def test_top_p_keeps_the_tokens_that_a_stable_sort_of_all_puts_first(share, steps) -> None:
+    generator = torch.Generator().manual_seed(steps)
+    probability = (torch.randint(0, steps, (40, 300), generator=generator) * (4 / steps)).softmax(-1)
+    ordered, order = probability.sort(descending=True, stable=True)
+    kept = torch.zeros_like(order, dtype=torch.bool).scatter(-1, order, ordered.cumsum(-1) - ordered < share)
+    assert torch.equal(nucleus(probability, share), kept)
+    assert not kept.all() or share > 0.99
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_the_first_of_equal_scores_is_taken(dtype) -> None:
+    logits = torch.tensor([[1.0, 3.0, 3.0, 2.0], [5.0, 5.0, 5.0, 5.0], [-1.0, -2.0, -0.5, -0.5]], dtype=dtype)
+    assert choose(logits, SamplingConfig(), None, None).tolist() == [1, 0, 2]
