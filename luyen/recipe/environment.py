@@ -15,7 +15,7 @@ from luyen.core import distributed
 from luyen.core.manifest import fingerprint
 
 RESULT_ROOMS = (
-    "core", "tokenizer", "models", "objectives", "corpus", "data", "tasks", "retrieval",
+    "core", "tokenizer", "models", "adapters", "objectives", "corpus", "data", "tasks", "retrieval",
     "inference", "engine", "algorithms", "evaluation", "synthesis", "recipe",
 )  # fmt: skip
 """Rooms whose code decides what a stage makes; a change there makes stages out of date."""
