@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, cast, get_args
 
@@ -57,7 +58,8 @@ def write(model: nn.Module, config: AdapterConfig, folder: Path, *, base: str, d
     shapes = {name: [module.out_features, module.in_features] for name, module in maps.items()}
     state = without_starts(adapter_state(model))
     form = peft_forms.form_for(config, state)
-    whole = [name for name in state if name in plain_names(model)]
+    plain = plain_names(model)
+    whole = [name for name in state if name in plain]
     keys: Keys = {**peft_names.COMMON, "base_model_name_or_path": str(base), **new_tokens.keys_of(model)}
     if form is None:
         keys |= {"peft_type": peft_names.OWN_TYPE + config.method.upper()}
@@ -80,9 +82,15 @@ def write(model: nn.Module, config: AdapterConfig, folder: Path, *, base: str, d
 
 def plain_names(model: nn.Module) -> frozenset[str]:
     """Names of the tensors of the model without any adapter."""
-    made = cast(Any, type(model))
+    config = cast(Any, model).config
+    return _names_of(type(model), type(config), config.model_dump_json())
+
+
+@lru_cache(maxsize=8)
+def _names_of(kind: type[nn.Module], config: type[configs.Config], values: str) -> frozenset[str]:
+    """A model of billions of weights takes a while to make, even without memory."""
     with torch.device("meta"):
-        return frozenset(made(cast(Any, model).config).state_dict())
+        return frozenset(cast(Any, kind)(config.model_validate_json(values)).state_dict())
 
 
 def adapter_state(model: nn.Module) -> State:
@@ -298,7 +306,8 @@ def _fill(model: nn.Module, found: State, folder: Path, form: Form | None) -> No
     """Copy the saved tensors into the adapted model; every one must have its place, and every place its tensor."""
     live = adapter_state(model)
     found = with_all_triples(with_starts(found, live), live)
-    places = {**live, **({} if form is None else _siblings(model, [name for name in live if name in plain_names(model)], _maps(model)))}
+    plain = plain_names(model)
+    places = {**live, **({} if form is None else _siblings(model, [name for name in live if name in plain], _maps(model)))}
     optional = {name for name in places if name.endswith(STARTS)}
     missing, extra = sorted(set(places) - set(found) - optional), sorted(set(found) - set(places))
     for problem, names in (("lacks", missing), ("has the unknown", extra)):

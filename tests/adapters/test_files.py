@@ -22,6 +22,8 @@ from luyen.adapters.quantized_load import load_quantized
 from luyen.core import manifest
 from luyen.core.errors import DamagedFile, LuyenError, ModelError
 from luyen.models import hf
+from luyen.models.config import TransformerConfig
+from luyen.models.transformer import Transformer
 
 METHODS: list[dict[str, Any]] = [
     {},
@@ -76,6 +78,20 @@ def test_saved_and_loaded_has_the_same_bits(values: dict[str, Any], base: Path) 
     trained = [{name for name, parameter in model.named_parameters() if parameter.requires_grad} for model in (made, loaded)]
     assert {name for name in trained[0] if ".network." not in name} == trained[1]  # a network that made vectors has done its work
     assert files.read_config(folder) == toys.config(**sized(values))
+
+
+def test_the_plain_model_is_made_once_for_its_names(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, made = Transformer.__init__, []
+
+    def counted(self: Transformer, config: TransformerConfig) -> None:
+        made.append(config)
+        real(self, config)
+
+    adapter = toys.adapted_model(rank=4)
+    monkeypatch.setattr(Transformer, "__init__", counted)
+    files._names_of.cache_clear()
+    files.save(adapter, toys.config(rank=4), base.parent / "adapter", base=str(base), digest=files.weights_digest(base))
+    assert len(made) == 1, "for 28 tensors"
 
 
 def test_the_manifest_tells_base_config_and_maps(base: Path) -> None:
