@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from luyen.core.config import Config, Input
 from luyen.inference.config import SamplingConfig
 from luyen.synthesis.preferences import CORRUPTIONS, Corruption, Domain
+
+
+class DrawnConfig(SamplingConfig):
+    """How answers that differ are drawn."""
+
+    temperature: Annotated[float, Field(ge=0, le=100)] = 1.0
+    """0 takes the most likely token, so that all answers of a model are one; 1 samples the model's own distribution."""
 
 
 class AnswersSection(Config):
@@ -18,7 +25,7 @@ class AnswersSection(Config):
     """Chat models: stages, folders, hub names; the same one twice is asked twice."""
     samples: int = Field(default=1, ge=1)
     """Answers of each model to each question."""
-    sampling: SamplingConfig = SamplingConfig(temperature=1.0)
+    sampling: DrawnConfig = DrawnConfig()
     """How they are drawn."""
     batch_size: int = Field(default=64, ge=1)
     """Answers written at a time."""
