@@ -23,7 +23,7 @@ from luyen.models.presets import count_parameters
 from luyen.models.transformer import Transformer
 from luyen.recipe.documents import Texts
 from luyen.recipe.estimate import adapter_cost
-from luyen.recipe.policy_configs import PolicyConfig, ScoreConfig
+from luyen.recipe.policy_configs import AnsweringConfig, PolicyConfig, ScoreConfig
 from luyen.recipe.prompts import read_prompts, rendered_prompts
 from luyen.recipe.rewards import check_measures, reward_of
 from luyen.recipe.sizes import USUAL_ROW
@@ -57,7 +57,8 @@ def prepare(config: PolicyConfig, stage: Stage, compares: bool) -> Setting:
     tokenizer = tokenizer_of(config, folder, stage)
     base = plain_base(config, folder, stage)
     decoder = tuned_model(config, config.train, base, tokenizer, stage)
-    prompts = _prompts(config, stage, tokenizer, decoder)
+    prompts = prompts_of(config, stage, tokenizer, room_of(decoder) - config.rollout.max_new_tokens)
+    progress.say(f"  {exactly(len(prompts), 'prompt')}, {config.rollout.samples} answers to each")
     stage.metrics["parameters"] = count_parameters(decoder.config)
     frozen = compares and (not config.adapter.freezes_base or config.start is not None)
     reference = _frozen(stage.model(config.start) if config.start is not None else base, config) if frozen else None
@@ -73,14 +74,13 @@ def _frozen(folder: str, config: PolicyConfig) -> Transformer:
     return model.requires_grad_(False).eval()
 
 
-def _prompts(config: PolicyConfig, stage: Stage, tokenizer: Tokenizer, decoder: Transformer) -> list[Prompt]:
+def prompts_of(config: AnsweringConfig, stage: Stage, tokenizer: Tokenizer, most: int) -> list[Prompt]:
+    """The prompts of a config that have `most` tokens at most; the others are counted."""
     asked = read_prompts(stage.data(config.prompts), config.read, stage.folder / "rejected.jsonl")
-    most = room_of(decoder) - config.rollout.max_new_tokens
     kept = [
         Prompt(example.id, example.messages, tuple(ids), example) for example, ids in rendered_prompts(asked, tokenizer, most)
     ]  # fmt: skip
     stage.metrics["prompts"] = {"given": len(asked), "used": len(kept)}
-    progress.say(f"  {exactly(len(kept), 'prompt')}, {config.rollout.samples} answers to each")
     return kept
 
 
@@ -88,6 +88,17 @@ def train_policy(
     config: PolicyConfig, stage: Stage, setting: Setting, algorithm: Algorithm, watch: PolicyWatch, passes: int
 ) -> TrainResult:  # fmt: skip
     """Run the loop with what is measured beside it, and write the result. `passes` over a rollout's tokens come before its updates."""
+    hooks = policy_hooks(config, stage, setting, watch)
+    algorithm, hooks = with_allocation(config, algorithm, hooks)
+    estimate = estimated(config, setting, passes)
+    result = train_stage(algorithm, with_rates(config, config.train), stage, hooks, estimate)
+    score = result.evaluation.get("score")
+    stage.metrics["summary"] = f"loss {result.loss:.3f}" if score is None else f"true score {score:.1%} on held-out questions"
+    return result
+
+
+def policy_hooks(config: AnsweringConfig, stage: Stage, setting: Setting, watch: PolicyWatch) -> Hooks:
+    """What is measured and answered at every evaluation."""
     decoder, tokenizer = setting.decoder, setting.tokenizer
     measures: list[Callable[[], Mapping[str, float]]] = []
     if config.score is not None:
@@ -96,16 +107,10 @@ def train_policy(
         texts = Texts(stage.files(config.heldout), config.heldout_read, stage.folder / "rejected-heldout.jsonl", "heldout_read")
         hook = heldout_hook(decoder, tokenizer, some_text(texts.measured), min(USUAL_ROW, room_of(decoder)))
         measures += [hook] if hook is not None else []
-    hooks = Hooks(
+    return Hooks(
         evaluate=lambda: {name: value for measure in measures for name, value in measure().items()},
         samples=lambda: answer_questions(decoder, tokenizer, config.ask),
     )
-    algorithm, hooks = with_allocation(config, algorithm, hooks)
-    estimate = estimated(config, setting, passes)
-    result = train_stage(algorithm, with_rates(config, config.train), stage, hooks, estimate)
-    score = result.evaluation.get("score")
-    stage.metrics["summary"] = f"loss {result.loss:.3f}" if score is None else f"true score {score:.1%} on held-out questions"
-    return result
 
 
 def write_policy(config: PolicyConfig, stage: Stage, setting: Setting, name: str, result: TrainResult) -> Path:

@@ -32,6 +32,7 @@ VERBS: dict[str, Verb] = {
     "dpo": Verb("luyen.recipe.preference_configs:PreferenceConfig", "model", "Learn from preferences: DPO, its kin, and KTO."),
     "ppo": Verb("luyen.recipe.policy_configs:PPOConfig", "model", "Improve a model by its own answers and a reward: PPO, with a critic."),
     "grpo": Verb("luyen.recipe.policy_configs:GRPOConfig", "model", "Improve a model by its own answers: GRPO, RLOO, REINFORCE++."),
+    "reject": Verb("luyen.recipe.reject_configs:RejectConfig", "model", "Fine-tune a model on the best of its own answers, by a reward."),
     "evaluate": Verb("luyen.recipe.configs:EvaluateConfig", "evaluation", "Compare models on questions and on held-out text."),
 }
 
