@@ -3,7 +3,7 @@
 A product of a few rows is short beside what the library does to the weight before it: it copies the weight into the order that its kernel
 reads, in every call. Within `packed` that copy is made once (oneDNN's packed weights) and every step reads it. The numbers are those of
 `functional.linear` up to rounding. Products of one row read the weight once as it lies, and those of many rows do not notice the copy:
-both go the usual way.
+both go the usual way. The change of a low-rank adapter is added to the weight before it is copied, which spares its products too.
 
 Shapes: O outputs, I inputs.
 """
@@ -13,11 +13,13 @@ from __future__ import annotations
 import contextlib
 import platform
 from collections.abc import Callable, Iterator
+from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
+from luyen.adapters.dora import DoRALinear
+from luyen.adapters.lora import LoRALinear
 from luyen.core import host_memory
 from luyen.models.transformer import Transformer
 
@@ -41,22 +43,23 @@ def packed(model: Transformer, rows: int, steps: int) -> Iterator[None]:
     Only where that pays: on a CPU, for `steps` steps of about `rows` rows, plain maps that nothing else listens to. Elsewhere nothing is
     done. The copies go with the block.
     """
-    maps = _maps(model) if FEWEST_ROWS <= rows <= MOST_ROWS and steps >= FEWEST_STEPS else {}
-    head = model.head_weight if maps and _packs(model.head_weight) and type(model).logits is Transformer.logits else None
-    weights = [module.weight for module in maps.values()] + ([] if head is None else [head])
-    if sum(weight.nbytes for weight in weights) > MEMORY_SHARE * host_memory.total():
-        maps, head = {}, None
-    changed: list[nn.Linear] = []
+    maps = _maps(model) if FEWEST_ROWS <= rows <= MOST_ROWS and steps >= FEWEST_STEPS else []
+    head = bool(maps) and _packs(model.head_weight) and type(model).logits is Transformer.logits
+    sizes = [module.weight.nbytes if isinstance(module, nn.Linear) else module.dense().nbytes for module in maps]
+    if sum(sizes) + head * model.head_weight.nbytes > MEMORY_SHARE * host_memory.total():
+        maps, head = [], False
+    changed: list[nn.Module] = []
     try:
-        for module in maps.values():
-            module.__dict__["forward"] = _applied(module.weight, module.bias, rows)
+        for module in maps:
+            weight_OI, bias_O = (module.weight, module.bias) if isinstance(module, nn.Linear) else module.merged()
+            module.__dict__["forward"] = _applied(weight_OI, bias_O, rows, module.forward)
             changed.append(module)
-        if head is not None:
-            model.__dict__["logits"] = _applied(head, None, rows)
+        if head:
+            model.__dict__["logits"] = _applied(model.head_weight, None, rows, model.logits)
         yield
     finally:  # what the classes define stands again
-        for module in changed:
-            del module.__dict__["forward"]
+        for each in changed:
+            del each.__dict__["forward"]
         model.__dict__.pop("logits", None)
 
 
@@ -65,15 +68,26 @@ def available() -> bool:
     return bool(torch.backends.mkldnn.is_available()) and platform.machine().lower() in ("x86_64", "amd64")  # type: ignore[no-untyped-call]
 
 
-def _maps(model: Transformer) -> dict[str, nn.Linear]:
-    """The plain linear maps by name whose products are made as they stand."""
+def _maps(model: Transformer) -> list[nn.Linear | LoRALinear]:
+    """The linear maps whose products are made as they stand, and those with a low-rank change, which is added to the weight for it."""
     if not available() or torch.is_autocast_enabled("cpu"):
-        return {}
-    return {
-        name: module
-        for name, module in model.named_modules()
-        if type(module) is nn.Linear and "forward" not in module.__dict__ and _packs(module.weight) and name != "lm_head"
-    }
+        return []
+    found: dict[str, nn.Linear | LoRALinear] = {}
+    for name, module in model.named_modules():
+        inside = name.rpartition(".")[0] in found  # a map that is already packed with its change
+        if inside or name == "lm_head" or "forward" in module.__dict__:
+            continue
+        if type(module) is nn.Linear and _packs(module.weight):
+            found[name] = module
+        elif type(module) in (LoRALinear, DoRALinear) and _merges(cast(LoRALinear, module)):
+            found[name] = cast(LoRALinear, module)
+    return list(found.values())
+
+
+def _merges(module: LoRALinear) -> bool:
+    """Whether its weight is there in numbers that a change can be added to without rounding anew, and nothing is dropped."""
+    drops = module.training and module.dropout > 0
+    return not drops and not module.compressed and module.dense().dtype == torch.float32 and _packs(module.dense())
 
 
 def _packs(weight: Tensor) -> bool:
@@ -82,7 +96,7 @@ def _packs(weight: Tensor) -> bool:
     return plain and weight.dtype in DTYPES and weight.numel() >= SMALLEST
 
 
-def _applied(weight_OI: Tensor, bias_O: Tensor | None, rows: int) -> Apply:
+def _applied(weight_OI: Tensor, bias_O: Tensor | None, rows: int, usual: Apply) -> Apply:
     """The map by the packed weight for a few rows, else as ever."""
     copy = torch.ops.mkldnn._reorder_linear_weight(weight_OI.detach(), rows)
 
@@ -90,6 +104,6 @@ def _applied(weight_OI: Tensor, bias_O: Tensor | None, rows: int) -> Apply:
         if FEWEST_ROWS <= states.numel() // states.shape[-1] <= MOST_ROWS:
             output: Tensor = torch.ops.mkldnn._linear_pointwise(states, copy, bias_O, "none", [], "")
             return output
-        return functional.linear(states, weight_OI, bias_O)
+        return usual(states)
 
     return apply

@@ -7,6 +7,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from luyen.adapters.adapt import adapt
+from luyen.adapters.config import AdapterConfig
 from luyen.inference import packed as module
 from luyen.inference.config import SamplingConfig
 from luyen.inference.generate import generate
@@ -71,6 +73,24 @@ def test_greedy_answers_are_the_same_and_follow_the_weights(model: Transformer, 
         model.lm_head.weight.copy_(model.lm_head.weight.flip(0))
     monkeypatch.setattr(module, "FEWEST_STEPS", 8)
     assert generate(model, ASKED, GREEDY) != answers[0]
+
+
+@pytest.mark.parametrize("method", ["lora", "dora"])
+def test_a_low_rank_change_is_packed_with_its_weight(model: Transformer, method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    without = generate(model, ASKED, GREEDY)
+    adapt(model, AdapterConfig(method=method, rank=4))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(0.0, 0.3)
+    model.eval()
+    made: list[int] = []
+    applied = module._applied
+    monkeypatch.setattr(module, "_applied", lambda *each: made.append(1) or applied(*each))
+    answers = generate(model, ASKED, GREEDY)
+    assert len(made) == 15 and answers != without
+    monkeypatch.setattr(module, "FEWEST_STEPS", 1000)
+    assert generate(model, ASKED, GREEDY) == answers and len(made) == 15
 
 
 def test_the_model_is_left_as_it_was_after_an_error(model: Transformer) -> None:
