@@ -68,20 +68,16 @@ class Site:
 
     def page(self, request: Request) -> Response:
         """The page to judge on; without a name it asks for one."""
-        try:
-            annotator = name_of(request.query_params.get("annotator", ""))
-        except ValueError:
-            annotator = ""
         grades = [(side, grade) for side, order in (("left", GRADES), ("right", GRADES[::-1])) for grade in order]
         return self._html(
-            "label.html.jinja", annotator=annotator, categories=self.categories, longest_name=LONGEST_NAME, longest_edit=LONGEST_EDIT,
+            "label.html.jinja", annotator=_annotator(request), categories=self.categories, longest_name=LONGEST_NAME, longest_edit=LONGEST_EDIT,
             domains=DOMAIN_GUIDELINES, safety=SAFETY_WORDS, grades=[(side, grade, GRADE_WORDS[grade]) for side, grade in grades],
         )  # fmt: skip
 
     def stats(self, request: Request) -> Response:
         """The figures of all that was judged."""
-        every = self.store.current()
-        return self._html("stats.html.jinja", figures=statistics(every), batches=[(n, self.store.closed(n)) for n in self.store.batches()])
+        figures, batches = statistics(self.store.current()), [(name, self.store.closed(name)) for name in self.store.batches()]
+        return self._html("stats.html.jinja", figures=figures, batches=batches, annotator=_annotator(request))
 
     def _html(self, name: str, **values: Any) -> Response:
         return HTMLResponse(self.environment.get_template(name).render(**values).encode("utf-8", "replace"))
@@ -146,6 +142,14 @@ class Site:
         except (StorageError, OSError) as error:
             return _refusal(507, f"not saved: {error}")
         return JSONResponse({"state": "kept", "new": new})
+
+
+def _annotator(request: Request) -> str:
+    """Who says to be there, "" where nobody does."""
+    try:
+        return name_of(request.query_params.get("annotator", ""))
+    except ValueError:
+        return ""
 
 
 def _before(judgement: Judgement, left: int) -> dict[str, Any]:

@@ -24,7 +24,7 @@ MOST_AT_ONCE = 64
 def serve(config: LabelConfig, store: Store, maker: PairMaker | None, ready: Callable[[str], None]) -> None:
     """Serve until a signal ends it; `ready` is called with the page's address. UserError when the address cannot be had."""
     where = config.serve
-    with _listen(where.host, where.port) as listener:
+    with listen(where.host, where.port) as listener:
         port = listener.getsockname()[1]
         site = Site(store, where.host, port, where.key, config.judges, tuple(config.categories), maker)
         settings = uvicorn.Config(
@@ -42,7 +42,8 @@ def serve(config: LabelConfig, store: Store, maker: PairMaker | None, ready: Cal
                 maker.stop()
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that takes connections. UserError when the address cannot be had."""
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         return socket.create_server(found[4][:2], family=found[0])
