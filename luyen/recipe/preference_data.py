@@ -21,9 +21,6 @@ from luyen.recipe.preference_configs import PreferenceConfig
 from luyen.recipe.stage import Stage
 from luyen.tokenizer.load import Tokenizer
 
-MADE = "preferences.jsonl"
-"""What a stage that makes preferences calls them."""
-
 
 class PreferenceReader:
     """Reads the data of one config, sequences of `length` positions at most; `share` says whether answers share their prompt's pass."""
@@ -68,8 +65,7 @@ class PreferenceReader:
         return mismatched(whole, self.tokenizer, self.rules, derive(self.stage.seed, "mismatched"))
 
     def _read(self, value: str, name: str, unpaired: bool) -> Groups:
-        place = self.stage.data(value)
-        path = place / MADE if (place / MADE).is_file() else place
+        path = self.stage.data(value)
         dataset = read_whole(path, self.config.read, self.stage.folder / f"rejected-{name}.jsonl")
         make = feedback_groups if unpaired else preference_groups
         made = make(dataset.records, self.tokenizer, self.rules, dataset.origins, name)

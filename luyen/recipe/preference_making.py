@@ -21,9 +21,8 @@ from luyen.evaluation.judge import EndpointJudge, Judge, ModelJudge, judge
 from luyen.evaluation.respondents import load_model
 from luyen.recipe.configs import SynthVerbConfig
 from luyen.recipe.documents import Texts
-from luyen.recipe.preference_data import MADE
 from luyen.recipe.prompts import read_prompts
-from luyen.recipe.stage import Stage
+from luyen.recipe.stage import PREFERENCES, Stage
 from luyen.recipe.synth_configs import PreferencesSection
 from luyen.synthesis.invent import invented_names
 from luyen.synthesis.preferences import (
@@ -57,7 +56,7 @@ def make_preferences(config: SynthVerbConfig, section: PreferencesSection, stage
         compared = spoilt(questions, section.ways, section.pairs, derive(config.seed, "preferences"))
     compared = _answered(compared, section, stage, template)
     made = _decided(compared, section, stage)
-    write_jsonl(stage.folder / MADE, made.rows)
+    write_jsonl(stage.folder / PREFERENCES, made.rows)
     write_json(stage.folder / "account.json", made.account)
     for reason, count in made.left_out.items():
         progress.say(f"  left out: {exactly(count, 'question')}, {reason}")

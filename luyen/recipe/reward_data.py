@@ -22,7 +22,6 @@ from luyen.data.pairs import Groups, PairRules, preference_groups
 from luyen.data.samples import TOO_LONG
 from luyen.data.shuffle import permutation
 from luyen.recipe.documents import read_whole
-from luyen.recipe.preference_data import MADE
 from luyen.recipe.reward_configs import MIXED, PairDataConfig
 from luyen.recipe.stage import Stage
 from luyen.tokenizer.load import Tokenizer
@@ -91,8 +90,7 @@ class Reader:
 
     def _source(self, value: str, name: str) -> Pairs:
         stage = self.stage
-        place = stage.data(value)
-        path = place / MADE if (place / MADE).is_file() else place
+        path = stage.data(value)
         dataset = read_whole(path, self.config.read, stage.folder / f"rejected-{name}.jsonl")
         made = preference_groups(dataset.records, self.tokenizer, self.rules, dataset.origins, name)
         self.accounts[f"{name}: {value}"] = {

@@ -14,6 +14,9 @@ from luyen.core.manifest import existing
 from luyen.data.discover import locate
 from luyen.tokenizer import folder as tokenizers
 
+PREFERENCES = "preferences.jsonl"
+"""What a stage that makes preferences calls them."""
+
 
 @dataclass
 class Stage:
@@ -65,6 +68,8 @@ class Stage:
         return self.path(value) if value in self.sources else locate(value)
 
     def data(self, value: str) -> Path:
-        """A data file or folder, or a data set of the hub: for a stage of questions its training rows."""
+        """A data file or folder, or a data set of the hub: for a stage of questions its training rows, of preferences its pairs."""
         path = self.files(value)
+        if (path / PREFERENCES).is_file():
+            return path / PREFERENCES
         return path / "train.jsonl" if (path / "train.jsonl").is_file() and (path / "evaluation.jsonl").is_file() else path
