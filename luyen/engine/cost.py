@@ -94,10 +94,16 @@ class AdapterCost:
     """Numbers of the adapter, all trained, in fp32."""
     frozen_bytes: float = 4.0
     """Of each frozen weight of the layers' matrices: less where they are held in few bits."""
+    own: int = 0
+    """Those of the numbers that are the model's own weights, so that they are there anyway."""
 
     def state_bytes(self, optimizer: OptimizerConfig) -> float:
         """Bytes that an optimizer keeps; an adapter is made of matrices."""
         return state_bytes(Parameters(embedding=0, attention=self.weights, feed_forward=0, norms=0, head=0), optimizer)
+
+    def of_layers(self, share: float) -> AdapterCost:
+        """What lies in a share of the layers."""
+        return replace(self, weights=int(self.weights * share), own=int(self.own * share))
 
 
 @dataclass(frozen=True)
@@ -296,7 +302,8 @@ class Memory(Parts):
     gradients: float
     optimizer: float
     adapters: float
-    """Weights, gradients and optimizer of what is trained in place of the model's own weights, whose gradients and optimizer are then 0."""
+    """Weights, gradients and optimizer of what is trained in place of all of the model's own weights, whose gradients and optimizer are
+    then 0. Those that are trained of them are in `weights`, with their gradients and optimizer here."""
     activations: float
     """With an adapter as many: the products of one on every linear map read what the frozen products read, so it is kept all the same."""
     logits: float
@@ -337,16 +344,17 @@ def _memory(training: Training, layout: Layout, model: TransformerConfig, parts:
     """
     trained = 1 if training.adapter is None else 0
     adapter = AdapterCost(0) if training.adapter is None else training.adapter
-    own = adapter.weights * model.num_layers / training.model.num_layers
+    depth = model.num_layers / training.model.num_layers
+    own, added = adapter.weights * depth, (adapter.weights - adapter.own) * depth
     tables = (parts.embedding + parts.head) / layout.tensor
     layers = (parts.attention + parts.feed_forward) / layout.tensor + parts.norms
     held = layers + tables
     kept = (tables if training.offload else held) / layout.shard
-    copies = 2 * (held * (adapter.frozen_bytes > 2) + own) if training.half else 0.0  # what lies there in half needs none
+    copies = 2 * (held * (adapter.frozen_bytes > 2) + added) if training.half else 0.0  # what lies there in half needs none
     if layout.shard > 1 or training.offload:
         layer, gathered = layers / model.num_layers, min(LAYERS_GATHERED, model.num_layers)
         if training.half and layout.pipeline == 1:  # gathered in half, with a gradient in half that is summed in fp32; the head's copy
-            copies = layer * (2 * gathered + (2 + 4) * trained) + 2 * own + 2 * (parts.head or parts.embedding) / layout.tensor
+            copies = layer * (2 * gathered + (2 + 4) * trained) + 2 * added + 2 * (parts.head or parts.embedding) / layout.tensor
         else:
             copies += 4 * layer * (gathered + trained)
         copies += 4 * (1 + trained) * tables
@@ -362,7 +370,7 @@ def _memory(training: Training, layout: Layout, model: TransformerConfig, parts:
         copies=copies,
         gradients=4 * kept * trained,
         optimizer=state_bytes(parts, training.optimizer) * kept / parts.count * trained,
-        adapters=(4 + 4 + state) * own / layout.shard,
+        adapters=(4 * added + (4 + state) * own) / layout.shard,
         activations=under_way * activation_bytes(model, tokens, training.activations, training.half, layout.tensor, layout.context),
         logits=logits,
         cache=cache_bytes(training.model, training.cached, half=False),

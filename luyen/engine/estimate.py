@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 
 import torch
@@ -156,14 +156,15 @@ class Estimate:
 def token_work(model: TransformerConfig, length: int, trained: float = 1.0, adapter: cost.AdapterCost | None = None) -> Work:
     """Forward and backward of one token in a sequence of `length`; `trained` is the share of tokens whose target the head predicts.
 
-    With an adapter the frozen weights cost no gradient of their own, and the adapter's 6 operations each.
+    With an adapter the frozen weights cost no gradient of their own, and the adapter's 6 operations each; of the model's own weights
+    those that it trains cost their gradient.
     """
     counted = cost.operations(model, length, trained)
     layers = 2.0 * (cost.parameters(model).layers - idle_weights(model))  # norms with the matrices
     weights = layers / MATRIX_SHARE + counted.head / HEAD_SHARE
     operations = (1 + cost.BACKWARD) * (weights + counted.scores / ATTENTION_SHARE)
     if adapter is not None:
-        operations += 6 * adapter.weights / ADAPTER_SHARE - weights
+        operations += 6 * (adapter.weights - adapter.own) / ADAPTER_SHARE + 2 * adapter.own / MATRIX_SHARE - weights
     return Work(operations, MOVED_BYTES * model.num_layers * model.hidden_size)
 
 
@@ -208,7 +209,7 @@ def estimate_training(
     batch = _batch(train, layout, rows, length)
     waits = bubble(layout, batch.accumulation, train.parallel.pipeline_stages)
     depth = max(rank_layers(model.num_layers, layout.pipeline, train.parallel.pipeline_stages))
-    share = None if adapter is None else replace(adapter, weights=adapter.weights * depth // model.num_layers)
+    share = None if adapter is None else adapter.of_layers(depth / model.num_layers)
     stage = token_work(model.model_copy(update={"num_layers": depth}), length, trained, share)
     own = stage * (tokens * again / (layout.streams * layout.alike * (1 - waits)))
     own = own + update * (depth / model.num_layers / (layout.shard * layout.tensor))

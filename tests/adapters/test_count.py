@@ -7,7 +7,7 @@ import pytest
 
 from luyen.adapters.adapt import adapt
 from luyen.adapters.config import AdapterConfig
-from luyen.adapters.count import trained_weights
+from luyen.adapters.count import own_weights, trained_weights
 from luyen.core.config import load
 from luyen.models.config import TransformerConfig
 from luyen.models.presets import preset
@@ -45,3 +45,16 @@ def test_the_count_is_that_of_the_model_that_is_made(size: TransformerConfig, va
     made, config = Transformer(size), toys.config(**values)
     adapt(made, config)
     assert trained_weights(size, config) == sum(each.numel() for each in made.parameters() if each.requires_grad)
+
+
+def test_the_models_own_weights_among_them_by_hand() -> None:
+    norms, table = (2 * 2 + 1) * 32, 97 * 32
+    assert own_weights(toys.SIZE, toys.config(rank=4)) == 0, "new ones alone"
+    beside = toys.config(rank=4, also=["norms", "head"])
+    assert own_weights(toys.SIZE, beside) == norms + table
+    assert trained_weights(toys.SIZE, beside) == trained_weights(toys.SIZE, toys.config(rank=4)) + norms + table
+    alone = toys.config(method="selective", also=["norms"])
+    assert own_weights(toys.SIZE, alone) == trained_weights(toys.SIZE, alone) == norms
+    chosen = toys.config(method="esft")
+    assert own_weights(MIXTURE, chosen) == trained_weights(MIXTURE, chosen) > 0
+    assert own_weights(toys.SIZE, toys.config(rank=4), 3) == 0, "rows of new tokens stand beside the tables"

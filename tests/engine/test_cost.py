@@ -412,6 +412,16 @@ def test_an_adapter_is_trained_alone_by_hand() -> None:
     assert sliced.copies == pytest.approx(2 * 2 * layer + 2 * 2 * 19_988_480 + 4 * tables + 2 * tables / 2)
 
 
+def test_trained_weights_of_the_model_itself_are_counted_once() -> None:
+    model, size = preset("llama-2-7b", 32_000), 6_738_415_616
+    beside = replace(run(model, half=False), adapter=AdapterCost(1_000_000))
+    inside = replace(beside, adapter=AdapterCost(1_000_000, own=1_000_000))
+    assert memory(inside).weights == memory(beside).weights == 4 * size
+    assert memory(beside).adapters == 16_000_000 and memory(inside).adapters == 12_000_000, "gradient and both moments"
+    assert memory(replace(inside, half=True)).copies == 2 * size
+    assert AdapterCost(8, own=4).of_layers(0.5) == AdapterCost(4, own=2)
+
+
 @pytest.mark.parametrize(
     ("name", "each"), [("adamw", 8), ("muon", 4), ("lion", 4), ("adamw8bit", 2), ("paged-adamw8bit", 2), ("adafactor", 0)]
 )
