@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from luyen.adapters import files
-from luyen.adapters.count import trained_weights
+from luyen.adapters.count import own_weights, trained_weights
 from luyen.core import distributed
 from luyen.core.device import pick_device, pick_dtype
 from luyen.core.files import read_jsonl
@@ -54,7 +54,7 @@ from luyen.recipe.configs import (
     TuningConfig,
 )  # fmt: skip
 from luyen.recipe.graph import Plan, StagePlan
-from luyen.recipe.sizes import HELD_OUT_BYTES, SAMPLE_TOKENS, model_config, row_length
+from luyen.recipe.sizes import HELD_OUT_BYTES, SAMPLE_TOKENS, model_config, row_length, with_rows
 from luyen.tokenizer.folder import locate
 from luyen.tokenizer.load import Tokenizer
 
@@ -135,7 +135,8 @@ def adapter_cost(config: TuningConfig, model: TransformerConfig, half: bool) -> 
         return None
     held = 2.0 if half and config.adapter.freezes_base else 4.0
     frozen = held if config.quantize == "none" else FROZEN_BYTES[config.quantize]
-    return AdapterCost(trained_weights(model, config.adapter, len(config.tokens)), frozen)
+    tokens = len(config.tokens)
+    return AdapterCost(trained_weights(model, config.adapter, tokens), frozen, own_weights(model, config.adapter, tokens))
 
 
 def counts_gpu(train: TrainConfig) -> bool:
@@ -291,7 +292,7 @@ class Outlook:
         return (min(found, limit) if limit is not None else found) / BYTES_PER_TOKEN
 
     def _training(self, config: PretrainConfig | SFTConfig) -> Prediction:
-        model = self.model(config.model if isinstance(config, SFTConfig) else config.base or config)
+        model = self.tuned(config)
         if model is None:
             return Prediction(None, None, "the model's size is not known here")
         estimate = of_stage(config, model)
@@ -345,22 +346,26 @@ class Outlook:
     def model(self, value: str | PretrainConfig) -> TransformerConfig | None:
         """The size of a model from its stage, its folder or the config that makes it; None where that is not here."""
         if isinstance(value, PretrainConfig) and value.base is not None:
-            return self.model(value.base)
+            return with_rows(self.model(value.base), len(value.tokens))
         if isinstance(value, PretrainConfig):
             assert value.tokenizer is not None, "checked by its config"
             size = self._vocabulary(value.tokenizer)
             return model_config(value.model, size) if size else None
         made = self.stages[value].config if value in self.stages else None
-        if isinstance(made, PretrainConfig):
-            return self.model(made)
-        if isinstance(made, TuningConfig) and isinstance(tuned := getattr(made, "model", None), str):
-            return self.model(tuned)
+        if isinstance(made, PretrainConfig) or (isinstance(made, TuningConfig) and isinstance(getattr(made, "model", None), str)):
+            return self.tuned(made)
         folder = model_in(value)
         if folder is not None and files.is_adapter(folder):
             folder = files.base_of(folder)
         if folder is None and value in PUBLISHED:
             return preset(*PUBLISHED[value])
         return None if folder is None else hf.read_config(folder)
+
+    def tuned(self, config: TuningConfig) -> TransformerConfig | None:
+        """The size that a training stage trains, new tokens included; None where it is not known here."""
+        if isinstance(config, PretrainConfig):
+            return self.model(config)
+        return with_rows(self.model(config.model), len(config.tokens))  # type: ignore[attr-defined]  # all others have it
 
     def _vocabulary(self, name: str) -> int:
         if name in self.stages:

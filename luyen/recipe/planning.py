@@ -265,7 +265,7 @@ def _samples(config: PretrainConfig | SFTConfig, model: TransformerConfig) -> Wr
 
 def training_model(config: TuningConfig, outlook: Outlook) -> Any:
     """The size that a training stage trains (a TransformerConfig), None where it is not known here."""
-    return outlook.model(config if isinstance(config, PretrainConfig) else config.model)  # type: ignore[attr-defined]  # all others have it
+    return outlook.tuned(config)
 
 
 def _training(stage: StagePlan, outlook: Outlook, assumptions: Assumptions) -> TrainingPlan | None:

@@ -36,3 +36,8 @@ def row_length(batch: BatchSection, context_length: int) -> int:
         fix = f"Set batch.length={context_length}, or leave it out."
         raise ConfigError("batch.length", found=batch.length, expected=f"at most the model's {context_length}", fix=fix)
     return batch.length
+
+
+def with_rows(model: TransformerConfig | None, tokens: int) -> TransformerConfig | None:
+    """With a row for each new token; rows that the model has and its tokenizer lacks, which would be used first, are not known here."""
+    return model and model.model_copy(update={"vocab_size": model.vocab_size + tokens})

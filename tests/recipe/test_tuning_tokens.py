@@ -24,6 +24,9 @@ from luyen.models import hf  # noqa: E402
 from luyen.models.config import TransformerConfig  # noqa: E402
 from luyen.models.transformer import Transformer  # noqa: E402
 from luyen.recipe.configs import PretrainConfig, SFTConfig  # noqa: E402
+from luyen.recipe.estimate import Outlook  # noqa: E402
+from luyen.recipe.graph import plan  # noqa: E402
+from luyen.recipe.planning import Assumptions, outline  # noqa: E402
 from luyen.tokenizer.load import Tokenizer  # noqa: E402
 from luyen.tokenizer.train import TokenizerConfig, train  # noqa: E402
 
@@ -34,6 +37,7 @@ TALK = [
 LOOP = ("train.steps=4", "train.device=cpu", "batch.rows=1", "train.checkpoint.every_steps=2")
 LORA = ("adapter.method=lora", "adapter.rank=4")
 TOKENS = "tokens=[<tool>,</tool>]"
+ASSUMED = Assumptions(devices={}, mfu=0.4, prices={}, intensity=None, pue=1.2, most=1)
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +83,17 @@ def test_the_adapter_has_the_rows_and_the_tokenizer(tuned: Path, base: Path) -> 
     facts = json.loads((tuned / "luyen.json").read_text())
     plain = trained_weights(hf.load(base, "meta").config, files.read_config(folder))
     assert facts["metrics"]["trained"] == plain + 2 * 2 * 32
+
+
+def test_new_tokens_are_rows_of_what_is_planned(base: Path, tmp_path: Path) -> None:
+    recipe, size = tmp_path / "plan.yaml", hf.read_config(base).vocab_size
+    one = f"{{do: sft, model: {base}, data: x.jsonl, tokens: [<a>, <b>]}}"
+    more = f"{{do: pretrain, base: {base}, data: x.txt, tokens: [<a>, <b>, <c>]}}"
+    recipe.write_text(f"version: 1\nname: r\nstages:\n  one: {one}\n  two: {{do: sft, model: one, data: x.jsonl}}\n  more: {more}\n")
+    made = {stage.name: stage for stage in plan(recipe, {}).stages}
+    counted = outline(plan(recipe, {}), ASSUMED).trainings
+    assert {name: stage.training.model.vocab_size - size for name, stage in counted.items()} == {"one": 2, "two": 2, "more": 3}
+    assert Outlook(made, {}).model("more") == counted["more"].training.model
 
 
 def test_all_of_it_trained_it_is_a_model_of_more_tokens(base: Path, data: Path, tmp_path: Path) -> None:
