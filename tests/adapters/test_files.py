@@ -143,7 +143,7 @@ def test_a_base_in_few_bits_is_opened_so_again(base: Path, tmp_path: Path) -> No
     assert files.quantization(folder) == {"kind": "int8", "double": False}
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", [pytest.param(torch.float32, marks=pytest.mark.slow), torch.bfloat16], ids=str)
 def test_an_adapter_on_a_merged_one_in_few_bits_is_opened_so_again(dtype: torch.dtype, base: Path, tmp_path: Path) -> None:
     pytest.importorskip("bitsandbytes")
     first, _ = saved(base, {})

@@ -74,7 +74,7 @@ def test_one_adapter_merged_computes_what_it_did(folder: Path, kind: str) -> Non
     torch.testing.assert_close(dict(result.model.state_dict()), {key: value.float() for key, value in by_hand(folder, {kind: 1.0}).items()})
 
 
-@pytest.mark.parametrize("how", ["linear", "cat"])
+@pytest.mark.parametrize("how", ["linear", pytest.param("cat", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     "names", [("lora", "rslora", "ranks"), ("lora", "dora", "pissa", "ia3", "selective", "dora and weight")], ids=["low", "mixed"]
 )
@@ -88,7 +88,11 @@ def test_several_are_the_sum_of_their_changes(folder: Path, how: str, names: tup
     )
 
 
-@pytest.mark.parametrize("names", [("rslora",), ("lora", "rslora", "ranks"), ("lora", "rslora", "pissa", "adalora")], ids=str)
+@pytest.mark.parametrize(
+    "names",
+    [("rslora",), pytest.param(("lora", "rslora", "ranks"), marks=pytest.mark.slow), ("lora", "rslora", "pissa", "adalora")],
+    ids=str,
+)
 def test_low_ranks_become_one_adapter_that_computes_the_sum(folder: Path, names: tuple[str, ...], tmp_path: Path) -> None:
     result = merged(folder, *names, as_adapter=True)
     check(result)
@@ -148,7 +152,7 @@ def test_dare_keeps_a_share_makes_it_larger_and_is_drawn_from_the_seed() -> None
     assert not torch.equal(found, combine(ones, Plan(how="dare", density=0.25, seed=1))[0]["w"].whole())
 
 
-@pytest.mark.parametrize("how", ["ties", "dare"])
+@pytest.mark.parametrize("how", [pytest.param("ties", marks=pytest.mark.slow), "dare"])
 def test_sparse_combinations_are_compared_too(folder: Path, how: str) -> None:
     names, weights = ("lora", "dora", "pissa"), (0.7, 1.1, 0.4)
     result, exact = (merged(folder, *names, how=each, weights=weights) for each in (how, "linear"))

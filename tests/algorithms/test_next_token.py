@@ -96,7 +96,7 @@ def test_the_first_loss_is_ln_of_the_vocabulary(name):
     assert loss.total.item() / loss.count == pytest.approx(math.log(vocabulary), abs=0.1)
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("optimizer", ["adamw", pytest.param("muon", marks=pytest.mark.slow)])
 def test_one_batch_is_learnt_by_heart(tmp_path, optimizer):
     """Loss below 0.01 on four samples within 300 steps."""
     generator = np.random.default_rng(1)

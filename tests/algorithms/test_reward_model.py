@@ -122,7 +122,7 @@ def test_margins_and_labels_come_from_the_rows() -> None:
             columns([preference()], margins, safety)
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow)])
 def test_planted_rewards_are_found_again(seed: int, tmp_path: Path) -> None:
     values = np.random.default_rng(100 + seed).normal(size=WORDS)
     stream = GroupStream(pairs(8000, seed, values), size=32, seed=seed)

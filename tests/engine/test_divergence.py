@@ -137,6 +137,7 @@ def spiking(stop=None):
     return algorithm
 
 
+@pytest.mark.slow
 def test_a_run_says_it_counts_it_and_goes_on_to_the_same_log_after_kills(tmp_path, capsys):
     progress.use(progress.Plain())
     config = toy_config(steps=40, checkpoint={"every_steps": 4}, optimizer={"learning_rate": 1e-3}, schedule={"name": "constant"})

@@ -153,6 +153,7 @@ def test_wrong_input_leaves_the_result_that_was_there(finished: Path, copied: Pa
     assert set(again(finished, copied).values()) == {"skipped"}
 
 
+@pytest.mark.slow
 def test_wrong_input_leaves_an_unfinished_attempt_and_all_earlier_results(
     finished: Path, copied: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -183,6 +184,7 @@ def test_a_failed_change_keeps_the_result_that_was_there(finished: Path, copied:
     assert set(again(finished, copied).values()) == {"skipped"}
 
 
+@pytest.mark.slow
 def test_every_replaced_result_is_kept_and_comes_back(finished: Path, copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
     progress.use(progress.Plain())
     original = weights(copied / "chat")
@@ -198,6 +200,7 @@ def test_every_replaced_result_is_kept_and_comes_back(finished: Path, copied: Pa
     assert sorted(map(weights, earlier(copied, "chat"))) == sorted(made.values())
 
 
+@pytest.mark.slow
 def test_an_earlier_result_as_input_of_its_own_stage(finished: Path, copied: Path) -> None:
     """It keeps its name whatever comes and goes beside it."""
     again(finished, copied, "chat.train.steps=1")
@@ -208,6 +211,7 @@ def test_an_earlier_result_as_input_of_its_own_stage(finished: Path, copied: Pat
     assert manifest.read(copied / "chat")["inputs"][str(first)] == manifest.content_fingerprint(manifest.verify(first))
 
 
+@pytest.mark.slow
 def test_an_earlier_result_that_is_damaged_does_not_come_back(finished: Path, copied: Path) -> None:
     again(finished, copied, "chat.train.steps=1")
     (kept,) = earlier(copied, "chat")
@@ -228,6 +232,7 @@ def test_a_damaged_result_costs_no_whole_one(finished: Path, copied: Path, capsy
     assert again(finished, copied, "chat.train.steps=1")["chat"] == "skipped"
 
 
+@pytest.mark.slow
 def test_an_attempt_that_was_put_aside_goes_on(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for stage in ("corpus", "tokenizer"):
         shutil.copytree(finished / "run" / stage, tmp_path / stage)
@@ -241,6 +246,7 @@ def test_an_attempt_that_was_put_aside_goes_on(finished: Path, tmp_path: Path, m
     assert again(finished, tmp_path, "base.train.optimizer.learning_rate=0.01")["base"] == "resumed"
 
 
+@pytest.mark.slow
 def test_a_kill_while_two_states_change_places(finished: Path, copied: Path) -> None:
     again(finished, copied, "chat.train.steps=1")
     (kept,) = earlier(copied, "chat")
@@ -283,6 +289,7 @@ def test_what_only_decides_how_work_is_done_redoes_nothing(finished: Path, copie
     assert done == dict.fromkeys(STAGES, "skipped")
 
 
+@pytest.mark.slow
 def test_a_stage_of_its_own_seed_gives_other_weights(finished: Path, copied: Path) -> None:
     again(finished, copied, "base.seed=7")
     assert manifest.sha256_file(copied / "base/model/model.safetensors") != manifest.sha256_file(

@@ -100,6 +100,7 @@ def test_a_killed_search_ends_as_one_that_was_not(tmp_path: Path) -> None:
     assert len(found["whole"]["trials"]) == 7
 
 
+@pytest.mark.slow
 def test_a_search_stopped_inside_a_trial_goes_on_as_if_it_had_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The fast sample of the kill; here nothing can be saved on the way out either."""
     space, hopeless = read_space(write_recipe(tmp_path), WORDS, None), Judge.hopeless
@@ -121,6 +122,7 @@ def test_a_search_stopped_inside_a_trial_goes_on_as_if_it_had_not(tmp_path: Path
         search(space, Goal(7, "none"), tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_importance_is_said_once_ten_trials_are_complete(tmp_path: Path) -> None:
     found = search(read_space(write_recipe(tmp_path), WORDS, None), Goal(11, "none"), tmp_path / "out")
     assert set(found["importance"]) == {word.partition("=")[0] for word in WORDS}
@@ -142,7 +144,7 @@ def test_a_trial_that_is_not_finite_has_failed_and_is_not_the_best(tmp_path: Pat
     assert found["best"]["number"] == 1
 
 
-@pytest.mark.parametrize("pruner", ["median", "asha"])
+@pytest.mark.parametrize("pruner", ["median", pytest.param("asha", marks=pytest.mark.slow)])
 def test_a_hopeless_trial_is_pruned_at_an_evaluation(tmp_path: Path, pruner: str) -> None:
     found = search(read_space(write_recipe(tmp_path), WORDS, None), Goal(10, pruner), tmp_path / "out")
     ended = [trial for trial in found["trials"] if trial["state"] == "pruned"]
