@@ -34,6 +34,7 @@ on. Each week of clicks is a folder of its own, closed with a manifest and a pre
 
 Settings, as key=value (nested keys with dots), with their defaults:"""
 DEFAULT = "labels"
+REJECTED = "rejected.jsonl"
 
 
 class ExportConfig(Config):
@@ -87,9 +88,11 @@ def _ready_pairs(config: LabelConfig, store: Store) -> None:
     """Put the pairs of a file into the store."""
     from luyen.core.records import Preference
     from luyen.recipe.documents import read_whole
+    from luyen.recipe.stage import Stage
     from luyen.serving.label_records import Pair
 
-    dataset = read_whole(Path(str(config.pairs)), config.read, store.folder / "rejected.jsonl")
+    source = Stage("label", store.folder, store.seed).data(str(config.pairs))
+    dataset = read_whole(source, config.read, store.folder / REJECTED)
     pairs = [Pair.of(record) for record in dataset.records if isinstance(record, Preference)]
     if not pairs:
         raise UserError(f"{config.pairs} holds no pairs", found=dataset.format, expected="prompt/chosen/rejected or Anthropic HH")
@@ -101,14 +104,13 @@ def _ready_pairs(config: LabelConfig, store: Store) -> None:
 def _maker(config: LabelConfig, store: Store) -> PairMaker:
     """What writes pairs while people judge."""
     from luyen.core.device import pick_device
-    from luyen.core.folders import model_in
     from luyen.recipe.prompts import read_prompts
+    from luyen.recipe.stage import Stage
     from luyen.serving.label_writer import PairMaker, open_writers
 
-    path = Path(str(config.prompts)).expanduser()
-    questions = path / "evaluation.jsonl"
-    prompts = read_prompts(questions if questions.is_file() else path, config.read, store.folder / "rejected.jsonl")
-    models = {name: str(model_in(place) or place) for name, place in config.models.items()}
+    place = Stage("label", store.folder, store.seed)
+    prompts = read_prompts(place.data(str(config.prompts)), config.read, store.folder / REJECTED)
+    models = {name: place.model(value) for name, value in config.models.items()}
     writers = open_writers(models, config.temperatures, config.sampling, pick_device(config.device))
     return PairMaker(store, [prompt.messages for prompt in prompts], writers, config.ahead, config.judges)
 

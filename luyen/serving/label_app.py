@@ -68,10 +68,10 @@ class Site:
 
     def page(self, request: Request) -> Response:
         """The page to judge on; without a name it asks for one."""
-        grades = [(side, grade) for side, order in (("left", GRADES), ("right", GRADES[::-1])) for grade in order]
+        order = [("left", grade) for grade in GRADES] + [("right", grade) for grade in reversed(GRADES)]
         return self._html(
-            "label.html.jinja", annotator=_annotator(request), categories=self.categories, longest_name=LONGEST_NAME, longest_edit=LONGEST_EDIT,
-            domains=DOMAIN_GUIDELINES, safety=SAFETY_WORDS, grades=[(side, grade, GRADE_WORDS[grade]) for side, grade in grades],
+            "label.html.jinja", annotator=_annotator(request), categories=self.categories, domains=DOMAIN_GUIDELINES, safety=SAFETY_WORDS,
+            grades=[(side, grade, GRADE_WORDS[grade]) for side, grade in order], longest_name=LONGEST_NAME, longest_edit=LONGEST_EDIT,
         )  # fmt: skip
 
     def stats(self, request: Request) -> Response:

@@ -49,7 +49,7 @@ class LabelConfig(Config):
     models: dict[str, Input] = {}
     """Who writes answers, each under a name: models.NAME=FOLDER; a model, an adapter or a stage that holds one."""
     prompts: Input | None = None
-    """What is asked: a questions stage, or any data whose rows ask something."""
+    """What is asked: a questions stage, of which the training rows are taken, or any data whose rows ask something."""
     pairs: Input | None = None
     """Ready pairs in place of models and prompts: prompt/chosen/rejected or Anthropic HH; which of the two was chosen is not shown."""
     temperatures: list[Annotated[float, Field(ge=0, le=100)]] = []
