@@ -190,8 +190,10 @@ def _readable(run: Path) -> bool:
 
 
 def _models(run: Path) -> list[str]:
-    """The stages of a run that have a finished model."""
-    return [name for name in verbs_of(run) if model_in(run / name) and (run / name / manifest.MANIFEST).is_file()]
+    """The stages of a run that have a finished model, one that writes: a reward model does not."""
+    verbs = verbs_of(run)
+    writing = [name for name, verb in verbs.items() if verb not in VERBS or VERBS[verb].kind == "model"]
+    return [name for name in writing if model_in(run / name) and (run / name / manifest.MANIFEST).is_file()]
 
 
 def find(place: str) -> tuple[Path | None, str]:

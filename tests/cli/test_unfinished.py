@@ -81,6 +81,16 @@ def test_a_run_of_many_processes_is_continued_by_as_many(tmp_path: Path, monkeyp
     assert command_again(run) == f"luyen {plain}"
 
 
+def test_a_run_is_talked_to_by_a_model_that_writes(tmp_path: Path) -> None:
+    """A reward model comes later in the run, and says numbers."""
+    run = write_run(tmp_path / "run", {"version": 1, "stages": {"chat": {"do": "sft"}, "safe": {"do": "reward"}}})
+    for place in ("chat/model", "safe/reward"):
+        (run / place).mkdir(parents=True)
+        storage.write_json(run / place / "config.json", {})
+        storage.write_json((run / place).parent / manifest.MANIFEST, {})
+    assert find(str(run)) == (run, str(run / "chat" / "model"))
+
+
 def test_a_recipes_run_is_continued_by_its_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     quickstart = builtin_recipes()["quickstart"]
