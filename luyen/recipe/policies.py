@@ -24,7 +24,7 @@ from luyen.models.transformer import Transformer
 from luyen.recipe.documents import Texts
 from luyen.recipe.estimate import adapter_cost
 from luyen.recipe.policy_configs import AnsweringConfig, PolicyConfig, ScoreConfig
-from luyen.recipe.prompts import read_prompts, rendered_prompts
+from luyen.recipe.prompts import rendered_prompts, stage_prompts
 from luyen.recipe.rewards import check_measures, reward_of
 from luyen.recipe.sizes import USUAL_ROW
 from luyen.recipe.stage import Stage
@@ -76,7 +76,7 @@ def _frozen(folder: str, config: PolicyConfig) -> Transformer:
 
 def prompts_of(config: AnsweringConfig, stage: Stage, tokenizer: Tokenizer, most: int) -> list[Prompt]:
     """The prompts of a config that have `most` tokens at most; the others are counted."""
-    asked = read_prompts(stage.data(config.prompts), config.read, stage.folder / "rejected.jsonl")
+    asked = stage_prompts(config.prompts, config.read, stage)
     kept = [
         Prompt(example.id, example.messages, tuple(ids), example) for example, ids in rendered_prompts(asked, tokenizer, most)
     ]  # fmt: skip

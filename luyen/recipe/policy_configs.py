@@ -68,9 +68,9 @@ class AnsweringConfig(TuningConfig):
 
     model: Input
     """A chat model: a stage, a Hugging Face folder, or a hub name."""
-    prompts: Input
-    """What is asked: a questions stage, conversations or preferences of any accepted form, whose last answers are what a task's reward
-    compares with, or a file of questions."""
+    prompts: list[Input] | Input
+    """What is asked: questions, preferences and conversations of stages or of files of any accepted form, whose last answers are what a
+    task's reward compares with; several are asked one after another."""
     read: ReadConfig = ReadConfig()
     """How the files of `prompts` are read."""
     reward: RewardConfig

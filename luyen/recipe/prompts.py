@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from luyen.core import progress
@@ -13,6 +14,7 @@ from luyen.core.records import Completion, Conversation, Extractive, Feedback, M
 from luyen.data.config import ReadConfig
 from luyen.data.samples import extractive_messages
 from luyen.recipe.documents import read_whole
+from luyen.recipe.stage import Stage
 from luyen.tasks.question_answering import Example, read_examples
 from luyen.tokenizer.chat import render_batch
 from luyen.tokenizer.load import Tokenizer
@@ -33,6 +35,17 @@ def read_prompts(path: Path, config: ReadConfig, rejected: Path) -> list[Example
     if not prompts:
         raise DataError(f"{path} holds no prompts", found=dataset.format, expected="questions, conversations, preferences or texts")
     return prompts
+
+
+def stage_prompts(values: str | Sequence[str], config: ReadConfig, stage: Stage, name: str = "rejected") -> list[Example]:
+    """The prompts of one source or of several, by stage or path; ids of several begin with the source's number."""
+    sources = [values] if isinstance(values, str) else values
+    found: list[Example] = []
+    for number, value in enumerate(sources):
+        one = isinstance(values, str)
+        prompts = read_prompts(stage.data(value), config, stage.folder / f"{name}{'' if one else f'-{number}'}.jsonl")
+        found += prompts if one else [replace(example, id=f"{number}:{example.id}") for example in prompts]
+    return found
 
 
 def rendered_prompts(prompts: Sequence[Example], tokenizer: Tokenizer, most: int) -> list[tuple[Example, list[int]]]:

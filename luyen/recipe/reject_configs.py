@@ -28,6 +28,8 @@ class RejectConfig(AnsweringConfig):
     previous: list[Input] = []
     """Earlier stages of `reject`, oldest first: their best answers stay candidates, scored anew, and those to prompts that are asked no
     more are learned too."""
+    references: bool = False
+    """The answer that a prompt's data has is a candidate too: what a model never says itself no reward can choose."""
     epochs: float = Field(default=2.0, gt=0)
     """Passes over the best answers."""
     batch: BatchSection = BatchSection()
@@ -37,7 +39,7 @@ class RejectConfig(AnsweringConfig):
 
     @model_validator(mode="after")
     def _check_reject(self) -> RejectConfig:
-        if self.samples < 2 and not self.previous:
+        if self.samples < 2 and not self.previous and not self.references:
             raise ValueError(f"samples is {self.samples}, of which the best is the only one; take 4 or more")
         for axis in ("tensor", "context", "pipeline"):
             if (ranks := getattr(self.train.parallel, axis)) > 1:

@@ -9,19 +9,19 @@ from luyen.core import progress, storage
 from luyen.core.plural import exactly
 from luyen.inference.rewards import GatedReward, MeasureReward, MixedReward, Turns, Where, open_reward
 from luyen.recipe.policy_configs import AnsweringConfig
-from luyen.recipe.prompts import read_prompts
+from luyen.recipe.prompts import stage_prompts
 from luyen.recipe.stage import Stage
 from luyen.tasks.reward import Reward, Written
 
 
 def reward_of(config: AnsweringConfig, stage: Stage, device: str) -> Reward:
     """The reward of a config; of several processes the main one alone asks it."""
-    template = stage.files(config.prompts) / "template.json"
-    admissions = storage.read_object(template).get("admissions", []) if template.is_file() else []
+    sources = [config.prompts] if isinstance(config.prompts, str) else config.prompts
+    templates = [path for path in (stage.files(source) / "template.json" for source in sources) if path.is_file()]
+    admissions = [pattern for path in templates for pattern in storage.read_object(path).get("admissions", [])]
 
     def marked(name: str) -> set[Turns]:
-        asked = read_prompts(stage.data(name), config.read, stage.folder / "rejected-safety.jsonl")
-        return {example.messages for example in asked}
+        return {example.messages for example in stage_prompts(name, config.read, stage, "rejected-safety")}
 
     return open_reward(config.reward, Where(lambda name: str(stage.sources.get(name, name)), device, admissions, marked))
 

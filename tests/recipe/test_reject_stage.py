@@ -119,6 +119,14 @@ def test_what_earlier_rounds_found_stays(first: Path, asked: Path, tmp_path: Pat
         verb("reject", tmp_path / "no", f"model={first}", f"prompts={asked}", *LOOP, f"previous=[{asked.parent}]")
 
 
+def test_the_answers_of_the_data_may_be_candidates(base: Path, asked: Path, tmp_path: Path) -> None:
+    given = (f"model={base}", f"prompts=[{asked}]", *LOOP, "train.steps=1", "references=true", "samples=1", "draw.max_new_tokens=1")
+    stage = verb("reject", tmp_path / "run", *given)
+    found = rows(stage / "best.jsonl")
+    assert [(row["source"], row["messages"][-1]["content"], row["reward"]) for row in found] == [("the data", "One.", 100.0)] * 6
+    assert facts(stage)["metrics"]["rewards"]["references"] == 6 and [row["id"][:2] for row in found] == ["0:"] * 6
+
+
 def test_preferences_go_on_into_dpo(first: Path, tmp_path: Path) -> None:
     stage = verb("dpo", tmp_path / "run", f"model={first}", f"data={first}", "train.steps=1", "train.device=cpu")
     assert (stage / "model" / "model.safetensors").is_file()

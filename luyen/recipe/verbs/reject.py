@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,14 +37,16 @@ from luyen.recipe.policies import Setting, policy_hooks, prompts_of
 from luyen.recipe.reject_configs import RejectConfig, RejectTrainConfig
 from luyen.recipe.rewards import check_measures, reward_of
 from luyen.recipe.sizes import row_length
-from luyen.recipe.stage import Stage
+from luyen.recipe.stage import PREFERENCES, Stage
 from luyen.recipe.training import train_stage
 from luyen.recipe.tuning import plain_base, tokenizer_of, tuned_model, with_allocation, with_rates, write_tuned
 from luyen.tasks.best_of import curve
 from luyen.tokenizer.chat import Rendered, render_batch
 from luyen.tokenizer.load import Tokenizer
 
-BEST, DRAWN, PAIRS = "best.jsonl", "drawn.jsonl", "preferences.jsonl"
+BEST, DRAWN = "best.jsonl", "drawn.jsonl"
+REFERENCE = "the data"
+"""Source of answers that the prompts' data has."""
 
 
 def run(config: RejectConfig, stage: Stage) -> None:
@@ -87,17 +89,21 @@ def _best(config: RejectConfig, stage: Stage, setting: Setting) -> list[Best]:
         temperature, tried, drawn = sampler.draw(setting.prompts)
     for value, found in tried.items():
         progress.say(f"  temperature {value:g}: the best of {config.samples} answers is worth {found:.4f}")
-    earlier = {name: list(_earlier(stage.path(name))) for name in config.previous}
+    earlier = {name: _earlier(stage.path(name)) for name in config.previous}
+    if config.references:
+        given = ((prompt, prompt.example.answer) for prompt in setting.prompts if prompt.example is not None)
+        earlier[REFERENCE] = [Best(prompt.id, prompt.messages, answer, 0.0) for prompt, answer in given if answer]
     best = choose(setting.prompts, drawn, earlier, setting.reward)
     if not best:
         fix = "Raise draw.max_new_tokens, or take a model that ends its answers."
         raise DataError("no answer ended by itself", found=f"{len(drawn)} prompts of {config.samples} answers", fix=fix)
     made = pairs(setting.prompts, drawn)
-    stage.metrics["rewards"] = figures = _figures(drawn, best, earlier)
+    stage.metrics["rewards"] = figures = _figures(drawn, best)
     stage.metrics.update(temperature=temperature, temperatures={f"{value:g}": found for value, found in tried.items()}, pairs=len(made))
     progress.say(
         f"  at temperature {temperature:g}: mean reward {figures['mean']:.4f}, best of {config.samples} {figures['max']:.4f}; "
-        f"{exactly(len(best), 'answer')} to learn, {figures['earlier']:,} of earlier rounds; {figures['unanswered']:,} prompts without one"
+        f"{exactly(len(best), 'answer')} to learn, {figures['earlier']:,} of earlier rounds, {figures['references']:,} of the data; "
+        f"{figures['unanswered']:,} prompts without a whole answer"
     )
     if distributed.is_main():
         _write(stage, setting.prompts, drawn, best, made, temperature)
@@ -119,13 +125,13 @@ def _writer(config: RejectConfig, setting: Setting) -> Iterator[Transformer]:
     model.train(training)
 
 
-def _figures(drawn: Sequence[Sequence[Drawn]], best: Sequence[Best], earlier: Mapping[str, Sequence[Best]]) -> dict[str, Any]:
+def _figures(drawn: Sequence[Sequence[Drawn]], best: Sequence[Best]) -> dict[str, Any]:
     rewards = [[item.reward for item in row] for row in drawn]
     return {
         "mean": statistics.fmean(statistics.fmean(row) for row in rewards), "max": statistics.fmean(max(row) for row in rewards),
         "median": statistics.fmean(statistics.median(row) for row in rewards), "best": statistics.fmean(item.reward for item in best),
         "stopped": statistics.fmean(item.stopped for row in drawn for item in row),
-        "earlier": sum(bool(item.source) for item in best) if earlier else 0,
+        "earlier": sum(item.source not in ("", REFERENCE) for item in best), "references": sum(item.source == REFERENCE for item in best),
         "unanswered": sum(not any(item.usable for item in row) for row in drawn),
     }  # fmt: skip
 
@@ -140,7 +146,7 @@ def _write(
     ))  # fmt: skip
     write_jsonl(stage.folder / BEST, (item.row() for item in best))
     if made:
-        write_jsonl(stage.folder / PAIRS, (
+        write_jsonl(stage.folder / PREFERENCES, (
             {name: [{"role": turn.role, "content": turn.content} for turn in getattr(pair, name)]
              for name in ("prompt", "chosen", "rejected")} for pair in made
         ))  # fmt: skip
