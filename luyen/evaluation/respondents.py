@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Protocol
 import torch
 
 from luyen.adapters import files
+from luyen.adapters.shared import open_shared
 from luyen.core import interrupt, progress
 from luyen.core.records import Document, Message
 from luyen.evaluation.generative import PLAIN_NOTE, TEMPLATE_NOTE, answer
@@ -178,3 +179,17 @@ def load_model(
 ) -> ModelRespondent:
     """A model's or adapter's folder or hub name as a respondent; its weights on `device` in `dtype`."""
     return ModelRespondent(files.open_model(name, device, dtype), Tokenizer.load(files.locate_tokenizer(name)), sampling, batch_size)
+
+
+def load_models(
+    names: Mapping[str, str | Path],
+    sampling: SamplingConfig,
+    *,
+    batch_size: int = 64,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> dict[str, ModelRespondent]:
+    """Several of them by their names here; weights that they share are in memory once."""
+    opened = open_shared(names, device, dtype)
+    tokenizers = {name: Tokenizer.load(files.locate_tokenizer(place)) for name, place in names.items()}
+    return {name: ModelRespondent(model, tokenizers[name], sampling, batch_size) for name, model in opened.items()}

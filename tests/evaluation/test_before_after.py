@@ -14,7 +14,7 @@ from luyen.core.records import Document, Message
 from luyen.evaluation.before_after import Material, evaluate, limited
 from luyen.evaluation.generative import answer
 from luyen.evaluation.perplexity import BitsPerByte
-from luyen.evaluation.respondents import ModelRespondent, NGramRespondent, RetrievalRespondent, load_model
+from luyen.evaluation.respondents import ModelRespondent, NGramRespondent, RetrievalRespondent, load_model, load_models
 from luyen.inference.config import SamplingConfig
 from luyen.models import hf
 from luyen.models.attention import Layout
@@ -164,6 +164,15 @@ def test_load_model_reads_a_folder(model: Transformer, tokenizer: Tokenizer, tmp
     tokenizer.save(tmp_path)
     respondent = load_model(tmp_path, SAMPLING)
     assert respondent.answers(EXAMPLES, "x") == ModelRespondent(model, tokenizer, SAMPLING).answers(EXAMPLES, "x")
+
+
+def test_models_that_are_one_are_loaded_once(model: Transformer, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    hf.save(model, tmp_path)
+    tokenizer.save(tmp_path)
+    loaded = load_models({"a": tmp_path, "b": tmp_path}, SAMPLING)
+    tables = [each.model.get_parameter("model.embed_tokens.weight") for each in loaded.values()]
+    assert list(loaded) == ["a", "b"] and tables[0].data_ptr() == tables[1].data_ptr()
+    assert loaded["b"].answers(EXAMPLES, "x") == ModelRespondent(model, tokenizer, SAMPLING).answers(EXAMPLES, "x")
 
 
 def test_retrieval_says_nothing_when_nothing_is_found() -> None:

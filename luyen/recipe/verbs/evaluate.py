@@ -11,7 +11,7 @@ from luyen.core.errors import ConfigError
 from luyen.core.files import read_jsonl
 from luyen.core.records import Message
 from luyen.evaluation.before_after import Material, evaluate
-from luyen.evaluation.respondents import ModelRespondent, NGramRespondent, Respondent, load_model
+from luyen.evaluation.respondents import ModelRespondent, NGramRespondent, Respondent, load_models
 from luyen.recipe.configs import EvaluateConfig
 from luyen.recipe.documents import Texts
 from luyen.recipe.stage import Stage
@@ -27,22 +27,17 @@ def run(config: EvaluateConfig, stage: Stage) -> None:
     held_out = texts.measured if texts else []
     device = pick_device(config.device)
     dtype = pick_dtype(config.precision, device)
-    models = {
-        name: load_model(stage.model(value), config.sampling, batch_size=config.batch_size, device=device, dtype=dtype)
-        for name, value in config.models.items()
-    }
+    places = {name: stage.model(value) for name, value in config.models.items()}
+    models = load_models(places, config.sampling, batch_size=config.batch_size, device=device, dtype=dtype)
     shortest = min(room_of(model.model) for model in models.values())
     models = {name: dataclasses.replace(model, length=shortest) for name, model in models.items()}
     questions = stage.path(config.questions) if config.questions else None
     material = Material.read(questions, held_out, config.examples)
     results = evaluate(models, _ngram(texts, questions, models), material, stage.folder, seed=stage.seed)
     stage.metrics.update(rows=results["rows"], forgetting=results["forgetting"], device=str(device), read=texts.account if texts else {})
-    taught = {row["model"]: row for row in results["rows"] if row["set"] == "taught"}
-    last = list(models)[-1]
-    if last in taught:
-        stage.metrics["summary"] = (
-            f"{last} answers {taught[last]['exact_match']:.0%} of the taught questions exactly, in words it has not seen"
-        )
+    taught = [f"{row['model']} {row['exact_match']:.0%}" for row in results["rows"] if row["set"] == "taught" and row["model"] in models]
+    if taught:
+        stage.metrics["summary"] = f"taught questions answered exactly, in words that no model has seen: {', '.join(taught)}"
     elif results["forgetting"]:
         costs = ", ".join(f"{row['model']} {row['heldout_bits_per_byte']:.3f}" for row in results["forgetting"])
         stage.metrics["summary"] = f"bits per byte of held-out text: {costs}"
