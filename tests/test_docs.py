@@ -15,6 +15,8 @@ from luyen.cli.chat import ChatConfig
 from luyen.cli.export import ExportConfig
 from luyen.cli.import_ import ImportConfig
 from luyen.cli.inspect import InspectConfig
+from luyen.cli.label import ACTIONS
+from luyen.cli.label import ExportConfig as LabelExportConfig
 from luyen.cli.main import COMMANDS
 from luyen.cli.merge import MergeConfig
 from luyen.core.config import Config, describe, load, parse_overrides, parse_yaml
@@ -25,6 +27,7 @@ from luyen.recipe.graph import find_recipe, plan
 from luyen.recipe.rates import rate_space
 from luyen.recipe.search_space import read_space
 from luyen.recipe.table import VERBS, load_config_class
+from luyen.serving.label_config import LabelConfig
 from luyen.tasks.entries import read_entries
 from luyen.tasks.template import Template
 
@@ -206,6 +209,11 @@ def check_command(name: str, words: list[str], where: str) -> None:
         plan(find_recipe(plain[0]), parse_overrides(settings), budget)
     elif name == "search" and plain and plain[0] not in PLACES:
         (rate_space if "--rate-finder" in words else read_space)(find_recipe(plain[0]), settings, budget, stage)
+    elif name == "label" and not (plain and plain[0] in ACTIONS or words == []):
+        assert not plain, f"{where}: {plain} is no setting"
+        check_settings(LabelConfig, settings, where)
+    elif name == "label":
+        check_settings(LabelExportConfig, settings, where)
     elif name in ("inspect", "chat", "import", "export", "merge"):
         sections = {"inspect": InspectConfig, "chat": ChatConfig, "import": ImportConfig, "export": ExportConfig, "merge": MergeConfig}
         check_settings(sections[name], settings, where)
