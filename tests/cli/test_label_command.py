@@ -8,6 +8,8 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -87,6 +89,32 @@ def test_a_killed_server_loses_no_click(folder: Path) -> None:
         assert process.wait(20) == 143
     assert "stopped; the same command continues" in (folder / "errors.txt").read_text(encoding="utf-8")
     assert len(Store.read(folder / "labels").current()) == 4
+
+
+def test_a_kill_amid_clicks_keeps_every_one_that_was_told_to_be_kept(folder: Path) -> None:
+    told: list[int] = []
+
+    def hammer(client: httpx2.Client, pair: object) -> None:
+        """Corrections of one pair, one after the other, until the server is gone."""
+        with contextlib.suppress(httpx2.HTTPError):
+            for revision in range(100_000):
+                side = ("left", "right")[revision % 2]
+                sent = {"pair": pair, "annotator": "an", "revision": revision, "side": side, "grade": "better"}
+                if client.post("/judge", json=sent).json() == {"state": "kept", "new": True}:
+                    told.append(revision)
+
+    with served(folder, "pairs=pairs.jsonl") as (process, client):
+        pair = client.get("/next", params={"annotator": "an"}).json()["pair"]
+        clicks = threading.Thread(target=hammer, args=(client, pair))
+        clicks.start()
+        deadline = time.monotonic() + 30
+        while len(told) < 40 and time.monotonic() < deadline:
+            time.sleep(0.001)
+        process.kill()
+        clicks.join()
+    with Store.open(folder / "labels") as store:
+        kept = [click.revision for click in store.given("an", str(pair))]
+    assert len(told) >= 40 and kept[: len(told)] == told and len(kept) <= len(told) + 1
 
 
 def test_statistics_weeks_export_and_import(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
