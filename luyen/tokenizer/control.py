@@ -55,8 +55,11 @@ def without_control(description: Mapping[str, Any], text: Collection[str] = (), 
     before the first word of the input and nowhere else (Metaspace with `prepend_scheme: first`).
     """
     plain = copy.deepcopy(dict(description))
-    added = plain.get("added_tokens") or []
-    # Ids count on every entry being there, so control tokens stay, under names drawn at random that nobody can type.
+    unknown = unknown_token(plain["model"])
+    # The token for unknown text is an entry of the model itself. As an added one under another name it would take an id of its own, and
+    # with it move those of all that stand behind the model's.
+    added = [token for token in plain.get("added_tokens") or [] if token["content"] != unknown]
+    # Ids count on every other entry being there, so control tokens stay, under names drawn at random that nobody can type.
     renamed = {token["content"]: secrets.token_hex(24) for token in added if _is_marker(token, text)}
     plain["added_tokens"] = [{**token, "content": renamed.get(token["content"], token["content"])} for token in added]
     plain["post_processor"] = plain["truncation"] = plain["padding"] = None
@@ -67,11 +70,11 @@ def without_control(description: Mapping[str, Any], text: Collection[str] = (), 
 
 
 def _model_without(model: dict[str, Any], renamed: Mapping[str, str]) -> dict[str, Any]:
-    vocabulary, kept = model.get("vocab"), unknown_token(model)
+    vocabulary = model.get("vocab")
     if isinstance(vocabulary, dict):
-        model["vocab"] = {token if token == kept else renamed.get(token, token): index for token, index in vocabulary.items()}
+        model["vocab"] = {renamed.get(token, token): index for token, index in vocabulary.items()}
     elif isinstance(vocabulary, list):
-        model["vocab"] = [[token if token == kept else renamed.get(token, token), score] for token, score in vocabulary]
+        model["vocab"] = [[renamed.get(token, token), score] for token, score in vocabulary]
     if "merges" in model:
         model["merges"] = [merge for merge in model["merges"] if not _touches(merge, renamed)]
     return model

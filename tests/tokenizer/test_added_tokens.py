@@ -85,3 +85,16 @@ def test_a_folder_cannot_make_a_control_token_text(own: Tokenizer, tmp_path: Pat
     path.write_text(json.dumps({**json.loads(path.read_text()), "luyen_text_tokens": ["<|end|>"]}))
     with pytest.raises(ModelError, match="luyen_text_tokens"):
         Tokenizer.load(tmp_path)
+
+
+def test_a_token_for_unknown_text_moves_none_of_them(tmp_path: Path) -> None:
+    """As in Llama 2's file, where it is an entry of the model and an added token at once."""
+    tokenizers = pytest.importorskip("tokenizers")
+    vocabulary = {"<unk>": 0, "<s>": 1, "</s>": 2, "a": 3, "b": 4}
+    theirs = tokenizers.Tokenizer(tokenizers.models.BPE(vocabulary, [], unk_token="<unk>"))
+    theirs.add_special_tokens(["<unk>", "<s>", "</s>"])
+    theirs.save(str(tmp_path / "tokenizer.json"))
+    grown = Tokenizer.load(tmp_path).with_tokens(["<tool>", "</tool>"])
+    assert theirs.add_tokens(["<tool>", "</tool>"]) == 2
+    assert grown.encode("a<tool>b</tool>?") == theirs.encode("a<tool>b</tool>?").ids == [3, 5, 4, 6, 0]
+    assert not {1, 2} & set(grown.encode("<s></s><unk>"))
