@@ -68,7 +68,7 @@ class _LogProbabilities(torch.autograd.Function):
                     kept.append(probability_CV.exp_())
         ctx.save_for_backward(hidden_KD, weight_VD, targets_K, normaliser_K, *kept)
         ctx.sharpness = sharpness
-        return found_K
+        return found_K  # type: ignore[no-any-return]
 
     @staticmethod
     @once_differentiable
