@@ -65,11 +65,19 @@ def smooth(y: Sequence[float], memory: float = 0.9) -> list[float]:
 
 
 def draw(
-    lines: Sequence[Line], *, name: str, x_label: str, y_label: str, level: tuple[float, str] | None = None, floor_zero: bool = False
+    lines: Sequence[Line],
+    *,
+    name: str,
+    x_label: str,
+    y_label: str,
+    level: tuple[float, str] | None = None,
+    floor_zero: bool = False,
+    whole_x: bool = True,
 ) -> Markup:
     """One chart as inline SVG.
 
     name: a word of ours, unique on the page, that keeps the drawing's ids apart. level: a dotted horizontal line with its text.
+    whole_x: marks of the x axis are whole numbers, as steps are.
     """
     with matplotlib.rc_context(SETTINGS):  # type: ignore[arg-type]  # the SVG writer reads these two settings only from there
         figure = Figure(figsize=(WIDTH, HEIGHT))
@@ -84,7 +92,7 @@ def draw(
             axes.annotate(level[1], (1, level[0]), xycoords=("axes fraction", "data"), xytext=(0, -3), textcoords="offset points",
                           ha="right", va="top", color=SOFT, fontsize=9.5)  # fmt: skip
         figure.text(0, 0.99, y_label, color=INK, va="top")
-        _dress(axes, x_label)
+        _dress(axes, x_label, whole_numbers=whole_x)
         if floor_zero:
             axes.set_ylim(bottom=0)
         if sum(bool(line.label) for line in lines) > 1:

@@ -15,7 +15,7 @@ from luyen.report.answers import SHARES, forgetting, results, set_name, trained_
 from luyen.report.data_sections import languages
 from luyen.report.headline import headline
 from luyen.report.model_sections import final_loss, tokens_of, weights_of
-from luyen.report.reading import Run, Stage, mapping, pick, text
+from luyen.report.reading import TALKING, Run, Stage, mapping, pick, text
 from luyen.report.run_sections import outcome, result_fingerprint, versions_of
 from luyen.report.wording import clip, decimal, duration, share, whole
 
@@ -25,7 +25,7 @@ SPECIAL = re.compile(r"([\\`*_{}\[\]#|~!$])")
 def model_card(run: Run) -> str:
     """The card as Markdown; texts of the run are escaped, so that none becomes markup or a link."""
     trained = run.finished("model")
-    final = next((stage for stage in reversed(trained) if stage.verb == "sft"), trained[-1] if trained else None)
+    final = next((stage for stage in reversed(trained) if stage.verb in TALKING), trained[-1] if trained else None)
     parts = [_front_matter(run, final), f"# {escape(run.name)}\n", _summary(run)]
     about = text(run.recipe.get("about"))
     if about:
@@ -46,7 +46,7 @@ def _front_matter(run: Run, final: Stage | None) -> str:
     if spoken:
         facts["language"] = spoken
     facts |= {"library_name": "transformers", "pipeline_tag": "text-generation"}
-    facts["tags"] = ["luyen", "llama"] + (["conversational"] if final is not None and final.verb == "sft" else [])
+    facts["tags"] = ["luyen", "llama"] + (["conversational"] if final is not None and final.verb in TALKING else [])
     written = yaml.safe_dump(facts, sort_keys=False, allow_unicode=True)
     return f"---\n{written}# license: yours to choose; it depends on the pages that the model was trained on\n---\n"
 
@@ -63,7 +63,7 @@ def _use(final: Stage | None) -> str:
     where = f"{final.name}/{folder.name}"
     if (folder / ADAPTER_FILE).is_file():
         return _use_of_adapter(where, str(final.config.get("model") or final.config.get("base")), str(final.config.get("quantize")))
-    chat = final.verb == "sft"
+    chat = final.verb in TALKING
     if chat:
         prompt = 'messages = [{"role": "user", "content": "..."}]\n' + (
             'inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)'

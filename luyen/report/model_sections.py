@@ -11,7 +11,7 @@ from markupsafe import Markup
 from luyen.report.blocks import Block, Cell, Charts, Exchange, Facts, Heading, Limits, Note, Quote, Section, Table, missing
 from luyen.report.curves import SECOND, Line, draw, smooth, thin
 from luyen.report.optimising import optimised
-from luyen.report.reading import Run, Stage, mapping, number, parameters, pick, series, text
+from luyen.report.reading import ALIGNED, TALKING, Run, Stage, mapping, number, parameters, pick, series, text
 from luyen.report.watching import ending, expected_time, watched
 from luyen.report.wording import clip, counted, decimal, duration, foretold, short, size, whole
 
@@ -92,7 +92,7 @@ def training(run: Run, limits: Limits) -> Section:
 
 
 def _purpose(stage: Stage) -> str:
-    return {"pretrain": "reading the documents", "sft": "learning to answer"}.get(stage.verb, stage.verb or "training")
+    return {"pretrain": "reading the documents", "sft": "learning to answer", **ALIGNED}.get(stage.verb, stage.verb or "training")
 
 
 def _trained(stage: Stage) -> str:
@@ -193,7 +193,8 @@ def _loss_chart(run: Run, stage: Stage, steps: list[float], losses: list[float],
     if stage.verb == "pretrain" and vocabulary and vocabulary > 1:
         level = (math.log(vocabulary), f"guessing: ln {vocabulary:,.0f} = {math.log(vocabulary):.2f}")
     lines = [Line(x, y, "each step" if width == 1 else f"mean of {width} steps", faint=True), Line(smoothed[0], smoothed[1], "smoothed")]
-    svg = draw(lines, name=f"s{index}-loss", x_label="step", y_label="training loss, nats per token", level=level)
+    label = "training loss" if stage.verb in ALIGNED else "training loss, nats per token"
+    svg = draw(lines, name=f"s{index}-loss", x_label="step", y_label=label, level=level)
     said = f"From {decimal(losses[0])} at step {short(steps[0])} to {decimal(losses[-1])} at step {short(steps[-1])}."
     return svg, "What the model trained on.", said
 
@@ -235,7 +236,7 @@ def _chosen(stage: Stage, answers: list[tuple[float, str]], limits: Limits) -> l
     picked = sorted({0, len(answers) // 2, len(answers) - 1}) if limits.examples >= 3 else [len(answers) - 1]
     quotes = []
     for step, answer in (answers[index] for index in picked):
-        before = text(stage.config.get("model")) if step == 0 and stage.verb == "sft" else ""
+        before = text(stage.config.get("model")) if step == 0 and stage.verb in TALKING else ""
         label = f"{stage.name}, step {short(step)}" + (f" (still {clip(before, 80)})" if before else "")
         quotes.append(Quote(label, clip(answer, limits.characters) if answer.strip() else "(nothing)"))
     return quotes

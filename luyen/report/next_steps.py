@@ -6,7 +6,7 @@ import shlex
 from pathlib import Path
 
 from luyen.report.blocks import Command, Limits, Section
-from luyen.report.reading import RECIPE, Run, Stage, pick
+from luyen.report.reading import RECIPE, TALKING, Run, Stage, pick
 
 
 def next_steps(run: Run, limits: Limits) -> Section:
@@ -22,7 +22,7 @@ def next_steps(run: Run, limits: Limits) -> Section:
 
 def suggestions(run: Run) -> list[Command]:
     """The commands, most useful first."""
-    chat = next((stage for stage in reversed(run.finished("model")) if stage.verb == "sft"), None)
+    chat = next((stage for stage in reversed(run.finished("model")) if stage.verb in TALKING), None)
     talk = [Command(f"luyen chat {quoted(run.folder)}", "Talk to the model, with the pages that it read at hand.")] if chat else []
     again = _run_command(run)
     unfinished = any(stage.state != "done" for stage in run.stages if stage.planned)
@@ -66,7 +66,7 @@ def _changes(run: Run, chat: Stage | None, again: str) -> list[Command]:
     for stage in stages:
         steps = pick(stage.config, "train.steps")
         if steps:
-            what = "Fine-tune" if stage.verb == "sft" else "Pretrain"
+            what = {"pretrain": "Pretrain", "sft": "Fine-tune"}.get(stage.verb, "Align")
             purpose = f"{what} twice as long; only this stage and those after it run again."
             changes.append((f"{stage.name}.train.steps={2 * int(steps)}", purpose))
     for stage in run.finished("tokenizer")[:1]:

@@ -15,7 +15,17 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from markupsafe import Markup
 
 from luyen.core.storage import write_atomic
-from luyen.report import answers, data_sections, model_sections, next_steps, run_sections, ways_to_tune
+from luyen.report import (
+    alignment_changes,
+    alignment_policies,
+    alignment_rewards,
+    answers,
+    data_sections,
+    model_sections,
+    next_steps,
+    run_sections,
+    ways_to_tune,
+)
 from luyen.report.blocks import Limits, Section
 from luyen.report.headline import headline
 from luyen.report.model_card import model_card
@@ -29,11 +39,14 @@ TEMPLATES = Path(__file__).parent / "templates"
 SECTIONS: tuple[Callable[[Run, Limits], Section], ...] = (
     run_sections.stages,
     ways_to_tune.ways_to_tune,
+    alignment_changes.alignment_changed,
     answers.evaluation,
     model_sections.samples,
     data_sections.corpus,
     data_sections.tokenizer,
     data_sections.questions,
+    alignment_rewards.reward_models,
+    alignment_policies.policies,
     model_sections.training,
     run_sections.recipe,
     next_steps.next_steps,

@@ -25,8 +25,17 @@ RECIPE, ENVIRONMENT, EVENTS = "recipe.resolved.yaml", "environment.json", "event
 KIND_OF_VERB = {
     "crawl": "pages", "curate": "corpus", "tokenizer": "tokenizer", "pretrain": "model", "sft": "model",
     "synth": "questions", "evaluate": "evaluation", "reward": "reward",
+    "dpo": "model", "ppo": "model", "grpo": "model", "reject": "model",
 }  # fmt: skip
 """What a stage that has no manifest yet will be, by its verb."""
+
+ALIGNED = {
+    "dpo": "learning from preferences", "ppo": "learning from a reward, with a critic", "grpo": "learning from a reward, answers compared",
+    "reject": "learning the best of its own answers",
+}  # fmt: skip
+"""Verbs that align a model, and what they do."""
+TALKING = frozenset(("sft", *ALIGNED))
+"""Verbs whose models answer in turns."""
 
 Row = dict[str, Any]
 
