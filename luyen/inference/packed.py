@@ -27,7 +27,7 @@ FEWEST_ROWS, MOST_ROWS = 2, 256
 """Rows of the products that gain by it."""
 FEWEST_STEPS = 8
 """Steps that pay for the copy."""
-SMALLEST = 1 << 18
+SMALLEST = 1 << 16
 """Fewest numbers in a weight: below, the product is shorter than the call."""
 MEMORY_SHARE = 0.125
 """Most of the machine's memory that the copies may take; where they would take more nothing is packed."""
