@@ -139,7 +139,7 @@ def _difference(change: Change) -> Cell:
 
 
 def _table(stage: Stage, found: Sequence[Change]) -> Table:
-    rows = [
+    rows: list[list[Cell | str]] = [
         [Cell(change.after, f"before: {change.before}", "strong"), Cell(set_name(change.set), SHARES.get(change.measure, change.measure)),
          _shown(change.values[0], change.measure), _shown(change.values[1], change.measure), _difference(change),
          change.verdict or "not told apart"]

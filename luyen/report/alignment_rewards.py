@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from luyen.report.blocks import Block, Cell, Charts, Facts, Heading, Limits, Note, Section, Table
 from luyen.report.curves import FIRST, SOFT, Line, draw
@@ -41,7 +41,7 @@ def _within(row: Row) -> str:
 def _figures(found: Row) -> Facts:
     length, beside = mapping(found.get("length")), mapping(found.get("beside"))
     chosen = share(pick(length, "longer_was_chosen"))
-    candidates = [
+    candidates: list[tuple[str, float | None, Callable[[float | None], str], str]] = [
         ("Right", pick(found, "accuracy"), share, _within(found)),
         ("The longer answer wins", pick(found, "longer_answer.accuracy"), share, "right by this rule alone"),
         ("Word counts", pick(found, "word_counts.accuracy"), share, "right by TF-IDF and logistic regression"),
