@@ -97,7 +97,6 @@ def _merge(words: tuple[str, ...]) -> None:
     from luyen.adapters import files, merged
     from luyen.adapters.foreign import other_name
     from luyen.adapters.merge import Plan
-    from luyen.tokenizer.load import Tokenizer
 
     adapters: dict[str, str] = {}
     for name in names:
@@ -108,7 +107,7 @@ def _merge(words: tuple[str, ...]) -> None:
         if different := other_name(name, base):
             progress.say(different)
     bringing = merged.bring_tokens(files.open_model(base, "meta"), list(adapters.values()))
-    tokenizer = Tokenizer.load(files.locate_tokenizer(bringing or base))
+    tokenizer = _tokenizer(base, list(adapters.values()), bringing)
     plan = Plan(config.how, tuple(config.weights), config.density, config.rank, config.seed)
     result = merged.merge(base, list(adapters.values()), plan, _ids(tokenizer, config.text, base), config.what == "adapter")
     for line in _told(result, config):
@@ -116,6 +115,19 @@ def _merge(words: tuple[str, ...]) -> None:
     merged.check(result, config.tolerance)
     _write(result, tokenizer, config, base, adapters)
     print(config.out)
+
+
+def _tokenizer(base: str, adapters: list[str], bringing: str | None) -> Any:
+    """The tokenizer of what is merged: that of the adapter with new tokens, else of the first with a chat template, else the base's."""
+    from luyen.adapters import files
+    from luyen.tokenizer.load import Tokenizer
+
+    own = {name: Tokenizer.load(name) for name in adapters if (Path(name) / "tokenizer.json").is_file()}
+    chatting = {name: tokenizer for name, tokenizer in own.items() if tokenizer.has_template}
+    chosen = bringing or next(iter(chatting), None)
+    if chosen in chatting and len({tokenizer.template.jinja for tokenizer in chatting.values()}) > 1:
+        progress.say(f"the adapters have different chat templates; that of {chosen} is written")
+    return own[chosen] if chosen in own else Tokenizer.load(files.locate_tokenizer(chosen or base))
 
 
 def _ids(tokenizer: Any, text: str, base: str) -> Any:

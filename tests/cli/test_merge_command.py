@@ -135,3 +135,13 @@ def test_what_stands_at_out_is_not_ours_to_replace(folder: Path) -> None:
         refused = run("base", "one", f"out={out}")
         assert refused.exit_code and isinstance(refused.exception, UserError) and told in str(refused.exception)
     assert (folder / "mine" / "notes.txt").read_text() == "precious" and files.is_adapter(folder / "one")
+
+
+def test_the_chat_template_of_the_first_adapter_goes_with_the_model(folder: Path) -> None:
+    for name in ("one", "two"):
+        for file in ("tokenizer.json", "tokenizer_config.json"):
+            (folder / name / file).write_bytes((folder / "base" / file).read_bytes())
+        (folder / name / "chat_template.jinja").write_text(f"{name}: {{{{ messages[0]['content'] }}}}")
+    done = run("base", "one", "two", "out=model")
+    assert done.exit_code == 0, done.exception
+    assert (folder / "model" / "chat_template.jinja").read_text().startswith("one: ")
