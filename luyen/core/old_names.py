@@ -102,8 +102,10 @@ OLD_VALUES: dict[str, str] = {
     "adamw_8bit": "adamw8bit",
     "adamw_bnb_8bit": "adamw8bit",
     "paged_adamw_8bit": "paged-adamw8bit",
+    "4bit": "nf4",
+    "8bit": "int8",
 }
-"""Their value -> the one here: of TrainingArguments' `optim`."""
+"""Their value -> the one here: of TrainingArguments' `optim`, and of what others name a base in few bits."""
 
 EPOCHS = (
     "Steps = epochs x rows / (batch.rows x train.accumulation x processes), where rows are packed full: "

@@ -39,7 +39,8 @@ def test_inside_a_section_too() -> None:
 @pytest.mark.parametrize(("value", "here"), OLD_VALUES.items())
 def test_a_tutorials_value_is_answered_with_the_one_here(value: str, here: str) -> None:
     with pytest.raises(ConfigError, match=rf"'{here}'.*\. {value} is {here} here\."):
-        load(SFTConfig, {**GIVEN, "train": {"optimizer": {"name": value}}}, "luyen sft")
+        where = {"quantize": value} if value in ("4bit", "8bit") else {"train": {"optimizer": {"name": value}}}
+        load(SFTConfig, {**GIVEN, **where}, "luyen sft")
     with pytest.raises(ConfigError) as told:
         load(SFTConfig, {**GIVEN, "train": {"schedule": {"name": value}}}, "luyen sft")
     assert "here" not in str(told.value), "a schedule has no such value"
