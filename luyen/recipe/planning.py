@@ -323,10 +323,14 @@ def candidates(training: Training, devices: int) -> Iterator[tuple[Layout, Train
 
     By KINDS, of a kind by how much of the activations is kept, of that by layout (the fewest shards first), last by rows at a time. This is
     no order of the counted time, which knows no communication: that is why all that data and shards alone can do comes before axes whose
-    devices exchange within every layer (tensor, context) or wait for each other.
+    devices exchange within every layer (tensor, context) or wait for each other. What the engine refuses with an adapter is left out: axes
+    that split layers, and shards of a base in few bits.
     """
     found = layouts(devices)
     modes = cost.slower_modes(training.activations)
+    if training.adapter is not None:
+        coded = training.adapter.frozen_bytes < 2  # fewer than half precision takes
+        found = [one for one in found if max(one.tensor, one.pipeline, one.context) == 1 and (one.shard == 1 or not coded)]
     for kind in KINDS_OF_LONG if training.batch.length >= LONG_ROW else KINDS:
         for activations in modes:
             for layout in (layout for layout in found if (layout.tensor > 1, layout.pipeline > 1, layout.context > 1) == kind):

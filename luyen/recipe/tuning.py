@@ -104,7 +104,9 @@ def tokenizer_of(config: TuningConfig, folder: str, stage: Stage, template: str 
     own = Tokenizer.load(files.locate_tokenizer(folder))
     if config.start is not None:
         theirs = Tokenizer.load(files.locate_tokenizer(stage.model(config.start)))
-        return theirs if theirs.vocab_size > own.vocab_size else own
+        bigger = theirs.vocab_size > own.vocab_size
+        same = theirs.vocab_size == own.vocab_size and theirs.has_template  # the template that the adapter was trained with
+        return theirs if bigger or same else own
     return own.with_tokens(config.tokens, template)
 
 

@@ -122,6 +122,14 @@ def test_the_simplest_is_tried_first() -> None:
     )  # three rows go to one or three readers, so four devices work on one layer
 
 
+@pytest.mark.parametrize(("frozen_bytes", "shards"), [(4.0, {1, 2, 4}), (0.52, {1})], ids=["in numbers", "in few bits"])
+def test_with_an_adapter_no_layout_is_tried_that_the_engine_refuses(frozen_bytes: float, shards: set[int]) -> None:
+    training = dataclasses.replace(pretraining(*SEVEN).training, adapter=cost.AdapterCost(1_000_000, frozen_bytes))
+    tried = [layout for layout, _ in candidates(training, 4)]
+    assert all(layout.tensor == layout.pipeline == layout.context == 1 for layout in tried)
+    assert {layout.shard for layout in tried} == shards
+
+
 def test_what_does_not_fit_is_refused_with_the_reason() -> None:
     item = pretraining("model.preset=llama-2-70b", "batch.length=4096", "train.accumulation=64", most=2)
     assert not item.ways and item.cheapest is None

@@ -1,8 +1,10 @@
 """Stages that tune a model by an adapter: what they write, go on from, refuse, and that an interrupted one ends in the same bits."""
 
 import json
+import shutil
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,6 +25,7 @@ from luyen.models.config import TransformerConfig  # noqa: E402
 from luyen.models.transformer import Transformer  # noqa: E402
 from luyen.recipe import training  # noqa: E402
 from luyen.recipe.configs import PretrainConfig, SFTConfig  # noqa: E402
+from luyen.recipe.tuning import tokenizer_of  # noqa: E402
 from luyen.tokenizer.load import Tokenizer  # noqa: E402
 from luyen.tokenizer.train import TokenizerConfig, train  # noqa: E402
 
@@ -129,6 +132,17 @@ def test_an_adapter_is_gone_on_with(base: Path, data: Path, tmp_path: Path) -> N
     assert all(torch.allclose(before[name], after[name], atol=1e-8) for name in before)
     with pytest.raises(ConfigError, match=r"adapter.rank is not that of start=.*found 8; expected 4"):
         sft(tmp_path / "third", base, data, "adapter.method=lora", "adapter.rank=8", f"start={first}")
+
+
+def test_the_template_of_the_adapter_that_is_gone_on_with_is_used(base: Path, data: Path, tmp_path: Path) -> None:
+    first = sft(tmp_path / "first", base, data, "adapter.method=lora", "adapter.rank=4") / "adapter"
+    moved = tmp_path / "moved"
+    shutil.copytree(first, moved)
+    (moved / "luyen.json").unlink()  # the seal
+    (moved / "chat_template.jinja").write_text("mine {{ messages[0]['content'] }}")
+    config = SimpleNamespace(start=str(moved), tokens=())
+    found = tokenizer_of(config, str(base), SimpleNamespace(model=str))  # type: ignore[arg-type]
+    assert found.template.jinja.startswith("mine ")
 
 
 @pytest.fixture
