@@ -44,7 +44,8 @@ def packed(model: Transformer, rows: int, steps: int) -> Iterator[None]:
     done. The copies go with the block.
     """
     maps = _maps(model) if FEWEST_ROWS <= rows <= MOST_ROWS and steps >= FEWEST_STEPS else []
-    head = bool(maps) and _packs(model.head_weight) and type(model).logits is Transformer.logits
+    listens = "logits" in model.__dict__ or type(model).logits is not Transformer.logits
+    head = bool(maps) and _packs(model.head_weight) and not listens
     sizes = [module.weight.nbytes if isinstance(module, nn.Linear) else module.dense().nbytes for module in maps]
     if sum(sizes) + head * model.head_weight.nbytes > MEMORY_SHARE * host_memory.total():
         maps, head = [], False
@@ -60,7 +61,8 @@ def packed(model: Transformer, rows: int, steps: int) -> Iterator[None]:
     finally:  # what the classes define stands again
         for each in changed:
             del each.__dict__["forward"]
-        model.__dict__.pop("logits", None)
+        if head:
+            del model.__dict__["logits"]
 
 
 def available() -> bool:

@@ -110,3 +110,15 @@ def test_nothing_is_packed_where_it_would_not_pay(model: Transformer, monkeypatc
         assert untouched(2, 8)
     monkeypatch.setattr(module, "MEMORY_SHARE", 0.0)
     assert untouched(2, 8)
+
+
+def test_a_head_that_others_compute_stays_theirs(model: Transformer) -> None:
+    asked: list[int] = []
+
+    def theirs(hidden: torch.Tensor) -> torch.Tensor:
+        asked.append(len(hidden))
+        return Transformer.logits(model, hidden)
+
+    model.logits = theirs  # type: ignore[method-assign]
+    generate(model, ASKED, GREEDY)
+    assert asked and model.__dict__["logits"] is theirs
