@@ -54,10 +54,14 @@ class Compared:
     """chosen_safe or both_safe (see core/records.Preference); None in a domain where it means nothing."""
 
     def with_answers(self, more: Sequence[Candidate]) -> Compared:
-        """With further answers; an empty one is none, and one whose words are there already is not there twice."""
+        """With further answers; an empty one is none, nor one with a NUL, which no data file may hold; none stands there twice."""
         kept = list(self.answers)
         for candidate in more:
-            if candidate.text.strip() and normalise(candidate.text) not in {normalise(other.text) for other in kept}:
+            if (
+                candidate.text.strip()
+                and "\0" not in candidate.text
+                and normalise(candidate.text) not in {normalise(other.text) for other in kept}
+            ):
                 kept.append(candidate)
         return replace(self, answers=tuple(kept))
 

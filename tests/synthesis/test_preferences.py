@@ -115,6 +115,11 @@ def test_the_same_words_are_one_answer() -> None:
     assert [answer.text for answer in item.answers] == ["It is.", "No."]
 
 
+def test_what_no_data_file_may_hold_is_no_answer() -> None:
+    more = [Candidate(text, "m", 0.1) for text in ("a\0b", " ", "No.")]
+    assert [one.text for one in compared(Candidate("It is.", RIGHT, 1.0)).with_answers(more).answers] == ["It is.", "No."]
+
+
 def test_a_judge_without_a_clear_verdict_makes_no_pair() -> None:
     items = [compared(Candidate(f"a{n}", "m"), Candidate(f"b{n}", "n")) for n in range(3)]
     made = judged(items, [1.0, None, 0.0])
