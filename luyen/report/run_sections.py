@@ -8,7 +8,7 @@ from luyen.core.manifest import content_fingerprint
 from luyen.report.answers import results
 from luyen.report.blocks import Block, Cell, Code, Limits, Note, Section, Table
 from luyen.report.model_sections import final_loss, tokens_of, weights_of
-from luyen.report.reading import ENVIRONMENT, RECIPE, Run, Stage, documents, mapping, number, pick, text
+from luyen.report.reading import ENVIRONMENT, RECIPE, TALKING, Run, Stage, documents, mapping, number, pick, text
 from luyen.report.watching import expected_seconds, expected_time
 from luyen.report.wording import carbon, clip, counted, decimal, duration, energy, foretold, moment, share, size, whole
 
@@ -99,7 +99,7 @@ def outcome(run: Run, stage: Stage) -> str:
         case "tokenizer" if (vocabulary := stage.number("vocab_size") or pick(stage.config, "vocab_size")) is not None:
             return f"a vocabulary of {counted(vocabulary, 'piece')}"
         case "model" if (weights := weights_of(stage)) is not None:
-            return f"{'a chat model' if stage.verb == 'sft' else 'a base model'} of {counted(weights, 'parameter')}"
+            return f"{'a chat model' if stage.verb in TALKING else 'a base model'} of {counted(weights, 'parameter')}"
         case "questions" if (pairs := stage.number("train.rows", "train", "rows")) is not None:
             return f"{counted(pairs, 'training conversation')}"
         case "evaluation" if (asked := sum(row.number("examples") or 0 for row in results(run, stage))) > 0:

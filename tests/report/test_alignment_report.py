@@ -1,6 +1,7 @@
 """Sections on reward models, on aligned models as they learned, and on what alignment changed."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from luyen.report.model_card import model_card
 from luyen.report.next_steps import suggestions
 from luyen.report.page import render
 from luyen.report.reading import Run, open_run
+from luyen.report.run_sections import outcome
 
 REWARD = {"model": "scorer"}
 STAGES: dict[str, dict[str, Any]] = {
@@ -100,6 +102,11 @@ def test_only_what_the_interval_shows_is_claimed(run: Run) -> None:
     assert any("paid is better on" in line for line in said) and any("liked is worse on" in line for line in said)
     tables = [block for block in alignment_changed(run, Limits()).blocks if isinstance(block, Table)]
     assert "+0.500" in {tables[1].cells(row)[4][1].text for row in tables[1].rows}
+
+
+def test_an_aligned_model_is_told_as_one_that_chats(run: Run) -> None:
+    stage = next(stage for stage in run.stages if stage.name == "liked")
+    assert outcome(run, replace(stage, manifest={**stage.manifest, "metrics": {"parameters": 12}})) == "a chat model of 12 parameters"
 
 
 def test_without_answers_nothing_is_claimed(tmp_path: Path) -> None:
